@@ -1,0 +1,47 @@
+"""Fine-tuning techniques as plug-ins for the Hugging Face Trainer.
+
+Importing this package imports neither torch nor transformers; each public name is loaded at its first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import ConflictError, OptionError, PluginError
+    from .host import with_plugins
+    from .technique import Technique, option
+    from .techniques.adaptive_lr import AdaptiveLR, AdaptiveLRCallback
+
+_HOMES = {
+    "AdaptiveLR": "techniques.adaptive_lr",
+    "AdaptiveLRCallback": "techniques.adaptive_lr",
+    "ConflictError": "errors",
+    "OptionError": "errors",
+    "PluginError": "errors",
+    "Technique": "technique",
+    "option": "technique",
+    "with_plugins": "host",
+}
+
+__all__ = [
+    "AdaptiveLR",
+    "AdaptiveLRCallback",
+    "ConflictError",
+    "OptionError",
+    "PluginError",
+    "Technique",
+    "option",
+    "with_plugins",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

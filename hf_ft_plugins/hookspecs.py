@@ -1,0 +1,51 @@
+"""The contract between techniques and the host: every hook, when it fires, and who may answer it.
+
+A technique answers a hook by having a method of its name. The method takes any of the hook's arguments, by name and
+without defaults. Two kinds of hook:
+
+- **all**: every technique may answer, in the order in which the user listed them;
+- **owner** (`firstresult=True`): at most one technique may answer; two are a `ConflictError` when the trainer is
+  built, never half-way through training.
+
+Arguments are only ever added, never removed or renamed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pluggy
+
+PROJECT = "hf_ft_plugins"
+PREFIX = "ft_"
+
+_spec = pluggy.HookspecMarker(PROJECT)
+
+
+@_spec
+def ft_callbacks(args: Any) -> list[Any]:
+    """**all**. Callbacks to add to the trainer, right after its `__init__`; `on_init_end` is called on each.
+
+    `args` is the trainer's `TrainingArguments`. A callback with a method `set_trainer(trainer)` receives the trainer;
+    one with `state_dict()` and `load_state_dict(state)` is saved in every checkpoint and restored on resume.
+    """
+    raise NotImplementedError
+
+
+@_spec
+def ft_trainer(trainer: Any) -> None:
+    """**all**. The trainer is built and its callbacks are added; nothing has been trained.
+
+    The place for checks that need the whole trainer: raise a `PluginError` to refuse the run.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_scheduler(trainer: Any, optimizer: Any, num_training_steps: int) -> Any:
+    """**owner**. The learning-rate scheduler, in `create_scheduler`, once the optimizer exists.
+
+    Returns a torch `LRScheduler` on `optimizer`. Other techniques' learning-rate factors multiply it
+    (see `lr_scale.py`). Not asked when the script passed a scheduler of its own: that is a `ConflictError`.
+    """
+    raise NotImplementedError

@@ -1,0 +1,368 @@
+"""The host: a cooperative Trainer subclass that asks techniques at Trainer's own override points, and nowhere else.
+
+    Trainer = with_plugins(Trainer, AdaptiveLR(patience=2), "my-technique:option=3")
+
+The result has the same name and signature; everything below that line stays as it was. To add a hook: a hookspec in
+`hookspecs.py` and the override here that asks it.
+
+Beside the hooks the host keeps three promises that stock Trainer does not: a checkpoint is whole or passed over
+(`state.py`), the logged learning rate is the one applied (`lr_scale.py`), and a stop, save or evaluation that one
+rank decides is decided on every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import torch
+import torch.distributed as dist
+from transformers.trainer_callback import DefaultFlowCallback
+
+from . import hookspecs, lr_scale, state
+from .errors import CheckpointError, ConflictError, PluginError
+from .registry import origin, refuse_conflicts, resolve
+from .technique import Technique
+
+logger = logging.getLogger(__name__)
+
+CONTROL_FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+
+
+def with_plugins(
+    trainer_class: type, *techniques: Technique | type[Technique] | str | Mapping[str, Any]
+) -> type:
+    """A subclass of `trainer_class` that runs with `techniques`.
+
+    Args:
+        trainer_class: `transformers.Trainer` or any subclass of it: Seq2SeqTrainer, TRL's trainers, one of the
+            script's own, or a class that is a host already; the lists are then joined.
+        techniques: instances, classes, `"name:option=value"` strings or `{name: {option: value}}` mappings, in the
+            order in which their hooks are to be asked.
+
+    Returns:
+        A class with the same `__name__`, `__module__` and `__init__` signature.
+
+    Raises:
+        PluginError: an unknown technique or option, the same technique twice, two owners of one hook.
+    """
+    listed = (
+        *getattr(trainer_class, "_ft_techniques", ()),
+        *(resolve(technique) for technique in techniques),
+    )
+    _manager(listed)
+    bases = (trainer_class,) if issubclass(trainer_class, Host) else (Host, trainer_class)
+    return type(
+        trainer_class.__name__,
+        bases,
+        {
+            "_ft_techniques": listed,
+            "__module__": trainer_class.__module__,
+            "__qualname__": trainer_class.__qualname__,
+            "__doc__": trainer_class.__doc__,
+            "__signature__": inspect.signature(trainer_class),
+        },
+    )
+
+
+class Host:
+    """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
+
+    _ft_techniques: tuple[Technique, ...] = ()
+    args: Any
+    control: Any
+    state: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    callback_handler: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._ft_manager = _manager(self._ft_techniques)
+        self._ft_parts: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+        self._refuse_two_schedulers()
+        self._add_callbacks()
+        self._ask_all("ft_trainer", trainer=self)
+        for technique in self._ft_techniques:
+            logger.info(
+                "technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__
+            )
+
+    def _ask_all(self, hook: str, **arguments: Any) -> list[tuple[Technique, Any]]:
+        return [
+            (technique, answer)
+            for technique in self._ft_techniques
+            for answer in [_ask(self._ft_manager, technique, hook, arguments)]
+            if answer is not None
+        ]
+
+    def _ask_owner(self, hook: str, **arguments: Any) -> Any:
+        answers = [answer for _, answer in self._ask_all(hook, **arguments)]
+        return answers[0] if answers else None
+
+    def _add_callbacks(self) -> None:
+        # Right behind the default flow: what they add to a log or decide at a step is seen by every tracker after them.
+        callbacks = self.callback_handler.callbacks
+        position = 1 + max(
+            (index for index, callback in enumerate(callbacks) if isinstance(callback, DefaultFlowCallback)),
+            default=-1,
+        )
+        for technique, supplied in self._ask_all("ft_callbacks", args=self.args):
+            for callback in supplied:
+                callbacks.insert(position, callback)
+                position += 1
+                self._remember_part(technique, callback)
+                if hasattr(callback, "set_trainer"):
+                    callback.set_trainer(self)
+                changed = callback.on_init_end(self.args, self.state, self.control, model=self.model)
+                self.control = changed or self.control
+
+    def _remember_part(self, technique: Technique, part: Any) -> None:
+        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            return
+        key = f"{technique.name}/{type(part).__name__}"
+        if key in self._ft_parts:
+            raise PluginError(
+                f"{technique.name}: it supplies two parts of class {type(part).__name__} with state. "
+                "Give them different classes, so that a checkpoint can tell them apart."
+            )
+        self._ft_parts[key] = part
+
+    # ---- learning rate ----
+
+    def _refuse_two_schedulers(self) -> None:
+        owner = _owner(self._ft_techniques, "ft_scheduler")
+        if owner is not None and self.lr_scheduler is not None:
+            raise ConflictError(
+                f"{owner.name}: it supplies the learning-rate scheduler (hook ft_scheduler), and the script passes "
+                f"a {type(self.lr_scheduler).__name__} in optimizers=(...). Pass None there, or leave out {owner.name}."
+            )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            scheduler = self._ask_owner(
+                "ft_scheduler",
+                trainer=self,
+                optimizer=self.optimizer if optimizer is None else optimizer,
+                num_training_steps=num_training_steps,
+            )
+            if scheduler is not None:
+                self.lr_scheduler = scheduler
+                self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)  # type: ignore[misc]
+
+    def _get_learning_rate(self) -> float:
+        if lr_scale.is_scaled(self.optimizer):
+            return lr_scale.effective_lrs(self.optimizer)[0]
+        return super()._get_learning_rate()  # type: ignore[misc]
+
+    # ---- training loop ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # Stock Trainer takes one more step when it resumes a run that had ended in the middle of an epoch.
+        if self.state.max_steps and self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if self.control.should_training_stop:
+            return None
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.
+        self._agree_on_control()
+        busy = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        if busy:
+            self._agree_on_control()
+
+    def _agree_on_control(self) -> None:
+        if self.args.world_size <= 1 or not (dist.is_available() and dist.is_initialized()):
+            return
+        flags = torch.tensor(
+            [int(getattr(self.control, flag)) for flag in CONTROL_FLAGS], device=self.args.device
+        )
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        for flag, value in zip(CONTROL_FLAGS, flags.tolist(), strict=True):
+            setattr(self.control, flag, bool(value))
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        if self.args.should_save:
+            state.remove_manifest(folder)
+        self._barrier()
+        with self._committing(folder):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        if not self.args.should_save:
+            self._barrier()
+
+    @contextlib.contextmanager
+    def _committing(self, folder: Path) -> Iterator[None]:
+        """Commit between the last file that Trainer writes, `trainer_state.json`, and the rotation of old checkpoints.
+
+        Both happen inside `_save_checkpoint`; the instance's `save_to_json` is the only point between them.
+        """
+        if not self.args.should_save:
+            yield
+            return
+        trainer_state, save_to_json = self.state, self.state.save_to_json
+
+        def save_and_commit(json_path: str) -> None:
+            save_to_json(json_path)
+            # The other ranks write their random state into the same folder; the manifest must cover it.
+            self._barrier()
+            states = {key: part.state_dict() for key, part in self._ft_parts.items()}
+            state.write_state(folder, self._ft_techniques, states)
+            state.write_manifest(folder)
+
+        trainer_state.save_to_json = save_and_commit
+        try:
+            yield
+        finally:
+            del trainer_state.save_to_json
+
+    def _barrier(self) -> None:
+        if self.args.world_size > 1 and dist.is_available() and dist.is_initialized():
+            dist.barrier()
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | bool | None:
+        if wanted is None or wanted is False:
+            return wanted
+        choice: list[Any] = [None, None]
+        if self.args.process_index == 0:
+            try:
+                choice[0] = self._chosen_checkpoint(wanted)
+            except CheckpointError as error:
+                choice[1] = str(error)
+        if self.args.world_size > 1 and dist.is_available() and dist.is_initialized():
+            dist.broadcast_object_list(choice, src=0)
+        if choice[1] is not None:
+            raise CheckpointError(choice[1])
+        return choice[0]
+
+    def _chosen_checkpoint(self, wanted: str | bool) -> str:
+        if wanted is True:
+            folder, passed_over = state.newest_whole_checkpoint(Path(self.args.output_dir))
+            if folder is None:
+                reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
+                raise CheckpointError(
+                    f"resume_from_checkpoint=True: no whole checkpoint in {self.args.output_dir}."
+                    f"{reasons or ' It holds none at all.'}\nStart afresh without resume_from_checkpoint, or name "
+                    "a checkpoint that a stock Trainer finished by its path."
+                )
+            for path, reason in passed_over:
+                logger.warning(
+                    "resume: passed over %s (%s), now %s", path, reason, state.set_aside(path).name
+                )
+        else:
+            folder = Path(str(wanted))
+            reason = state.damage(folder) if (folder / state.MANIFEST_FILE).is_file() else None
+            if reason is not None:
+                raise CheckpointError(
+                    f"{folder} is damaged: {reason}. Resume from another checkpoint, or with "
+                    "resume_from_checkpoint=True, which takes the newest whole one."
+                )
+        if not (state.allow_changed_by_environment()):
+            state.refuse_changes(folder, state.read_state(folder), self._ft_techniques)
+        logger.info("resume: from %s", folder)
+        return str(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
+        for key, part in self._ft_parts.items():
+            stored = content["states"].get(key) if content else None
+            if stored is not None:
+                part.load_state_dict(stored)
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy, with methods named `ft_...` taken as answers to hooks without a decorator."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        if not name.startswith(hookspecs.PREFIX) or not inspect.ismethod(getattr(plugin, name, None)):
+            return None
+        defaults = [
+            parameter.name
+            for parameter in inspect.signature(getattr(plugin, name)).parameters.values()
+            if parameter.default is not inspect.Parameter.empty
+        ]
+        if defaults:
+            # pluggy never passes an argument that has a default: the technique would silently see the default.
+            raise PluginError(
+                f"{plugin.name}: {name} gives {', '.join(defaults)} a default, and would always receive it. "
+                "Remove the default."
+            )
+        return dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False) | {
+            "specname": None
+        }
+
+
+def _manager(techniques: tuple[Technique, ...]) -> pluggy.PluginManager:
+    """A plugin manager with these techniques registered; raises `PluginError` where they cannot be."""
+    refuse_conflicts(techniques)
+    manager = _Manager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for technique in techniques:
+        try:
+            manager.register(technique, name=technique.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            distribution, version = origin(technique)
+            raise PluginError(
+                f"{technique.name} ({distribution} {version}): a hook does not fit the contract: {error}. "
+                "Compare its name and arguments with hf_ft_plugins/hookspecs.py."
+            ) from error
+    for name, caller in vars(manager.hook).items():
+        if name.startswith(hookspecs.PREFIX) and caller.spec.opts["firstresult"]:
+            _owner(techniques, name)
+    return manager
+
+
+def answers(technique: Technique) -> list[str]:
+    """The hooks that a technique answers, in the order of `hookspecs.py`."""
+    return [
+        name
+        for name in vars(hookspecs)
+        if name.startswith(hookspecs.PREFIX) and callable(getattr(technique, name, None))
+    ]
+
+
+def _owner(techniques: tuple[Technique, ...], hook: str) -> Technique | None:
+    owners = [technique for technique in techniques if hook in answers(technique)]
+    if len(owners) > 1:
+        raise ConflictError(
+            f"{' and '.join(owner.name for owner in owners)} both answer {hook}, which only one technique may. "
+            "Remove one of them."
+        )
+    return owners[0] if owners else None
+
+
+def _ask(manager: pluggy.PluginManager, technique: Technique, hook: str, arguments: Mapping[str, Any]) -> Any:
+    """One technique's answer to one hook; an exception gets a note that says whose it is."""
+    if hook not in answers(technique):
+        return None
+    others = [plugin for plugin in manager.get_plugins() if plugin is not technique]
+    caller = manager.subset_hook_caller(hook, remove_plugins=others)
+    try:
+        answer = caller(**arguments)
+    except Exception as error:
+        distribution, version = origin(technique)
+        error.add_note(
+            f"in hook {hook} of technique {technique.name} ({distribution} {version}), "
+            f"options {technique.options()}"
+        )
+        raise
+    if caller.spec.opts["firstresult"]:
+        return answer
+    return answer[0] if answer else None

@@ -1,0 +1,1 @@
+"""The built-in techniques, one module or folder each."""

@@ -1,0 +1,170 @@
+"""The decisions: plain functions from (options, state, value of the metric) to (new state, decision).
+
+- `plateau`: cut the rate when the metric has stopped improving; after the last cut, stop. As torch's
+  ReduceLROnPlateau and Keras' callback of that name, but as a factor on any base schedule, with few large cuts and an
+  end.
+- `greedy`: raise the rate while the metric improves, lower it while it does not (GreedyLR, arXiv:2512.14527, section
+  3). Deviations: a factor on any base schedule, bounded on both sides relative to it, where the paper's scheduler owns
+  the rate and bounds it absolutely.
+- `rollback`: plateau, and each cut first returns to the best weights seen.
+
+Nothing here knows torch or the Trainer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+Action = Literal["keep", "cut", "raise", "rollback", "stop"]
+
+LOWER_IS_BETTER = (
+    "loss",
+    "perplexity",
+    "ppl",
+    "nll",
+    "error",
+    "wer",
+    "cer",
+    "mse",
+    "rmse",
+    "mae",
+    "brier",
+    "ece",
+)
+
+
+class ControllerOptions(Protocol):
+    """The options of `AdaptiveLR` that decisions depend on."""
+
+    @property
+    def controller(self) -> str: ...
+    @property
+    def cut_factor(self) -> float: ...
+    @property
+    def cut_patience(self) -> int: ...
+    @property
+    def min_delta(self) -> float: ...
+    @property
+    def max_cuts(self) -> int: ...
+    @property
+    def lowest_scale(self) -> float: ...
+    @property
+    def max_scale(self) -> float: ...
+    @property
+    def cooldown(self) -> int: ...
+    @property
+    def stop(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """Everything a decision depends on besides the options and the new value.
+
+    Attributes:
+        scale: the factor on the base schedule, 1.0 at the start.
+        best: the best value so far; None before the first.
+        bad: values since then that were no better.
+        cuts: cuts so far.
+        cooldown: values still to let pass after a cut before `bad` counts again.
+        stopped: the run has been told to stop.
+    """
+
+    scale: float = 1.0
+    best: float | None = None
+    bad: int = 0
+    cuts: int = 0
+    cooldown: int = 0
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now, why, and whether the weights that gave the value are the best so far."""
+
+    action: Action
+    reason: str
+    improved: bool = False
+
+
+def greater_is_better(metric: str) -> bool:
+    """Guess a metric's direction from its name: `eval_loss`, `wer`, `perplexity`, ... are better when lower."""
+    words = metric.lower().replace("-", "_").split("_")
+    return not any(word in LOWER_IS_BETTER for word in words)
+
+
+def is_better(value: float, best: float | None, *, greater: bool, min_delta: float) -> bool:
+    """Whether `value` improves on `best` by more than `min_delta`; a NaN never does."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return value > best + min_delta if greater else value < best - min_delta
+
+
+def decide(
+    options: ControllerOptions, state: ControllerState, value: float, *, greater: bool, warming_up: bool
+) -> tuple[ControllerState, Decision]:
+    """The next state and the decision for one new value of the metric.
+
+    While the base schedule warms up, the best value is kept and nothing else happens.
+    """
+    improved = is_better(value, state.best, greater=greater, min_delta=options.min_delta)
+    if improved:
+        state = replace(state, best=value)
+    if state.stopped or warming_up:
+        return replace(state, bad=0), Decision("keep", "warming up" if warming_up else "stopped", improved)
+    if options.controller == "greedy":
+        return _greedy(options, state, value, improved)
+    return _plateau(options, state, value, improved)
+
+
+def _plateau(
+    options: ControllerOptions, state: ControllerState, value: float, improved: bool
+) -> tuple[ControllerState, Decision]:
+    if improved:
+        return replace(state, bad=0), Decision("keep", f"{value:.6g} is the best so far", improved=True)
+    if state.cooldown > 0:
+        return replace(state, bad=0, cooldown=state.cooldown - 1), Decision("keep", "cooling down")
+    bad = state.bad + 1
+    if bad < options.cut_patience:
+        return replace(state, bad=bad), Decision("keep", f"{value:.6g} is no better, {bad} in a row")
+    reason = f"{_described(value)} is no better than {_described(state.best)}, {bad} in a row"
+    if state.cuts < options.max_cuts and state.scale > options.lowest_scale:
+        cut = replace(
+            state,
+            scale=max(state.scale * options.cut_factor, options.lowest_scale),
+            bad=0,
+            cuts=state.cuts + 1,
+            cooldown=options.cooldown,
+        )
+        return cut, Decision("rollback" if options.controller == "rollback" else "cut", reason)
+    if options.stop:
+        return replace(state, bad=0, stopped=True), Decision("stop", f"{reason}, after {state.cuts} cuts")
+    return replace(state, bad=0), Decision("keep", f"{reason}, and the last cut has been made")
+
+
+def _greedy(
+    options: ControllerOptions, state: ControllerState, value: float, improved: bool
+) -> tuple[ControllerState, Decision]:
+    bad = 0 if improved else state.bad + 1
+    if improved:
+        scale = min(state.scale / options.cut_factor, options.max_scale)
+        action: Action = "raise"
+        reason = f"{value:.6g} is the best so far"
+    elif bad > options.cut_patience:
+        scale = max(state.scale * options.cut_factor, options.lowest_scale)
+        action = "cut"
+        reason = f"{_described(value)} is no better than {_described(state.best)}"
+    else:
+        scale, action, reason = state.scale, "keep", f"{_described(value)} is no better, {bad} in a row"
+    if scale == state.scale:
+        action = "keep"
+    return replace(state, scale=scale, bad=bad, cuts=state.cuts + (action == "cut")), Decision(
+        action, reason, improved
+    )
+
+
+def _described(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.6g}"

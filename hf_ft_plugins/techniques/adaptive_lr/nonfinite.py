@@ -1,0 +1,80 @@
+"""A guard against gradients that are not finite: found before the step, dropped, counted.
+
+One NaN batch destroys the weights of a stock run, whose log then shows a loss of 0.0. Dropping means `grad = None`
+for every parameter, so that the optimizer changes neither weights nor moments; the schedule goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+CUT_AFTER = 3  # dropped steps ...
+CUT_WINDOW = 20  # ... among this many steps, since the last such cut
+SHARE_WINDOW = 100  # optimizer steps
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """Dropped steps: how many in all, which of the last `SHARE_WINDOW`, and the step of the guard's last cut."""
+
+    total: int = 0
+    recent: tuple[int, ...] = ()
+    last_cut: int = 0
+
+
+def optimized_gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The gradients that the next step would apply; of a sparse one, its values."""
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    return [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+
+
+def all_finite(gradients: Iterable[torch.Tensor]) -> bool:
+    """Whether the norm of all gradients is finite, on this rank and on all others.
+
+    The norm is taken in the gradients' dtype: one that overflows counts as not finite, as it does for clipping.
+    """
+    gradients = list(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    bad = (~torch.isfinite(norm)).to(torch.int32)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # With sharded gradients only the rank that holds the bad shard sees it.
+        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+    return not bool(bad.item())
+
+
+def drop(optimizer: torch.optim.Optimizer) -> None:
+    """Forget every gradient, so that the next `step()` does nothing."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def dropped(state: GuardState, step: int) -> GuardState:
+    """The state after the gradients of `step` were dropped."""
+    recent = tuple(old for old in state.recent if old > step - SHARE_WINDOW)
+    return replace(state, total=state.total + 1, recent=(*recent, step))
+
+
+def wants_cut(state: GuardState, step: int) -> bool:
+    """Whether several of the latest steps were dropped since the guard last cut the rate."""
+    since = max(state.last_cut, step - CUT_WINDOW)
+    return sum(old > since for old in state.recent) >= CUT_AFTER
+
+
+def is_hopeless(state: GuardState, step: int, max_steps: int, max_share: float) -> bool:
+    """Whether more than `max_share` of the last 100 steps (or of all, in a shorter run) were dropped."""
+    window = min(SHARE_WINDOW, max_steps)
+    recent = sum(old > step - window for old in state.recent)
+    return recent > max(CUT_AFTER, math.floor(max_share * window))
