@@ -34,9 +34,7 @@ logger = logging.getLogger(__name__)
 CONTROL_FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 
 
-def with_plugins(
-    trainer_class: type, *techniques: Technique | type[Technique] | str | Mapping[str, Any]
-) -> type:
+def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] | str | Mapping[str, Any]) -> type:
     """A subclass of `trainer_class` that runs with `techniques`.
 
     Args:
@@ -90,9 +88,7 @@ class Host:
         self._add_callbacks()
         self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
-            logger.info(
-                "technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__
-            )
+            logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
 
     def _ask_all(self, hook: str, **arguments: Any) -> list[tuple[Technique, Any]]:
         return [
@@ -187,9 +183,7 @@ class Host:
     def _agree_on_control(self) -> None:
         if self.args.world_size <= 1 or not (dist.is_available() and dist.is_initialized()):
             return
-        flags = torch.tensor(
-            [int(getattr(self.control, flag)) for flag in CONTROL_FLAGS], device=self.args.device
-        )
+        flags = torch.tensor([int(getattr(self.control, flag)) for flag in CONTROL_FLAGS], device=self.args.device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         for flag, value in zip(CONTROL_FLAGS, flags.tolist(), strict=True):
             setattr(self.control, flag, bool(value))
@@ -252,27 +246,26 @@ class Host:
 
     def _chosen_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
-            folder, passed_over = state.newest_whole_checkpoint(Path(self.args.output_dir))
-            if folder is None:
+            newest, passed_over = state.newest_whole_checkpoint(Path(self.args.output_dir))
+            if newest is None:
                 reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
                 raise CheckpointError(
                     f"resume_from_checkpoint=True: no whole checkpoint in {self.args.output_dir}."
                     f"{reasons or ' It holds none at all.'}\nStart afresh without resume_from_checkpoint, or name "
                     "a checkpoint that a stock Trainer finished by its path."
                 )
+            folder = newest
             for path, reason in passed_over:
-                logger.warning(
-                    "resume: passed over %s (%s), now %s", path, reason, state.set_aside(path).name
-                )
+                logger.warning("resume: passed over %s (%s), now %s", path, reason, state.set_aside(path).name)
         else:
             folder = Path(str(wanted))
-            reason = state.damage(folder) if (folder / state.MANIFEST_FILE).is_file() else None
-            if reason is not None:
+            broken = state.damage(folder) if (folder / state.MANIFEST_FILE).is_file() else None
+            if broken is not None:
                 raise CheckpointError(
-                    f"{folder} is damaged: {reason}. Resume from another checkpoint, or with "
+                    f"{folder} is damaged: {broken}. Resume from another checkpoint, or with "
                     "resume_from_checkpoint=True, which takes the newest whole one."
                 )
-        if not (state.allow_changed_by_environment()):
+        if not state.allow_changed_by_environment():
             state.refuse_changes(folder, state.read_state(folder), self._ft_techniques)
         logger.info("resume: from %s", folder)
         return str(folder)
@@ -324,22 +317,17 @@ def _manager(techniques: tuple[Technique, ...]) -> pluggy.PluginManager:
                 "Compare its name and arguments with hf_ft_plugins/hookspecs.py."
             ) from error
     for name, caller in vars(manager.hook).items():
-        if name.startswith(hookspecs.PREFIX) and caller.spec.opts["firstresult"]:
+        if name.startswith(hookspecs.PREFIX) and _is_owner_hook(caller):
             _owner(techniques, name)
     return manager
 
 
-def answers(technique: Technique) -> list[str]:
-    """The hooks that a technique answers, in the order of `hookspecs.py`."""
-    return [
-        name
-        for name in vars(hookspecs)
-        if name.startswith(hookspecs.PREFIX) and callable(getattr(technique, name, None))
-    ]
+def _is_owner_hook(caller: pluggy.HookCaller) -> bool:
+    return caller.spec is not None and caller.spec.opts["firstresult"]
 
 
 def _owner(techniques: tuple[Technique, ...], hook: str) -> Technique | None:
-    owners = [technique for technique in techniques if hook in answers(technique)]
+    owners = [technique for technique in techniques if hook in technique.hooks()]
     if len(owners) > 1:
         raise ConflictError(
             f"{' and '.join(owner.name for owner in owners)} both answer {hook}, which only one technique may. "
@@ -350,7 +338,7 @@ def _owner(techniques: tuple[Technique, ...], hook: str) -> Technique | None:
 
 def _ask(manager: pluggy.PluginManager, technique: Technique, hook: str, arguments: Mapping[str, Any]) -> Any:
     """One technique's answer to one hook; an exception gets a note that says whose it is."""
-    if hook not in answers(technique):
+    if hook not in technique.hooks():
         return None
     others = [plugin for plugin in manager.get_plugins() if plugin is not technique]
     caller = manager.subset_hook_caller(hook, remove_plugins=others)
@@ -359,10 +347,9 @@ def _ask(manager: pluggy.PluginManager, technique: Technique, hook: str, argumen
     except Exception as error:
         distribution, version = origin(technique)
         error.add_note(
-            f"in hook {hook} of technique {technique.name} ({distribution} {version}), "
-            f"options {technique.options()}"
+            f"in hook {hook} of technique {technique.name} ({distribution} {version}), options {technique.options()}"
         )
         raise
-    if caller.spec.opts["firstresult"]:
+    if _is_owner_hook(caller):
         return answer
     return answer[0] if answer else None

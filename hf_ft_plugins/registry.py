@@ -99,9 +99,7 @@ def find(name: str) -> Offer:
         )
     if len(matches) > 1:
         owners = " and ".join(f"{offer.distribution} {offer.version}" for offer in matches)
-        raise ConflictError(
-            f"{name}: two distributions offer this technique: {owners}. Uninstall one of them."
-        )
+        raise ConflictError(f"{name}: two distributions offer this technique: {owners}. Uninstall one of them.")
     return matches[0]
 
 

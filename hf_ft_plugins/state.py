@@ -48,9 +48,7 @@ def describe(techniques: Iterable[Technique]) -> list[dict[str, Any]]:
     return described
 
 
-def write_state(
-    folder: Path, techniques: Iterable[Technique], states: Mapping[str, Mapping[str, Any]]
-) -> None:
+def write_state(folder: Path, techniques: Iterable[Technique], states: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the parts' `states` (nested dicts of JSON values and torch tensors) into a checkpoint folder.
 
     Raises:
@@ -198,7 +196,7 @@ def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[tuple[P
         match = CHECKPOINT_NAME.fullmatch(folder.name)
         if match and folder.is_dir():
             numbered.append((int(match[1]), folder))
-    passed_over = []
+    passed_over: list[tuple[Path, str]] = []
     for _, folder in sorted(numbered, reverse=True):
         reason = damage(folder)
         if reason is None:

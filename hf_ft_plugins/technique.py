@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, Union
 
+from . import hookspecs
 from .errors import OptionError
 
 TRUE_WORDS = ("true", "yes", "on", "1")
@@ -78,9 +79,7 @@ class Technique:
     def require(self, holds: bool, name: str, mend: str) -> None:
         """Raise an `OptionError` about option `name` unless `holds`; `mend` says which values are allowed."""
         if not holds:
-            raise OptionError(
-                f"{self.name}: option {name}={_plain(getattr(self, name))} is not allowed: {mend}"
-            )
+            raise OptionError(f"{self.name}: option {name}={_plain(getattr(self, name))} is not allowed: {mend}")
 
     def conflict(self, other: Technique) -> str | None:
         """Why this technique cannot run together with `other`, or None. Asked when the trainer is built."""
@@ -98,6 +97,11 @@ class Technique:
     def example(cls) -> Self:
         """A technique whose effect shows in a run of a dozen steps; what the composition tests use."""
         return cls()
+
+    @classmethod
+    def hooks(cls) -> list[str]:
+        """The hooks that this technique answers, in the order of `hookspecs.py`."""
+        return [name for name in vars(hookspecs) if name.startswith(hookspecs.PREFIX) and hasattr(cls, name)]
 
     def options(self) -> dict[str, Any]:
         """All options by name, as plain values that JSON can hold."""
@@ -121,9 +125,7 @@ class Technique:
         """Name, type, default and help of each option, in the order in which the class declares them."""
         hints = typing.get_type_hints(cls)
         return [
-            OptionInfo(
-                field.name, _type_name(hints[field.name]), field.default, field.metadata.get("help", "")
-            )
+            OptionInfo(field.name, _type_name(hints[field.name]), field.default, field.metadata.get("help", ""))
             for field in dataclasses.fields(cls)
         ]
 
@@ -211,9 +213,7 @@ def convert(value: Any, hint: Any) -> Any:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        if type(None) in arguments and (
-            value is None or (isinstance(value, str) and value.lower() in NONE_WORDS)
-        ):
+        if type(None) in arguments and (value is None or (isinstance(value, str) and value.lower() in NONE_WORDS)):
             return None
         for argument in arguments:
             if argument is type(None):

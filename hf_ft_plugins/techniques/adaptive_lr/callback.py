@@ -125,9 +125,7 @@ class AdaptiveLRCallback(TrainerCallback):
 
     # ---- begin and end ----
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, *, optimizer: Any, model: Any, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, model: Any, **kwargs: Any) -> None:
         refuse_arguments(self.options, args)
         if not self._restored:
             self._forget()
@@ -156,9 +154,7 @@ class AdaptiveLRCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         if self._best is not None and not args.load_best_model_at_end:
             restore_weights(model, self._best)
-            self._record(
-                state, {"adaptive_lr/action": "restore", "adaptive_lr/reason": "end: the best weights"}
-            )
+            self._record(state, {"adaptive_lr/action": "restore", "adaptive_lr/reason": "end: the best weights"})
         if self._guard.total:
             logger.warning(
                 "%s: %d of %d optimizer steps were dropped for gradients that were not finite.",
@@ -220,9 +216,7 @@ class AdaptiveLRCallback(TrainerCallback):
         self._ema["step"] = state.global_step
         self._remember(state)
 
-    def _decide(
-        self, value: float | None, args: Any, state: Any, control: Any, optimizer: Any, model: Any
-    ) -> None:
+    def _decide(self, value: float | None, args: Any, state: Any, control: Any, optimizer: Any, model: Any) -> None:
         decided: list[tuple[ControllerState, Decision] | None] = [None]
         if value is not None and self._steered:
             decided[0] = decide(
@@ -279,9 +273,7 @@ class AdaptiveLRCallback(TrainerCallback):
             # The fp16 scaler skips steps while it looks for its scale: they count, but are no reason to cut.
             self._count_dropped(state, optimizer, state.global_step - 1, cut=False)
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
         if not self.options.guard or getattr(optimizer, "scaler", None) is not None:
             return
         inner = lr_scale.innermost(optimizer)

@@ -161,9 +161,7 @@ def _greedy(
         scale, action, reason = state.scale, "keep", f"{_described(value)} is no better, {bad} in a row"
     if scale == state.scale:
         action = "keep"
-    return replace(state, scale=scale, bad=bad, cuts=state.cuts + (action == "cut")), Decision(
-        action, reason, improved
-    )
+    return replace(state, scale=scale, bad=bad, cuts=state.cuts + (action == "cut")), Decision(action, reason, improved)
 
 
 def _described(value: float | None) -> str:

@@ -24,9 +24,7 @@ class AdaptiveLR(Technique):
     """The technique `adaptive-lr`: supplies an `AdaptiveLRCallback`, which can also be used alone."""
 
     name: ClassVar[str] = "adaptive-lr"
-    summary: ClassVar[str] = (
-        "change the learning rate while training, by what the metric does; stop when it is done"
-    )
+    summary: ClassVar[str] = "change the learning rate while training, by what the metric does; stop when it is done"
 
     controller: Literal["plateau", "greedy", "rollback"] = option(
         "plateau",
@@ -57,9 +55,7 @@ class AdaptiveLR(Technique):
         help="training loss as metric: time constant of its average, in optimizer steps, and the least steps "
         "between two decisions",
     )
-    guard: bool = option(
-        True, help="drop gradients that are not finite, count them, and cut or end the run if many"
-    )
+    guard: bool = option(True, help="drop gradients that are not finite, count them, and cut or end the run if many")
     max_nonfinite_share: float = option(
         0.2, help="guard: the run ends with an error past this share of dropped steps among the last 100"
     )
