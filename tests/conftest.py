@@ -1,0 +1,24 @@
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports transformers or datasets: no test touches the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-readme", action="store_true", help="write the composition table into README.md")
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real data sets and checkpoints; tests that need it skip without it."""
+    folder = Path(os.environ.get("FT_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set FT_DATA")
+    return folder
