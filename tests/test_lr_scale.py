@@ -1,0 +1,151 @@
+"""The arbiter: the applied rate is the base schedule's times the product of factors, exactly, under every scheduler."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+from transformers import get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+from hf_ft_plugins import lr_scale
+
+STEPS = 40
+SPECIFIC = {
+    "cosine_with_min_lr": {"min_lr": 1e-5},
+    "cosine_warmup_with_min_lr": {"min_lr": 1e-5},
+    "warmup_stable_decay": {"num_decay_steps": 10},
+    "greedy": {"min_lr": 1e-4, "patience": 1},
+    "reduce_lr_on_plateau": {"patience": 1},
+}
+TORCH = {
+    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.3, total_steps=STEPS + 1),
+    "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS),
+    "CosineAnnealingWarmRestarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=7),
+    "ExponentialLR": lambda optimizer: lr_scheduler.ExponentialLR(optimizer, gamma=0.9),
+    "ReduceLROnPlateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
+    "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(optimizer, 0.01, 0.2, step_size_up=5, cycle_momentum=False),
+    "SequentialLR": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.LinearLR(optimizer), lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)],
+        milestones=[5],
+    ),
+}
+
+
+class Recording(torch.optim.SGD):
+    """SGD that remembers the rates it was stepped with."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.applied = []
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.applied.append([group["lr"] for group in self.param_groups])
+        return super().step(closure)
+
+
+def optimizer_of_two_groups():
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.full((2,), 0.1)
+    groups = [{"params": [parameters[0]]}, {"params": [parameters[1]], "lr": 0.05}]
+    return Recording(groups, lr=0.1, momentum=0.9)
+
+
+def make_scheduler(name, optimizer):
+    if name in TORCH:
+        return TORCH[name](optimizer)
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=5, num_training_steps=STEPS, scheduler_specific_kwargs=SPECIFIC.get(name, {})
+    )
+
+
+def rates(name, change):
+    optimizer = optimizer_of_two_groups()
+    scheduler = make_scheduler(name, optimizer)
+    for step in range(STEPS):
+        change(step, optimizer)
+        optimizer.step()
+        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) or type(scheduler).__name__ == "GreedyLR":
+            scheduler.step(1.0 + (step % 3))
+        else:
+            scheduler.step()
+    return optimizer.applied
+
+
+def controller(step):
+    return 1.0 if step < 10 else 0.3 if step < 25 else 0.09
+
+
+def contribute(step, optimizer):
+    lr_scale.set_scale(optimizer, "controller", controller(step))
+    lr_scale.set_scale(optimizer, "layers", 0.5, groups=[optimizer.param_groups[1]])
+
+
+def edit_the_rate(step, optimizer):
+    if step in (10, 25):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.3
+
+
+@pytest.mark.parametrize("name", [kind.value for kind in SchedulerType] + list(TORCH))
+def test_applied_rate_is_base_times_product_of_factors(name):
+    base = rates(name, lambda step, optimizer: None)
+    applied = rates(name, contribute)
+    expected = [
+        [first * controller(step), second * (controller(step) * 0.5)] for step, (first, second) in enumerate(base)
+    ]
+    assert applied == expected
+
+
+def test_control_editing_the_rate_is_overwritten_or_compounded():
+    wrong = [name for name in TORCH if rates(name, edit_the_rate)[-1] != rates(name, contribute)[-1]]
+    assert {"OneCycleLR", "CosineAnnealingLR", "SequentialLR"} <= set(wrong)
+
+
+def test_factors_are_saved_and_restored_with_the_optimizer():
+    first, second = optimizer_of_two_groups(), optimizer_of_two_groups()
+    contribute(30, first)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert [lr_scale.scale_of(group) for group in second.param_groups] == [0.09, 0.09 * 0.5]
+
+
+def test_factors_survive_a_weights_only_file(tmp_path):
+    optimizer = optimizer_of_two_groups()
+    contribute(30, optimizer)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    stored = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    assert stored["param_groups"][1][lr_scale.KEY] == {"controller": 0.09, "layers": 0.5}
+
+
+def test_the_base_rate_is_back_after_a_step_and_after_a_step_that_failed():
+    optimizer = optimizer_of_two_groups()
+    lr_scale.set_scale(optimizer, "controller", 0.5)
+
+    def failing():
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError, match="no loss"):
+        optimizer.step(failing)
+    optimizer.step()
+    assert optimizer.applied[-1] == [0.05, 0.025]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
+
+
+def test_scaling_reaches_the_optimizer_under_accelerates_wrapper():
+    from accelerate import Accelerator
+
+    optimizer = optimizer_of_two_groups()
+    wrapped = Accelerator(cpu=True).prepare(optimizer)
+    lr_scale.set_scale(wrapped, "controller", 0.5)
+    wrapped.step()
+    assert optimizer.applied == [[0.05, 0.025]]
+    assert lr_scale.effective_lrs(wrapped) == [0.05, 0.025]
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
+def test_a_factor_that_is_no_factor_is_refused(factor):
+    with pytest.raises(ValueError, match="must be finite"):
+        lr_scale.set_scale(optimizer_of_two_groups(), "controller", factor)
