@@ -199,7 +199,7 @@ class AdaptiveLRCallback(TrainerCallback):
             return
         steps = state.global_step - self._ema["step"]
         lost = sum(step >= self._ema["step"] for step in self._guard.recent)
-        corrected = {"learning_rate": lr_scale.effective_lrs(optimizer)[0]} if not self._hosted else {}
+        corrected = {} if self._hosted else {"learning_rate": self._applied_rate}
         if lost >= steps > 0:
             # Trainer logs 0.0 when no step since the last log had a finite loss.
             corrected["loss"] = math.nan
@@ -306,9 +306,14 @@ class AdaptiveLRCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, *, optimizer: Any, lr_scheduler: Any, **kwargs: Any
     ) -> None:
-        # Stock Trainer reads the rate for its log from here, right after this event and before the scheduler steps.
-        if self._steered and not self._hosted and "_last_lr" in vars(lr_scheduler):
-            lr_scheduler._last_lr = lr_scale.effective_lrs(optimizer)
+        if self._hosted:
+            return
+        rates = lr_scale.effective_lrs(optimizer)
+        self._applied_rate = rates[0]
+        # Stock Trainer reads the rate for its log from here, right after this event and before the scheduler steps;
+        # of the schedulers that act on metrics it reads the optimizer's base rate, which `on_log` corrects.
+        if "_last_lr" in vars(lr_scheduler):
+            lr_scheduler._last_lr = rates
 
 
 def watched_metric(options: AdaptiveLR, args: Any) -> str:
