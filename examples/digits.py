@@ -42,7 +42,7 @@ class DigitsTrainingArguments(TrainingArguments):
     learning_rate: float = 3e-3
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 256
-    num_train_epochs: float = 40
+    num_train_epochs: float = 80
     eval_strategy: str = "steps"
     eval_steps: float = 20
     logging_steps: float = 10
