@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -135,6 +136,7 @@ def run(
     registry.refuse_conflicts(techniques)
     if allow_changed_plugins:
         os.environ[state.ALLOW_CHANGED_VARIABLE] = "1"
+    _tell_what_happens()
     if record is not None:
         from .record import watch
 
@@ -201,6 +203,17 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]
         status = getattr(error, "exit_code", 2)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _tell_what_happens() -> None:
+    """Show our own log on stderr: which techniques run, which checkpoint is resumed; on the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("hf-ft: %(message)s"))
+        logger = logging.getLogger("hf_ft_plugins")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def _keep_third_parties_out(only_builtin: bool) -> None:

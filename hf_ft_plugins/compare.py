@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import PluginError
+from .metrics import greater_is_better
 from .technique import Technique
-from .techniques.adaptive_lr.controllers import greater_is_better
 
 WITHOUT, WITH = "without", "with"
 MEGABYTE = 1024 * 1024
@@ -163,6 +163,10 @@ def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
         _row(key, metrics[WITHOUT].get(key), metrics[WITH].get(key), greater_is_better(key.removeprefix("best ")))
         for key in {**metrics[WITHOUT], **metrics[WITH]}
     ]
+    for row in rows:
+        if row["name"] == "train_loss":
+            # The mean over all steps taken: lower after more steps, or after learning wrong labels by heart.
+            row["better"] = None
     rows.append(_row("optimizer steps", before.steps, after.steps, greater=False))
     rows.append(_row("wall time, s", round(before.wall, 1), round(after.wall, 1), greater=False))
     rows.append(_row("CPU time, s", round(before.cpu, 1), round(after.cpu, 1), greater=False))
@@ -228,19 +232,24 @@ def draw(outcomes: dict[str, Outcome], file: Path, *, title: str) -> Path:
             steps, values = outcomes[which].series(key)
             panel.plot(steps, values, color=colour, label=which, marker="." if len(steps) < 40 else "", linewidth=1.6)
         for entry in outcomes[WITH].history:
-            if entry.get("adaptive_lr/action") in ("cut", "rollback", "stop", "raise"):
-                stop = entry["adaptive_lr/action"] == "stop"
-                panel.axvline(entry["step"], color="#d55e00", linewidth=0.9, linestyle="-" if stop else ":")
+            for action in _decisions(entry):
+                style = "-" if action == "stop" else ":"
+                panel.axvline(entry["step"], color="#d55e00", linewidth=0.9, linestyle=style)
         panel.set_title({"loss": "training loss", "learning_rate": "learning rate, as applied"}.get(key, key))
         panel.set_xlabel("optimizer step")
         panel.grid(alpha=0.25)
         if key == "learning_rate" and any(value > 0 for value in outcomes[WITH].series(key)[1]):
             panel.set_yscale("log")
     panels[0].legend(frameon=False)
-    figure.suptitle(f"without and with {title}   (dotted: rate changed; solid: stopped)", fontsize=10)
+    figure.suptitle(f"without and with {title}   (dotted: it decided something; solid: it stopped)", fontsize=10)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
     return file
+
+
+def _decisions(entry: dict[str, Any]) -> list[str]:
+    """The decisions in a log entry: techniques log them as `NAME/action`."""
+    return [value for key, value in entry.items() if key.endswith("/action")]
 
 
 def _evaluated(outcomes: dict[str, Outcome]) -> list[str]:

@@ -6,17 +6,15 @@ The result has the same name and signature; everything below that line stays as 
 `hookspecs.py` and the override here that asks it.
 
 Beside the hooks the host keeps three promises that stock Trainer does not: a checkpoint is whole or passed over
-(`state.py`), the logged learning rate is the one applied (`lr_scale.py`), and a stop, save or evaluation that one
+(`checkpoints.py`), the logged learning rate is the one applied (`lr_scale.py`), and a stop, save or evaluation that one
 rank decides is decided on every rank.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pluggy
@@ -24,8 +22,9 @@ import torch
 import torch.distributed as dist
 from transformers.trainer_callback import DefaultFlowCallback
 
-from . import hookspecs, lr_scale, state
-from .errors import CheckpointError, ConflictError, PluginError
+from . import hookspecs, lr_scale
+from .checkpoints import WholeCheckpoints
+from .errors import ConflictError, PluginError
 from .registry import origin, refuse_conflicts, resolve
 from .technique import Technique
 
@@ -68,13 +67,10 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
     )
 
 
-class Host:
+class Host(WholeCheckpoints):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
-    _ft_techniques: tuple[Technique, ...] = ()
-    args: Any
     control: Any
-    state: Any
     model: Any
     optimizer: Any
     lr_scheduler: Any
@@ -82,7 +78,7 @@ class Host:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = _manager(self._ft_techniques)
-        self._ft_parts: dict[str, Any] = {}
+        self._ft_parts = {}
         super().__init__(*args, **kwargs)
         self._refuse_two_schedulers()
         self._add_callbacks()
@@ -160,10 +156,6 @@ class Host:
 
     # ---- training loop ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
-
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         # Stock Trainer takes one more step when it resumes a run that had ended in the middle of an epoch.
         if self.state.max_steps and self.state.global_step >= self.state.max_steps:
@@ -187,96 +179,6 @@ class Host:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         for flag, value in zip(CONTROL_FLAGS, flags.tolist(), strict=True):
             setattr(self.control, flag, bool(value))
-
-    # ---- checkpoints ----
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
-        if self.args.should_save:
-            state.remove_manifest(folder)
-        self._barrier()
-        with self._committing(folder):
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        if not self.args.should_save:
-            self._barrier()
-
-    @contextlib.contextmanager
-    def _committing(self, folder: Path) -> Iterator[None]:
-        """Commit between the last file that Trainer writes, `trainer_state.json`, and the rotation of old checkpoints.
-
-        Both happen inside `_save_checkpoint`; the instance's `save_to_json` is the only point between them.
-        """
-        if not self.args.should_save:
-            yield
-            return
-        trainer_state, save_to_json = self.state, self.state.save_to_json
-
-        def save_and_commit(json_path: str) -> None:
-            save_to_json(json_path)
-            # The other ranks write their random state into the same folder; the manifest must cover it.
-            self._barrier()
-            states = {key: part.state_dict() for key, part in self._ft_parts.items()}
-            state.write_state(folder, self._ft_techniques, states)
-            state.write_manifest(folder)
-
-        trainer_state.save_to_json = save_and_commit
-        try:
-            yield
-        finally:
-            del trainer_state.save_to_json
-
-    def _barrier(self) -> None:
-        if self.args.world_size > 1 and dist.is_available() and dist.is_initialized():
-            dist.barrier()
-
-    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | bool | None:
-        if wanted is None or wanted is False:
-            return wanted
-        choice: list[Any] = [None, None]
-        if self.args.process_index == 0:
-            try:
-                choice[0] = self._chosen_checkpoint(wanted)
-            except CheckpointError as error:
-                choice[1] = str(error)
-        if self.args.world_size > 1 and dist.is_available() and dist.is_initialized():
-            dist.broadcast_object_list(choice, src=0)
-        if choice[1] is not None:
-            raise CheckpointError(choice[1])
-        return choice[0]
-
-    def _chosen_checkpoint(self, wanted: str | bool) -> str:
-        if wanted is True:
-            newest, passed_over = state.newest_whole_checkpoint(Path(self.args.output_dir))
-            if newest is None:
-                reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
-                raise CheckpointError(
-                    f"resume_from_checkpoint=True: no whole checkpoint in {self.args.output_dir}."
-                    f"{reasons or ' It holds none at all.'}\nStart afresh without resume_from_checkpoint, or name "
-                    "a checkpoint that a stock Trainer finished by its path."
-                )
-            folder = newest
-            for path, reason in passed_over:
-                logger.warning("resume: passed over %s (%s), now %s", path, reason, state.set_aside(path).name)
-        else:
-            folder = Path(str(wanted))
-            broken = state.damage(folder) if (folder / state.MANIFEST_FILE).is_file() else None
-            if broken is not None:
-                raise CheckpointError(
-                    f"{folder} is damaged: {broken}. Resume from another checkpoint, or with "
-                    "resume_from_checkpoint=True, which takes the newest whole one."
-                )
-        if not state.allow_changed_by_environment():
-            state.refuse_changes(folder, state.read_state(folder), self._ft_techniques)
-        logger.info("resume: from %s", folder)
-        return str(folder)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
-        for key, part in self._ft_parts.items():
-            stored = content["states"].get(key) if content else None
-            if stored is not None:
-                part.load_state_dict(stored)
 
 
 class _Manager(pluggy.PluginManager):

@@ -104,23 +104,28 @@ def run(hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: b
         PluginError: the script or module does not exist, or a technique refuses the run.
         SystemExit: as the script raised it.
     """
-    code, main, first_path = _module_code(target) if as_module else _script_code(target)
     AfterImport(TRAINER_MODULE, hosting.install).watch()
-    sys.argv = [main.__file__ or target, *arguments]
-    if not sys.flags.safe_path:
-        sys.path[0] = first_path
-    sys.modules["__main__"] = main
     try:
+        code, main, first_path = _module_code(target) if as_module else _script_code(target)
+        sys.argv = [(main.__file__ if as_module else None) or target, *arguments]
+        if not sys.flags.safe_path:
+            sys.path[0] = first_path
+        sys.modules["__main__"] = main
         exec(code, main.__dict__)
     except PluginError:
         raise
+    except SystemExit as end:
+        # `sys.exit(main())` ends well too: what follows holds for it as for a script that just ends.
+        if end.code not in (None, 0):
+            raise
     except Exception as error:
-        # Our own frames come first; what is left is what `python script.py` prints.
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-            trace = trace.tb_next
-        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        _show_without_our_frames(error)
         return 1
+    except BaseException:
+        # Raised further, so that Ctrl-C ends the process by its signal, as it ends `python script.py`.
+        show = sys.excepthook
+        sys.excepthook = lambda kind, error, trace: _show_without_our_frames(error, show)
+        raise
     if not hosting.hosted and hosting.techniques and not {"-h", "--help"} & set(arguments):
         built = f"built {hosting.built} trainers, none of class {hosting.only}" if hosting.built else "built no Trainer"
         raise PluginError(
@@ -130,13 +135,23 @@ def run(hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: b
     return 0
 
 
+def _show_without_our_frames(error: BaseException, show: Callable[..., Any] | None = None) -> None:
+    """Print an exception as `python script.py` prints it: the frames down to the script's first are ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != __file__:
+        trace = trace.tb_next
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    (show or sys.excepthook)(type(error), error.with_traceback(trace), trace)
+
+
 def _script_code(target: str) -> tuple[types.CodeType, types.ModuleType, str]:
     file = Path(target)
     if file.is_dir():
         file = file / "__main__.py"
     if not file.is_file():
         raise PluginError(f"there is no script {target!r}. Name an existing file, or a module with -m.")
-    main = _new_main(target if file == Path(target) else str(file), package=None)
+    main = _new_main(os.path.abspath(file), package=None)
     main.__loader__ = importlib.machinery.SourceFileLoader("__main__", str(file))
     first_path = os.path.dirname(os.path.realpath(file))
     return compile(file.read_bytes(), main.__file__ or target, "exec", dont_inherit=True), main, first_path
@@ -168,6 +183,7 @@ def _new_main(file: str, package: str | None) -> types.ModuleType:
     main.__file__ = file
     main.__package__ = package
     main.__spec__ = None
+    main.__cached__ = None  # type: ignore[attr-defined]
     main.__builtins__ = sys.modules["builtins"]  # type: ignore[attr-defined]
     return main
 

@@ -180,7 +180,7 @@ def check_technique(technique: Technique, folder: Path) -> None:
 
 
 def check_options(technique: Technique) -> None:
-    """Name, summary and help are there; every form of the options gives an equal technique; unknown ones are refused."""
+    """Name, summary and help are there; every form of the options gives an equal technique; unknown ones fail."""
     cls = type(technique)
     assert technique.name, f"{cls.__name__} has no name"
     assert technique.summary, f"{technique.name} has no summary"

@@ -9,8 +9,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale
 from hf_ft_plugins.errors import OptionError, PluginError
+from hf_ft_plugins.metrics import greater_is_better
 from hf_ft_plugins.techniques.adaptive_lr.callback import NonFiniteGradientsError, watched_direction, watched_metric
-from hf_ft_plugins.techniques.adaptive_lr.controllers import ControllerState, decide, greater_is_better
+from hf_ft_plugins.techniques.adaptive_lr.controllers import ControllerState, decide
 from hf_ft_plugins.testing import difference, outcome, tiny_dataset, tiny_model, tiny_trainer
 
 

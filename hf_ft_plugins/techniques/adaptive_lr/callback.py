@@ -24,9 +24,10 @@ from transformers import Trainer, TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
+from ...metrics import greater_is_better
 from . import nonfinite
 from .best_weights import copy_weights, restore_weights
-from .controllers import ControllerState, Decision, decide, greater_is_better
+from .controllers import ControllerState, Decision, decide
 from .technique import AdaptiveLR
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,6 @@ class AdaptiveLRCallback(TrainerCallback):
         )
 
     def _record(self, state: Any, entry: dict[str, Any]) -> None:
-        logger.info("%s: %s", NAME, entry)
         if self._trainer is None:
             state.log_history.append({**entry, "epoch": state.epoch, "step": state.global_step})
         else:

@@ -19,21 +19,6 @@ from typing import Literal, Protocol
 
 Action = Literal["keep", "cut", "raise", "rollback", "stop"]
 
-LOWER_IS_BETTER = (
-    "loss",
-    "perplexity",
-    "ppl",
-    "nll",
-    "error",
-    "wer",
-    "cer",
-    "mse",
-    "rmse",
-    "mae",
-    "brier",
-    "ece",
-)
-
 
 class ControllerOptions(Protocol):
     """The options of `AdaptiveLR` that decisions depend on."""
@@ -86,12 +71,6 @@ class Decision:
     action: Action
     reason: str
     improved: bool = False
-
-
-def greater_is_better(metric: str) -> bool:
-    """Guess a metric's direction from its name: `eval_loss`, `wer`, `perplexity`, ... are better when lower."""
-    words = metric.lower().replace("-", "_").split("_")
-    return not any(word in LOWER_IS_BETTER for word in words)
 
 
 def is_better(value: float, best: float | None, *, greater: bool, min_delta: float) -> bool:

@@ -1,0 +1,248 @@
+"""What the host costs: time of one optimizer step, stock Trainer against hosts of it; and of the import.
+
+    python -m benchmarks.host_overhead [--device cuda] [--quick] [--json]
+
+One process trains four Trainers from the same seed in turns: stock; stock again (A/A); `with_plugins(Trainer)` without
+a technique; and with `adaptive-lr`, whose averaging time is set so long that it watches every step and decides
+nothing. In every round each takes a block of ten steps, in shuffled order, so that a slow moment hits all alike; a
+block holds one log. `ours` and `baseline` are medians over blocks in milliseconds a step; `ratio` is the
+median over rounds of (variant's block / stock's block in the same round), and `quartiles` are those of it. `noise` is
+`report.noise_floor` of the A/A ratios: 95 % of bootstrap resamples of their median lie within it of 1. A gate is met
+when ratio - noise does not exceed it; where the noise is larger than what the gate allows, `conditions` say so
+(`noise_hides_gate`), and the run has shown nothing.
+
+The import is timed as whole processes, `python -c "import hf_ft_plugins"` and `python -c "pass"` in turn; `ours` is the
+difference of the medians in milliseconds, `baseline` the median of the bare process, and `noise` half the
+interquartile range of the bare process's times.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_ft_plugins import with_plugins
+
+from .report import Result, arguments, conditions, noise_floor, quartiles, show
+
+BENCHMARK = "host_overhead"
+STOCK, AGAIN, HOST, ADAPTIVE = "stock", "stock again (A/A)", "host, no technique", "host, adaptive-lr"
+GATES = {HOST: 1.01, ADAPTIVE: 1.02}
+IMPORT_GATE_MS = 60
+BLOCK = 10  # steps in one turn, and between two logs
+BATCH, TOKENS, VOCABULARY = 8, 16, 2000
+
+
+class InTurns(TrainerCallback):
+    """Runs one trainer on a thread of its own, a block at a time when `turn` is called, and times the blocks."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.wall: list[float] = []  # ms a step
+        self.cpu: list[float] = []
+        self.loss = float("nan")
+        self._error: BaseException | None = None
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._start = (0.0, 0.0)
+        self._trainer = trainer
+        trainer.add_callback(self)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def turn(self) -> None:
+        self._go.release()
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        self._begin_block()
+        try:
+            self.loss = self._trainer.train().training_loss
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._done.release()
+
+    def _begin_block(self) -> None:
+        self._go.acquire()
+        self._start = (time.perf_counter(), time.process_time())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % BLOCK:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        wall, cpu = self._start
+        self.wall.append(1000 * (time.perf_counter() - wall) / BLOCK)
+        self.cpu.append(1000 * (time.process_time() - cpu) / BLOCK)
+        self._done.release()
+        self._begin_block()
+
+
+def trainer_classes() -> dict[str, type[Trainer]]:
+    return {
+        STOCK: Trainer,
+        AGAIN: Trainer,
+        HOST: with_plugins(Trainer),
+        ADAPTIVE: with_plugins(Trainer, "adaptive-lr:ema_steps=1000000000"),
+    }
+
+
+def sentences(count: int) -> list[dict[str, torch.Tensor]]:
+    tokens = torch.randint(VOCABULARY, (count, TOKENS), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row, "labels": row[0] % 2} for row in tokens]
+
+
+def new_trainer(trainer_class: type[Trainer], steps: int, device: str, folder: str) -> Trainer:
+    """A Trainer of a tiny BERT, always with the same weights and data."""
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=64,
+        # All trainers share one random state, so with dropout their losses would depend on the order of turns.
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    trainer = trainer_class(
+        model=BertForSequenceClassification(config),
+        args=TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            learning_rate=1e-4,
+            logging_strategy="steps",
+            logging_steps=BLOCK,
+            eval_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
+        ),
+        train_dataset=sentences(steps * BATCH),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run_in_turns(rounds: int, device: str) -> dict[str, InTurns]:
+    """Every variant's timed blocks; block i of one variant ran right before or after block i of every other."""
+    shuffle = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        variants = {
+            name: InTurns(new_trainer(trainer_class, (rounds + 1) * BLOCK, device, folder))
+            for name, trainer_class in trainer_classes().items()
+        }
+        # One turn more than there are blocks: the last is the end of the training.
+        for _ in track(range(rounds + 2), "rounds", console=Console(stderr=True), transient=True):
+            for name in shuffle.sample(list(variants), len(variants)):
+                variants[name].turn()
+    return variants
+
+
+def step_results(variants: dict[str, InTurns], about: dict[str, Any]) -> list[Result]:
+    results = []
+    for clock in ("wall", "cpu"):
+        # The first block also builds the optimizer.
+        blocks = {name: np.array(getattr(variant, clock)[1:]) for name, variant in variants.items()}
+        noise = noise_floor(blocks[AGAIN] / blocks[STOCK])
+        for name in (AGAIN, HOST, ADAPTIVE):
+            ratios = blocks[name] / blocks[STOCK]
+            ratio = float(np.median(ratios))
+            gate = GATES.get(name)
+            results.append(
+                Result(
+                    benchmark=BENCHMARK,
+                    metric=f"{clock} ms per step: {name}",
+                    ours=float(np.median(blocks[name])),
+                    baseline=float(np.median(blocks[STOCK])),
+                    ratio=ratio,
+                    noise=noise,
+                    gate=None if gate is None else f"ratio - noise <= {gate}",
+                    met=None if gate is None else ratio - noise <= gate,
+                    conditions={**about, "quartiles": quartiles(ratios), "noise_hides_gate": hides(noise, gate)},
+                )
+            )
+    return results
+
+
+def hides(noise: float, gate: float | None) -> bool:
+    return gate is not None and noise > gate - 1
+
+
+def import_result(repetitions: int, about: dict[str, Any]) -> Result:
+    bare, ours = "pass", "import hf_ft_plugins"
+    times: dict[str, list[float]] = {bare: [], ours: []}
+    for code in (bare, ours):
+        _process_ms(code)
+    for _ in range(repetitions):
+        for code in (bare, ours):
+            times[code].append(_process_ms(code))
+    added = statistics.median(times[ours]) - statistics.median(times[bare])
+    quarter, _, three_quarters = statistics.quantiles(times[bare], n=4)
+    return Result(
+        benchmark=BENCHMARK,
+        metric="ms that the import adds",
+        ours=added,
+        baseline=statistics.median(times[bare]),
+        ratio=None,
+        noise=(three_quarters - quarter) / 2,
+        gate=f"ours <= {IMPORT_GATE_MS}",
+        met=added <= IMPORT_GATE_MS,
+        conditions={**about, "repetitions": repetitions},
+    )
+
+
+def _process_ms(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return 1000 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    args = arguments(__doc__ or "")
+    torch.set_num_threads(1)
+    rounds = 100 if args.quick else 600
+    variants = run_in_turns(rounds, args.device)
+    losses = {name: variant.loss for name, variant in variants.items()}
+    about = conditions(
+        args.device,
+        rounds=rounds,
+        steps_per_block=BLOCK,
+        model=f"BERT, one layer of 64, batch {BATCH} of {TOKENS} tokens",
+        training_losses=losses,
+        losses_equal=len(set(losses.values())) == 1,
+    )
+    results = [*step_results(variants, about), import_result(15 if args.quick else 31, about)]
+    show(results, as_json=args.json)
+    if not args.json:
+        equal = "equal in all variants" if about["losses_equal"] else "NOT EQUAL"
+        print(f"training losses: {equal}: {losses}")
+        if any(result.conditions.get("noise_hides_gate") for result in results):
+            print("The noise is larger than what a gate allows: repeat this on a quieter machine or with more rounds.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `observe.py` imports from beside it."""
