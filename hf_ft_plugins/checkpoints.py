@@ -67,8 +67,11 @@ class WholeCheckpoints:
         finally:
             del trainer_state.save_to_json
 
+    def _is_distributed(self) -> bool:
+        return self.args.world_size > 1 and dist.is_available() and dist.is_initialized()
+
     def _barrier(self) -> None:
-        if self.args.world_size > 1 and dist.is_available() and dist.is_initialized():
+        if self._is_distributed():
             dist.barrier()
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | bool | None:
@@ -80,7 +83,7 @@ class WholeCheckpoints:
                 choice[0] = self._chosen_checkpoint(wanted)
             except CheckpointError as error:
                 choice[1] = str(error)
-        if self.args.world_size > 1 and dist.is_available() and dist.is_initialized():
+        if self._is_distributed():
             dist.broadcast_object_list(choice, src=0)
         if choice[1] is not None:
             raise CheckpointError(choice[1])

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import registry, state
+from . import hooks, registry, state
 from .errors import OptionError, PluginError
 from .technique import Technique
 
@@ -97,7 +97,6 @@ def check(
     """The plan before training: which technique answers which hook, and every conflict. Exit status 2 if any."""
     _keep_third_parties_out(only_builtin)
     techniques = _techniques(with_, recipe)
-    registry.refuse_conflicts(techniques)
     plan = _plan(techniques)
     if as_json:
         print(json.dumps({"techniques": state.describe(techniques), "hooks": plan}, indent=1))
@@ -133,7 +132,6 @@ def run(
     techniques = _techniques(with_, recipe)
     if not techniques and record is None:
         raise PluginError("run: no technique is named. Add --with NAME or --recipe FILE; `hf-ft list` shows the names.")
-    registry.refuse_conflicts(techniques)
     if allow_changed_plugins:
         os.environ[state.ALLOW_CHANGED_VARIABLE] = "1"
     _tell_what_happens()
@@ -167,7 +165,6 @@ def compare(
     techniques = _techniques(with_, recipe)
     if not techniques:
         raise PluginError("compare: no technique is named. Add --with NAME or --recipe FILE.")
-    registry.refuse_conflicts(techniques)
     extra = (["--module"] if as_module else []) + (["--only", only] if only else [])
     compare_runs(techniques, [*extra, script, *(arguments or [])], output, console=console, as_json=as_json)
 
@@ -222,7 +219,11 @@ def _keep_third_parties_out(only_builtin: bool) -> None:
 
 
 def _techniques(with_: list[str] | None, recipe: Path | None) -> tuple[Technique, ...]:
-    return tuple(registry.resolve(spec) for spec in [*(_read_recipe(recipe) if recipe else []), *(with_ or [])])
+    specs = [*(_read_recipe(recipe) if recipe else []), *(with_ or [])]
+    techniques = tuple(registry.resolve(spec) for spec in specs)
+    # Raises what a Trainer with them would raise, before anything is loaded or run.
+    hooks.manager(techniques)
+    return techniques
 
 
 def _read_recipe(file: Path) -> list[Any]:

@@ -12,20 +12,20 @@ rank decides is decided on every rank.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import pluggy
 import torch
 import torch.distributed as dist
-from transformers.trainer_callback import DefaultFlowCallback
+from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
-from . import hookspecs, lr_scale
+from . import hooks, lr_scale
 from .checkpoints import WholeCheckpoints
 from .errors import ConflictError, PluginError
-from .registry import origin, refuse_conflicts, resolve
+from .registry import origin, resolve
 from .technique import Technique
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
         *getattr(trainer_class, "_ft_techniques", ()),
         *(resolve(technique) for technique in techniques),
     )
-    _manager(listed)
+    hooks.manager(listed)
     bases = (trainer_class,) if issubclass(trainer_class, Host) else (Host, trainer_class)
     return type(
         trainer_class.__name__,
@@ -77,7 +77,7 @@ class Host(WholeCheckpoints):
     callback_handler: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._ft_manager = _manager(self._ft_techniques)
+        self._ft_manager = hooks.manager(self._ft_techniques)
         self._ft_parts = {}
         super().__init__(*args, **kwargs)
         self._refuse_two_schedulers()
@@ -90,7 +90,7 @@ class Host(WholeCheckpoints):
         return [
             (technique, answer)
             for technique in self._ft_techniques
-            for answer in [_ask(self._ft_manager, technique, hook, arguments)]
+            for answer in [hooks.ask(self._ft_manager, technique, hook, arguments)]
             if answer is not None
         ]
 
@@ -129,7 +129,7 @@ class Host(WholeCheckpoints):
     # ---- learning rate ----
 
     def _refuse_two_schedulers(self) -> None:
-        owner = _owner(self._ft_techniques, "ft_scheduler")
+        owner = hooks.owner(self._ft_techniques, "ft_scheduler")
         if owner is not None and self.lr_scheduler is not None:
             raise ConflictError(
                 f"{owner.name}: it supplies the learning-rate scheduler (hook ft_scheduler), and the script passes "
@@ -157,101 +157,56 @@ class Host(WholeCheckpoints):
     # ---- training loop ----
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        self._agree_on_control(self.control)
         # Stock Trainer takes one more step when it resumes a run that had ended in the middle of an epoch.
         if self.state.max_steps and self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         if self.control.should_training_stop:
             return None
-        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        with self._agreeing_between_batches():
+            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.
-        self._agree_on_control()
+        self._agree_on_control(self.control)
         busy = self.control.should_log or self.control.should_evaluate or self.control.should_save
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
         if busy:
-            self._agree_on_control()
+            self._agree_on_control(self.control)
 
-    def _agree_on_control(self) -> None:
-        if self.args.world_size <= 1 or not (dist.is_available() and dist.is_initialized()):
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # Metrics of sampled text differ between ranks, and then so would the checkpoint that each saves or calls best.
+        first_ranks = [metrics]
+        if self._is_distributed():
+            dist.broadcast_object_list(first_ranks, src=0)
+        return super()._determine_best_metric(metrics=first_ranks[0], trial=trial)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _agreeing_between_batches(self) -> Iterator[None]:
+        """Also agree where Trainer may leave an accumulation half done; no override point lies there."""
+        if not self._is_distributed() or self.args.gradient_accumulation_steps == 1:
+            yield
             return
-        flags = torch.tensor([int(getattr(self.control, flag)) for flag in CONTROL_FLAGS], device=self.args.device)
+        agreement = _AgreesBetweenBatches(self._agree_on_control)
+        # Last, so that it comes after whatever the script's own callbacks decide.
+        self.callback_handler.callbacks.append(agreement)
+        try:
+            yield
+        finally:
+            self.callback_handler.callbacks.remove(agreement)
+
+    def _agree_on_control(self, control: Any) -> None:
+        if not self._is_distributed():
+            return
+        flags = torch.tensor([int(getattr(control, flag)) for flag in CONTROL_FLAGS], device=self.args.device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         for flag, value in zip(CONTROL_FLAGS, flags.tolist(), strict=True):
-            setattr(self.control, flag, bool(value))
+            setattr(control, flag, bool(value))
 
 
-class _Manager(pluggy.PluginManager):
-    """pluggy, with methods named `ft_...` taken as answers to hooks without a decorator."""
+class _AgreesBetweenBatches(TrainerCallback):
+    def __init__(self, agree: Callable[[Any], None]) -> None:
+        self._agree = agree
 
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        if not name.startswith(hookspecs.PREFIX) or not inspect.ismethod(getattr(plugin, name, None)):
-            return None
-        defaults = [
-            parameter.name
-            for parameter in inspect.signature(getattr(plugin, name)).parameters.values()
-            if parameter.default is not inspect.Parameter.empty
-        ]
-        if defaults:
-            # pluggy never passes an argument that has a default: the technique would silently see the default.
-            raise PluginError(
-                f"{plugin.name}: {name} gives {', '.join(defaults)} a default, and would always receive it. "
-                "Remove the default."
-            )
-        return dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False) | {
-            "specname": None
-        }
-
-
-def _manager(techniques: tuple[Technique, ...]) -> pluggy.PluginManager:
-    """A plugin manager with these techniques registered; raises `PluginError` where they cannot be."""
-    refuse_conflicts(techniques)
-    manager = _Manager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    for technique in techniques:
-        try:
-            manager.register(technique, name=technique.name)
-            manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            distribution, version = origin(technique)
-            raise PluginError(
-                f"{technique.name} ({distribution} {version}): a hook does not fit the contract: {error}. "
-                "Compare its name and arguments with hf_ft_plugins/hookspecs.py."
-            ) from error
-    for name, caller in vars(manager.hook).items():
-        if name.startswith(hookspecs.PREFIX) and _is_owner_hook(caller):
-            _owner(techniques, name)
-    return manager
-
-
-def _is_owner_hook(caller: pluggy.HookCaller) -> bool:
-    return caller.spec is not None and caller.spec.opts["firstresult"]
-
-
-def _owner(techniques: tuple[Technique, ...], hook: str) -> Technique | None:
-    owners = [technique for technique in techniques if hook in technique.hooks()]
-    if len(owners) > 1:
-        raise ConflictError(
-            f"{' and '.join(owner.name for owner in owners)} both answer {hook}, which only one technique may. "
-            "Remove one of them."
-        )
-    return owners[0] if owners else None
-
-
-def _ask(manager: pluggy.PluginManager, technique: Technique, hook: str, arguments: Mapping[str, Any]) -> Any:
-    """One technique's answer to one hook; an exception gets a note that says whose it is."""
-    if hook not in technique.hooks():
-        return None
-    others = [plugin for plugin in manager.get_plugins() if plugin is not technique]
-    caller = manager.subset_hook_caller(hook, remove_plugins=others)
-    try:
-        answer = caller(**arguments)
-    except Exception as error:
-        distribution, version = origin(technique)
-        error.add_note(
-            f"in hook {hook} of technique {technique.name} ({distribution} {version}), options {technique.options()}"
-        )
-        raise
-    if _is_owner_hook(caller):
-        return answer
-    return answer[0] if answer else None
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._agree(control)

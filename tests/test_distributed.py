@@ -239,14 +239,14 @@ def test_end_of_epoch_that_one_rank_decides_ends_it_on_both(on_both_ranks, event
     assert first == second
 
 
-@pytest.mark.parametrize("event", ["on_step_end", "on_log", "on_epoch_end"])
+@pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
 def test_evaluation_that_one_rank_asks_for_happens_on_both(on_both_ranks, event):
     first, second = on_both_ranks(set_on_one_rank, event, "should_evaluate")
     assert first == second
     assert set(first["evaluations"]) > {3, 6, 9, 12}, "nobody evaluated more than planned"
 
 
-@pytest.mark.parametrize("event", ["on_step_end", "on_log", "on_evaluate", "on_epoch_end"])
+@pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end"])
 def test_save_that_one_rank_asks_for_happens_on_both(on_both_ranks, event):
     first, second = on_both_ranks(set_on_one_rank, event, "should_save")
     assert first == second

@@ -1,0 +1,37 @@
+"""Installs a plug-in's package from its own pyproject.toml, and runs commands that see it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def install(site, *packages):
+    """As `pip install PACKAGE ...` into an environment of its own: the folder `site`, found through PYTHONPATH."""
+    quietly = ("--quiet", "--disable-pip-version-check")
+    offline = ("--no-index", "--no-deps", "--no-build-isolation")
+    command = ["-m", "pip", "install", *quietly, *offline, "--target", str(site), *map(str, packages)]
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def python(site, *arguments, cwd):
+    """`python ARGUMENTS...` with the packages in `site` installed."""
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def hf_ft(site, *arguments, cwd):
+    return python(site, "-m", "hf_ft_plugins", *arguments, cwd=cwd)
+
+
+def own_tests(site, package: Path, cwd):
+    """The package's own tests, against the installed package rather than its folder."""
+    return python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", package / "tests", cwd=cwd)
