@@ -19,7 +19,7 @@ from .errors import PluginError
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # With it the templates' longest line stays within 120 characters.
-LONGEST_NAME = 40
+LONGEST_NAME = 38
 # What the package's modules import: a class of that name would hide it (a callback is called `{class}Callback`).
 IMPORTED_CLASSES = {"AdaptiveLR", "Any", "ClassVar", "OptionError", "Self", "Technique", "Trainer"}
 

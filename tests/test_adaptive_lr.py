@@ -454,3 +454,60 @@ def test_on_finite_gradients_the_guard_changes_nothing(tmp_path):
         return outcome(trainer)["weights"]
 
     assert difference(trained("with", guard=True), trained("without", guard=False)) is None
+
+
+# ---- fp16's gradient scaler, on the CPU ----
+
+
+@pytest.fixture
+def fp16():
+    """A weight of 1 under SGD with rate 0.1, prepared as Trainer prepares it for fp16; step(gradient) steps it."""
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    Accelerator(cpu=True)
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = AcceleratedOptimizer(
+        torch.optim.SGD([weight], lr=0.1), scaler=torch.amp.GradScaler("cpu", init_scale=4.0)
+    )
+
+    def step(gradient):
+        optimizer.zero_grad()
+        optimizer.scaler.scale(weight * gradient).backward()
+        optimizer.step()
+        return weight.item()
+
+    return optimizer, step
+
+
+def test_factors_survive_steps_that_the_scaler_skips(fp16):
+    optimizer, step = fp16
+    lr_scale.set_scale(optimizer, "test", 0.5)
+    assert step(2.0) == pytest.approx(0.9)
+    assert step(math.inf) == pytest.approx(0.9)
+    assert optimizer.step_was_skipped
+    assert step(2.0) == pytest.approx(0.8)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_steps_that_the_scaler_skips_are_counted_but_lower_no_rate(fp16, tmp_path):
+    optimizer, step = fp16
+    callback = AdaptiveLRCallback()
+    trainer = tiny_trainer(tmp_path, max_steps=100, eval_strategy="no")
+    state, args, parts = trainer.state, trainer.args, {"optimizer": optimizer, "model": trainer.model}
+    state.max_steps = 100
+
+    def train(gradients):
+        for gradient in gradients:
+            callback.on_step_begin(args, state, trainer.control, **parts)
+            callback.on_pre_optimizer_step(args, state, trainer.control, **parts)
+            step(gradient)
+            state.global_step += 1
+
+    callback.on_train_begin(args, state, trainer.control, **parts)
+    # The search for a scale: more skipped steps in a row than a run of finite numbers may have.
+    train([math.inf] * 12 + [1.0] * 8)
+    assert [entry["adaptive_lr/dropped_steps"] for entry in state.log_history] == list(range(1, 13))
+    assert lr_scale.effective_lrs(optimizer) == [0.1]
+    with pytest.raises(NonFiniteGradientsError, match="prefer bf16 to fp16"):
+        train([math.inf] * 12)

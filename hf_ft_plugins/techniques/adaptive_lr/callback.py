@@ -270,8 +270,7 @@ class AdaptiveLRCallback(TrainerCallback):
                 f"{', '.join(sorted(self._seen_keys))}. Name one of these: {NAME}:metric=..."
             )
         if self.options.guard and getattr(optimizer, "step_was_skipped", False):
-            # The fp16 scaler skips steps while it looks for its scale: they count, but are no reason to cut.
-            self._count_dropped(state, optimizer, state.global_step - 1, cut=False)
+            self._count_dropped(state, optimizer, state.global_step - 1, by_scaler=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
         if not self.options.guard or getattr(optimizer, "scaler", None) is not None:
@@ -279,19 +278,23 @@ class AdaptiveLRCallback(TrainerCallback):
         inner = lr_scale.innermost(optimizer)
         if not nonfinite.all_finite(nonfinite.optimized_gradients(inner)):
             nonfinite.drop(inner)
-            self._count_dropped(state, optimizer, state.global_step, cut=self._steered)
+            self._count_dropped(state, optimizer, state.global_step, by_scaler=False)
 
-    def _count_dropped(self, state: Any, optimizer: Any, step: int, *, cut: bool) -> None:
+    def _count_dropped(self, state: Any, optimizer: Any, step: int, *, by_scaler: bool) -> None:
         self._guard = nonfinite.dropped(self._guard, step)
         self._record(state, {"adaptive_lr/action": "drop", "adaptive_lr/dropped_steps": self._guard.total})
-        if nonfinite.is_hopeless(self._guard, step, state.max_steps, self.options.max_nonfinite_share):
+        searching = by_scaler and step < nonfinite.SCALER_SEARCH
+        if not searching and nonfinite.is_hopeless(
+            self._guard, step, state.max_steps, self.options.max_nonfinite_share
+        ):
             raise NonFiniteGradientsError(
                 f"{NAME}: the gradients of {self._guard.total} of {step + 1} optimizer steps were not finite, more "
                 f"than max_nonfinite_share={self.options.max_nonfinite_share} of the latest. They were dropped: the "
                 "weights are those of the last finite step. Lower learning_rate, set max_grad_norm, prefer bf16 to "
                 "fp16, or look for rows whose loss is not a number."
             )
-        if cut and nonfinite.wants_cut(self._guard, step):
+        # The fp16 scaler lowers its own scale; the rate is not what is too large.
+        if self._steered and not by_scaler and nonfinite.wants_cut(self._guard, step):
             self._guard = replace(self._guard, last_cut=step)
             scale = max(self._controller.scale * self.options.cut_factor, self.options.lowest_scale)
             self._controller = replace(self._controller, scale=scale)

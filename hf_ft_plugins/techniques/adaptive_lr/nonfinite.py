@@ -16,6 +16,7 @@ import torch.distributed as dist
 CUT_AFTER = 3  # dropped steps ...
 CUT_WINDOW = 20  # ... among this many steps, since the last such cut
 SHARE_WINDOW = 100  # optimizer steps
+SCALER_SEARCH = 16  # steps; fp16's scaler starts at 2**16 and halves its scale at every step that it skips
 
 
 @dataclass(frozen=True)
