@@ -236,7 +236,8 @@ def test_script_whose_trainers_are_all_of_another_class_is_an_error(tmp_path):
     # A package of this name beside the script is the one that it imports, and spares this test the real one.
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "__init__.py").touch()
-    (tmp_path / "transformers" / "trainer_callback.py").write_text("class DefaultFlowCallback: pass")
+    callbacks = "class TrainerCallback: pass\nclass DefaultFlowCallback: pass"
+    (tmp_path / "transformers" / "trainer_callback.py").write_text(callbacks)
     (tmp_path / "transformers" / "trainer.py").write_text("class Trainer: pass")
     (tmp_path / "script.py").write_text("from transformers.trainer import Trainer\nTrainer()\nTrainer()")
     text = refused(start(*RUN, "--with", "adaptive-lr", "--only", "Their", "script.py", cwd=tmp_path))
