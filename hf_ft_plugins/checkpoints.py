@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from . import state
+from . import lr_scale, state
 from .errors import CheckpointError
 from .technique import Technique
 
@@ -25,8 +25,10 @@ class WholeCheckpoints:
 
     _ft_techniques: tuple[Technique, ...] = ()
     _ft_parts: dict[str, Any]
+    _saved_to: Path | None = None
     args: Any
     state: Any
+    optimizer: Any
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
@@ -35,12 +37,20 @@ class WholeCheckpoints:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
         if self.args.should_save:
-            state.remove_manifest(folder)
+            state.begin_manifest(folder)
         self._barrier()
         with self._committing(folder):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         if not self.args.should_save:
             self._barrier()
+        self._saved_to = folder
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._saved_to = None
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        if self._saved_to is not None and self.args.should_save:
+            # The script's own class or callbacks (on_save) may have added to the checkpoint, or changed it.
+            state.refresh_manifest(self._saved_to)
 
     @contextlib.contextmanager
     def _committing(self, folder: Path) -> Iterator[None]:
@@ -96,18 +106,17 @@ class WholeCheckpoints:
                 reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
                 raise CheckpointError(
                     f"resume_from_checkpoint=True: no whole checkpoint in {self.args.output_dir}."
-                    f"{reasons or ' It holds none at all.'}\nStart afresh without resume_from_checkpoint, or name "
-                    "a checkpoint that a stock Trainer finished by its path."
+                    f"{reasons or ' It holds none at all.'}\nStart afresh without resume_from_checkpoint."
                 )
             folder = newest
             for path, reason in passed_over:
                 logger.warning("resume: passed over %s (%s), now %s", path, reason, state.set_aside(path).name)
         else:
             folder = Path(str(wanted))
-            broken = state.damage(folder) if (folder / state.MANIFEST_FILE).is_file() else None
+            broken = state.damage(folder)
             if broken is not None:
                 raise CheckpointError(
-                    f"{folder} is damaged: {broken}. Resume from another checkpoint, or with "
+                    f"{folder} cannot be resumed: {broken}. Resume from another checkpoint, or with "
                     "resume_from_checkpoint=True, which takes the newest whole one."
                 )
         if not state.allow_changed_by_environment():
@@ -118,6 +127,8 @@ class WholeCheckpoints:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
+        if checkpoint is not None and self.optimizer is not None:
+            lr_scale.forget_others(self.optimizer, (technique.name for technique in self._ft_techniques))
         for key, part in self._ft_parts.items():
             stored = content["states"].get(key) if content else None
             if stored is not None:

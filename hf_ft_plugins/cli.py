@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import hooks, registry, state
@@ -61,7 +62,9 @@ def list_techniques(as_json: AsJson = False, only_builtin: OnlyBuiltin = False) 
         return
     table = Table("technique", "from", "what it does", box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        what = f"[red]cannot be imported: {row['error']}[/red]" if "error" in row else row["summary"]
+        # Brackets in a plug-in's words are no markup of ours.
+        words = escape(row.get("error") or row["summary"])
+        what = f"[red]cannot be imported: {words}[/red]" if "error" in row else words
         table.add_row(f"[bold cyan]{row['name']}[/]", f"{row['distribution']} {row['version']}", what)
     console.print(table)
 

@@ -51,11 +51,15 @@ class Outcome:
         return [step for step, _ in points], [value for _, value in points]
 
     def final_metrics(self) -> dict[str, float]:
-        """The last value of every metric, in order of appearance; of what was evaluated repeatedly, the best too."""
+        """The last value of every metric, in order of appearance; of what was evaluated repeatedly, the best too.
+
+        What a technique logs about its own decisions (`NAME/action` and its neighbours) is none.
+        """
         found: dict[str, list[float]] = {}
         for entry in self.history:
+            own = tuple(key.removesuffix("action") for key in entry if key.endswith("/action"))
             for key, value in entry.items():
-                if isinstance(value, (int, float)) and not key.endswith(NOT_METRICS) and "/" not in key:
+                if isinstance(value, (int, float)) and not key.endswith(NOT_METRICS) and not key.startswith(own):
                     found.setdefault(key, []).append(float(value))
         for key in ("loss", "grad_norm"):
             found.pop(key, None)
@@ -75,7 +79,10 @@ def compare_runs(
         PluginError: a run failed or built no Trainer; the text ends with the last lines that it printed.
     """
     output.mkdir(parents=True, exist_ok=True)
-    chosen = [part for technique in techniques for part in ("--with", str(technique))]
+    recipe = output / "recipe.yaml"
+    # JSON, which is YAML: unlike the string form it holds any text.
+    said = [{technique.name: technique.changed_options()} for technique in techniques]
+    recipe.write_text(json.dumps({"techniques": said}, indent=1), encoding="utf-8")
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -88,7 +95,7 @@ def compare_runs(
     with progress:
         outcomes = {
             WITHOUT: _run([], command, output, WITHOUT, progress),
-            WITH: _run(chosen, command, output, WITH, progress),
+            WITH: _run(["--recipe", str(recipe.resolve())], command, output, WITH, progress),
         }
     picture = draw(outcomes, output / "compare.png", title=" + ".join(map(str, techniques)))
     rows = _rows(outcomes)
@@ -104,7 +111,8 @@ def compare_runs(
 def _run(chosen: list[str], command: Sequence[str], output: Path, which: str, progress: Progress) -> Outcome:
     record, log = output / f"{which}.json", output / f"{which}.log"
     record.unlink(missing_ok=True)
-    options = ["--record", str(record), "--output-subfolder", which]
+    # A script may change its working directory before the record is written.
+    options = ["--record", str(record.resolve()), "--output-subfolder", which]
     bar = progress.add_task(f"{which} the techniques", total=None)
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as out:
@@ -178,8 +186,12 @@ def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
 
 
 def _row(name: str, before: float | None, after: float | None, greater: bool) -> dict[str, Any]:
-    comparable = before is not None and after is not None and before != after
-    better = (after > before) == greater if comparable else None  # type: ignore[operator]
+    better = None
+    if before is not None and after is not None:
+        if math.isnan(before) != math.isnan(after):
+            better = math.isnan(before)
+        elif before != after and not math.isnan(before):
+            better = (after > before) == greater
     return {"name": name, WITHOUT: before, WITH: after, "better": better}
 
 

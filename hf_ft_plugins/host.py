@@ -75,6 +75,8 @@ class Host(WholeCheckpoints):
     optimizer: Any
     lr_scheduler: Any
     callback_handler: Any
+    # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
+    last_grad_norm: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = hooks.manager(self._ft_techniques)
@@ -132,8 +134,9 @@ class Host(WholeCheckpoints):
         owner = hooks.owner(self._ft_techniques, "ft_scheduler")
         if owner is not None and self.lr_scheduler is not None:
             raise ConflictError(
-                f"{owner.name}: it supplies the learning-rate scheduler (hook ft_scheduler), and the script passes "
-                f"a {type(self.lr_scheduler).__name__} in optimizers=(...). Pass None there, or leave out {owner.name}."
+                f"{owner.name}: it supplies the learning-rate scheduler (hook ft_scheduler), and the script has its "
+                f"own, a {type(self.lr_scheduler).__name__}, from optimizers=(...) or its class's create_scheduler. "
+                "Leave out one of them."
             )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -147,6 +150,10 @@ class Host(WholeCheckpoints):
             if scheduler is not None:
                 self.lr_scheduler = scheduler
                 self._created_lr_scheduler = True
+                super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)  # type: ignore[misc]
+                if self.lr_scheduler is not scheduler:
+                    self._refuse_two_schedulers()
+                return scheduler
         return super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)  # type: ignore[misc]
 
     def _get_learning_rate(self) -> float:
@@ -155,6 +162,10 @@ class Host(WholeCheckpoints):
         return super()._get_learning_rate()  # type: ignore[misc]
 
     # ---- training loop ----
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        return self.last_grad_norm
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self._agree_on_control(self.control)
@@ -170,7 +181,7 @@ class Host(WholeCheckpoints):
         # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.
         self._agree_on_control(self.control)
         busy = self.control.should_log or self.control.should_evaluate or self.control.should_save
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        super()._maybe_log_save_evaluate(*args, **kwargs)
         if busy:
             self._agree_on_control(self.control)
 

@@ -1,7 +1,7 @@
 """The one learning-rate arbiter: base schedule times a product of named factors.
 
 Schedulers overwrite what a callback writes into `group["lr"]`, or compound it. So no technique writes `group["lr"]`.
-It contributes a named factor to a parameter group's `lr_scale`; the product of all factors is applied while the
+It contributes a named factor to a parameter group's entry `KEY`; the product of all factors is applied while the
 optimizer steps, by torch's own step hooks, and taken back right after, so that schedulers never see it.
 
 The factors are saved and restored with the optimizer's state, since they are entries of its parameter groups.
@@ -13,11 +13,12 @@ Trainer logs, which under the host is the scaled one; layer-wise GaLore does not
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-KEY = "lr_scale"
+KEY = "hf_ft_lr_scale"  # not `lr_scale`, which is a number in the groups of timm and MAE
 _INSTALLED = "_hf_ft_lr_scale_base"
 
 
@@ -33,7 +34,8 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
 
     Args:
         optimizer: a torch optimizer, wrapped or not.
-        name: who contributes; a later call with the same name replaces the factor.
+        name: who contributes: a technique's name, alone or followed by `/` and anything; a later call with the same
+            name replaces the factor.
         factor: finite and not negative; 1.0 changes nothing.
 
     Raises:
@@ -48,6 +50,15 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
         setattr(inner, _INSTALLED, [])
         inner.register_step_pre_hook(_apply)
         inner.register_step_post_hook(_take_back)
+
+
+def forget_others(optimizer: Any, kept: Iterable[str]) -> None:
+    """Remove all factors but those named in `kept`, or `KEPT/...`: a checkpoint holds them of all who were there."""
+    kept = tuple(kept)
+    for group in innermost(optimizer).param_groups:
+        for name in set(group.get(KEY, {})):
+            if name.partition("/")[0] not in kept:
+                del group[KEY][name]
 
 
 def scale_of(group: dict[str, Any]) -> float:

@@ -26,12 +26,12 @@ def watch(file: Path, output_subfolder: str | None) -> None:
     With `output_subfolder`, every TrainingArguments' `output_dir` gets that folder below it, so that two runs of one
     script do not meet each other's checkpoints.
     """
-    AfterImport(TRAINER_MODULE, lambda module: _add_recorder(module, file)).watch()
+    AfterImport(TRAINER_MODULE, lambda module: _add_recorder(module, file, output_subfolder)).watch()
     if output_subfolder:
         AfterImport(ARGUMENTS_MODULE, lambda module: _divert_output(module, output_subfolder)).watch()
 
 
-def _add_recorder(module: types.ModuleType, file: Path) -> None:
+def _add_recorder(module: types.ModuleType, file: Path, output_subfolder: str | None) -> None:
     from transformers import TrainerCallback
 
     histories: list[Any] = []
@@ -39,6 +39,11 @@ def _add_recorder(module: types.ModuleType, file: Path) -> None:
     class Recorder(TrainerCallback):
         def __init__(self) -> None:
             self.next_report = 0.0
+
+        def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # The script may have set it since the arguments were made.
+            if output_subfolder:
+                _divert(args, output_subfolder)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
@@ -51,12 +56,11 @@ def _add_recorder(module: types.ModuleType, file: Path) -> None:
 
     def report() -> None:
         if histories:
-            last = histories[-1]
             _write(
                 file,
                 {
-                    "step": last.global_step,
-                    "max_steps": last.max_steps,
+                    "step": sum(state.global_step for state in histories),
+                    "max_steps": sum(state.max_steps for state in histories),
                     "trainers": [state.log_history for state in histories],
                     "gpu_bytes": _peak_gpu_bytes(),
                 },
@@ -72,11 +76,15 @@ def _divert_output(module: types.ModuleType, subfolder: str) -> None:
 
     def __post_init__(self: Any) -> None:
         prepare(self)
-        # TRL makes its arguments from finished ones, which then come here a second time.
-        if Path(self.output_dir).name != subfolder:
-            self.output_dir = os.path.join(self.output_dir, subfolder)
+        _divert(self, subfolder)
 
     arguments.__post_init__ = __post_init__
+
+
+def _divert(args: Any, subfolder: str) -> None:
+    # TRL makes its arguments from finished ones, which then come here a second time.
+    if Path(args.output_dir).name != subfolder:
+        args.output_dir = os.path.join(args.output_dir, subfolder)
 
 
 def _peak_gpu_bytes() -> int:

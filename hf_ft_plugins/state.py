@@ -2,8 +2,8 @@
 
 Trainer writes `checkpoint-N` in place and later takes the highest number unchecked, so a run killed inside a save
 resumes from half a checkpoint. Here the manifest (names, sizes, SHA-256 digests) is written last, flushed and
-replaced in one move; the old one is removed before anything is overwritten. A checkpoint whose manifest does not
-hold is passed over.
+replaced in one move; before anything is written, it says that the checkpoint is unfinished. A checkpoint whose
+manifest does not hold is passed over.
 
 Nothing here loads pickles: states are JSON, tensors are safetensors.
 """
@@ -24,6 +24,7 @@ from .technique import Technique
 STATE_FILE = "hf_ft_plugins.json"
 TENSORS_FILE = "hf_ft_plugins.safetensors"
 MANIFEST_FILE = "hf_ft_manifest.json"
+LAST_STOCK_FILE = "trainer_state.json"
 ALLOW_CHANGED_VARIABLE = "HF_FT_ALLOW_CHANGED_PLUGINS"
 FORMAT = 1
 TENSOR_MARK = "__tensor__"
@@ -149,33 +150,60 @@ def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: 
         )
 
 
-def remove_manifest(folder: Path) -> None:
-    """Declare a checkpoint unfinished, before anything in it is overwritten."""
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+def begin_manifest(folder: Path) -> None:
+    """Declare a checkpoint unfinished, before anything in it is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_manifest(folder, None)
 
 
 def write_manifest(folder: Path) -> None:
     """Declare a checkpoint whole: flush every file, then write names, sizes and digests in one move."""
+    _write_manifest(folder, {file.relative_to(folder).as_posix(): _flushed(file) for file in _files(folder)})
+
+
+def refresh_manifest(folder: Path) -> None:
+    """Take in what was added, changed or removed since `write_manifest`; other files are not read again."""
+    manifest = folder / MANIFEST_FILE
+    if not manifest.is_file():
+        return
+    written = manifest.stat().st_mtime_ns
+    known = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     files = {}
     for file in _files(folder):
-        with file.open("rb") as handle:
-            files[file.relative_to(folder).as_posix()] = {
-                "size": file.stat().st_size,
-                "sha256": hashlib.file_digest(handle, "sha256").hexdigest(),
-            }
-            os.fsync(handle.fileno())
+        name, stat = file.relative_to(folder).as_posix(), file.stat()
+        same = name in known and stat.st_size == known[name]["size"] and stat.st_mtime_ns < written
+        files[name] = known[name] if same else _flushed(file)
+    if files != known:
+        _write_manifest(folder, files)
+
+
+def _flushed(file: Path) -> dict[str, Any]:
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        os.fsync(handle.fileno())
+    return {"size": file.stat().st_size, "sha256": digest}
+
+
+def _write_manifest(folder: Path, files: dict[str, Any] | None) -> None:
     _write_atomically(folder / MANIFEST_FILE, json.dumps({"format": FORMAT, "files": files}, indent=1))
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint's manifest does not hold, or None when every file is as it was written."""
+    """Why a checkpoint cannot be resumed, or None when every file is as it was written.
+
+    One without a manifest is a stock Trainer's; it counts as whole once its last file is there.
+    """
     manifest = folder / MANIFEST_FILE
     if not manifest.is_file():
-        return "it has no manifest: the save was cut off, or a stock Trainer wrote it"
+        if (folder / STATE_FILE).is_file():
+            return "it has no manifest"
+        return None if (folder / LAST_STOCK_FILE).is_file() else f"there is no {LAST_STOCK_FILE} in it"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({type(error).__name__}: {error})"
+    if files is None:
+        return "its save was cut off"
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():

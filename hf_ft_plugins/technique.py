@@ -206,7 +206,7 @@ def _converted(value: Any, hint: Any, technique: str, name: str) -> Any:
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`: bool, int, float, str, Literal, Optional, list, tuple or dict of these.
+    """`value` as the type `hint`: bool, int, float, str, Literal, Optional, list or tuple of these.
 
     Raises:
         TypeError, ValueError: the value cannot be read as that type without loss.
@@ -224,8 +224,9 @@ def convert(value: Any, hint: Any) -> Any:
                 continue
         raise TypeError(f"{value!r} is none of {arguments}")
     if origin is Literal:
-        if value in arguments:
-            return value
+        for argument in arguments:
+            if value == argument or value == str(argument):
+                return argument
         raise ValueError(f"{value!r} is none of {arguments}")
     if origin in (list, tuple):
         items = json.loads(value) if isinstance(value, str) and value.startswith("[") else value

@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale
 from hf_ft_plugins.errors import OptionError, PluginError
 from hf_ft_plugins.metrics import greater_is_better
+from hf_ft_plugins.techniques.adaptive_lr import nonfinite
 from hf_ft_plugins.techniques.adaptive_lr.callback import NonFiniteGradientsError, watched_direction, watched_metric
 from hf_ft_plugins.techniques.adaptive_lr.controllers import ControllerState, decide
 from hf_ft_plugins.testing import difference, outcome, tiny_dataset, tiny_model, tiny_trainer
@@ -454,6 +455,53 @@ def test_on_finite_gradients_the_guard_changes_nothing(tmp_path):
         return outcome(trainer)["weights"]
 
     assert difference(trained("with", guard=True), trained("without", guard=False)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_element_is_found_and_no_gradient_is_changed(dtype, bad):
+    gradients = [torch.randn(3, 5, dtype=dtype), torch.randn(5, 3, dtype=dtype).t(), torch.randn(7)]
+    before = [gradient.clone() for gradient in gradients]
+    assert nonfinite.all_finite(gradients)
+    assert nonfinite.all_finite([])
+    assert all(torch.equal(old, new) for old, new in zip(before, gradients, strict=True))
+    for gradient in gradients:
+        kept = gradient[0].clone()
+        gradient[0] = bad
+        assert not nonfinite.all_finite(gradients)
+        gradient[0] = kept
+
+
+def test_a_finite_loss_is_logged_as_it_was_when_only_the_gradients_were_bad(tmp_path):
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(patience=99), callbacks=[Poison([5])])
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+
+
+def test_evaluations_under_another_prefix_are_the_scripts_own(tmp_path):
+    class OnTrainingSet(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer.evaluate(trainer.train_dataset, metric_key_prefix="train")
+
+    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), callbacks=[OnTrainingSet()])
+    trainer.train()
+    assert "cut" in actions(trainer)
+
+
+def test_rollback_survives_layers_that_begin_to_train_and_buffers_that_cannot_be_written(tmp_path):
+    class Unfreezes(TrainerCallback):
+        def on_step_begin(self, args, state, control, *, model, **kwargs):
+            model.classifier.requires_grad_(state.global_step >= 7)
+
+    model = tiny_model()
+    model.classifier.requires_grad_(False)
+    model.register_buffer("constant", torch.ones(1).expand(3))
+    options = AdaptiveLR(controller="rollback", patience=1, min_delta=1e9, max_cuts=3, stop=False)
+    trainer = tiny_trainer(tmp_path, options, model=model, callbacks=[Unfreezes()])
+    trainer.train()
+    assert actions(trainer).count("rollback") == 3
 
 
 # ---- fp16's gradient scaler, on the CPU ----

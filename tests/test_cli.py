@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,13 @@ def test_compare_of_a_script_that_fails_ends_with_its_last_lines(tmp_path, scrip
     assert "Traceback" not in process.stderr
     assert all(word in process.stderr for word in ["without the techniques", *said]), process.stderr
     assert "seen/without.log" in process.stderr
+
+
+def test_compare_calls_nothing_better_for_being_not_a_number():
+    from hf_ft_plugins.compare import _row
+
+    assert [_row("eval_loss", *pair, greater=False)["better"] for pair in ((0.5, nan), (nan, 0.5), (nan, nan))] == [
+        False,
+        True,
+        None,
+    ]

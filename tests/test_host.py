@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, get_constant_schedule
 
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, with_plugins
 from hf_ft_plugins.errors import ConflictError, OptionError, PluginError
@@ -270,3 +270,14 @@ def test_which_techniques_run_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="hf_ft_plugins.host"):
         tiny_trainer(tmp_path, "adaptive-lr:patience=4")
     assert "adaptive-lr:patience=4 (hf-ft-plugins" in caplog.text
+
+
+def test_a_schedule_that_the_scripts_class_would_overrule_is_refused(tmp_path):
+    class Their(Trainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            self.lr_scheduler = get_constant_schedule(self.optimizer)
+            return self.lr_scheduler
+
+    trainer = tiny_trainer(tmp_path, Schedule(), trainer_class=Their)
+    with pytest.raises(ConflictError, match="the script has its own, a LambdaLR"):
+        trainer.train()

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, with_plugins
+from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale, with_plugins
 from hf_ft_plugins.errors import CheckpointError, PluginError
 from hf_ft_plugins.state import MANIFEST_FILE, STATE_FILE, damage, read_state, write_state
 from hf_ft_plugins.testing import LogEverything, difference, outcome, resumed, tiny_trainer
@@ -151,7 +152,7 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(cut_off, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(cut_off[0], run)
     flip_a_bit(run / "checkpoint-8" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"checkpoint-8 is damaged: model.safetensors has changed"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-8 cannot be resumed: model.safetensors has changed"):
         tiny_trainer(run, AdaptiveLR(**CUTTING)).train(resume_from_checkpoint=str(run / "checkpoint-8"))
 
 
@@ -159,8 +160,59 @@ def test_resuming_where_nothing_is_whole_says_what_was_found(tmp_path):
     with pytest.raises(CheckpointError, match="It holds none at all"):
         tiny_trainer(tmp_path, AdaptiveLR()).train(resume_from_checkpoint=True)
     tiny_trainer(tmp_path, max_steps=2).train()
-    with pytest.raises(CheckpointError, match="checkpoint-2: it has no manifest"):
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-2: there is no trainer_state\.json in it"):
         tiny_trainer(tmp_path, AdaptiveLR()).train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match=r"nowhere cannot be resumed: there is no trainer_state\.json in it"):
+        tiny_trainer(tmp_path, AdaptiveLR()).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_a_newer_checkpoint_of_a_stock_run_is_refused_not_renamed(tmp_path):
+    hosted = {"trainer_class": with_plugins(Trainer, AdaptiveLR(**CUTTING)), "save_steps": 2}
+    tiny_trainer(tmp_path, max_steps=4, **hosted).train()
+    tiny_trainer(tmp_path, max_steps=8, save_steps=2).train(resume_from_checkpoint=True)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)checkpoint-8 was made with other.*\+ adaptive-lr \(only in this run"
+    ):
+        tiny_trainer(tmp_path, max_steps=10, **hosted).train(resume_from_checkpoint=True)
+    assert {path.name for path in tmp_path.glob("*checkpoint-*")} >= {"checkpoint-4", "checkpoint-6", "checkpoint-8"}
+
+
+def test_what_the_scripts_own_class_and_callbacks_change_in_a_checkpoint_belongs_to_it(tmp_path):
+    class Their(Trainer):
+        def _save_checkpoint(self, model, trial):
+            super()._save_checkpoint(model, trial)
+            config = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", "config.json")
+            config.write_text(config.read_text() + " ")
+
+    class Adds(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            Path(args.output_dir, f"checkpoint-{state.global_step}", "notes.txt").write_text("theirs")
+
+    host = with_plugins(Their, AdaptiveLR(**CUTTING))
+    tiny_trainer(tmp_path, trainer_class=host, callbacks=[Adds()]).train()
+    folders = sorted(tmp_path.glob("checkpoint-*"))
+    assert [damage(folder) for folder in folders] == [None] * len(folders)
+    assert "notes.txt" in (folders[0] / MANIFEST_FILE).read_text()
+
+
+def test_the_evaluation_at_the_start_of_a_resumed_run_decides_nothing(tmp_path):
+    settings = {"eval_on_start": True}
+    straight = tiny_trainer(tmp_path / "straight", AdaptiveLR(**CUTTING), **settings)
+    straight.train()
+    again = resumed(tmp_path / "resumed", AdaptiveLR(**CUTTING), **settings)
+    assert difference(outcome(straight)["weights"], outcome(again)["weights"]) is None
+    # The log holds one evaluation more, as it does in stock Trainer.
+    decided = [[e for e in t.state.log_history if "adaptive_lr/action" in e] for t in (straight, again)]
+    assert decided[0] == decided[1]
+
+
+def test_factors_of_techniques_that_are_gone_are_forgotten(tmp_path, monkeypatch):
+    tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), max_steps=8).train()
+    monkeypatch.setenv("HF_FT_ALLOW_CHANGED_PLUGINS", "1")
+    again = tiny_trainer(tmp_path, trainer_class=with_plugins(Trainer), max_steps=10)
+    again.train(resume_from_checkpoint=True)
+    assert lr_scale.effective_lrs(again.optimizer) == [group["lr"] for group in again.optimizer.param_groups]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,20 @@ def _moving_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
 
 def copy_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Trainable parameters and buffers by name, copied to the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _moving_tensors(model)}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in _moving_tensors(model)}
+
+
+def add_new_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Add what trains by now and did not when `weights` were copied (unfrozen layers), with the value it has now."""
+    for name, tensor in _moving_tensors(model):
+        if name not in weights:
+            weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Write `copy_weights`' result back in place, so that the optimizer goes on with the same parameters."""
     with torch.no_grad():
         for name, tensor in _moving_tensors(model):
-            tensor.copy_(weights[name])
+            # A buffer that is a constant may be expanded, and could not be written.
+            if name in weights and not torch.equal(tensor.cpu(), weights[name]):
+                tensor.copy_(weights[name])

@@ -26,7 +26,7 @@ from ... import lr_scale
 from ...errors import PluginError
 from ...metrics import greater_is_better
 from . import nonfinite
-from .best_weights import copy_weights, restore_weights
+from .best_weights import add_new_weights, copy_weights, restore_weights
 from .controllers import ControllerState, Decision, decide
 from .technique import AdaptiveLR
 
@@ -75,7 +75,7 @@ class AdaptiveLRCallback(TrainerCallback):
 
     @property
     def _hosted(self) -> bool:
-        return hasattr(self._trainer, "_ft_techniques")
+        return any(part is self for part in getattr(self._trainer, "_ft_parts", {}).values())
 
     # ---- state ----
 
@@ -134,6 +134,7 @@ class AdaptiveLRCallback(TrainerCallback):
                 self._restore_alone(args, state)
         self._restored = False
         self._training = True
+        self._began_at = state.global_step
         self._seen_keys: set[str] = set()
         self._metric_seen = False
         self._metric = watched_metric(self.options, args)
@@ -180,7 +181,12 @@ class AdaptiveLRCallback(TrainerCallback):
     ) -> None:
         if not self._training or self._metric == TRAINING_LOSS:
             return
-        self._seen_keys |= set(metrics)
+        if state.global_step == self._began_at > 0:
+            # eval_on_start of a resumed run: the uninterrupted run had no such evaluation.
+            return
+        if any(key.startswith("eval_") for key in metrics):
+            # Others are the script's own, on its training or test set.
+            self._seen_keys |= set(metrics)
         key = self._metric if self._metric in metrics else f"eval_{self._metric}"
         self._metric_seen |= key in metrics
         self._decide(metrics.get(key), args, state, control, optimizer, model)
@@ -201,8 +207,8 @@ class AdaptiveLRCallback(TrainerCallback):
         steps = state.global_step - self._ema["step"]
         lost = sum(step >= self._ema["step"] for step in self._guard.recent)
         corrected = {} if self._hosted else {"learning_rate": self._applied_rate}
-        if lost >= steps > 0:
-            # Trainer logs 0.0 when no step since the last log had a finite loss.
+        if lost >= steps > 0 and logs["loss"] == 0.0:
+            # What Trainer logs when no step since the last log had a finite loss.
             corrected["loss"] = math.nan
         logs.update(corrected)
         state.log_history[-1].update(corrected)
@@ -233,6 +239,8 @@ class AdaptiveLRCallback(TrainerCallback):
         if decided[0] is None:
             return
         self._controller, decision = decided[0]
+        if self._best is not None:
+            add_new_weights(model, self._best)
         if decision.improved and self.options.controller == "rollback":
             self._best = copy_weights(model)
         if decision.action == "rollback" and self._best is not None:
@@ -276,7 +284,9 @@ class AdaptiveLRCallback(TrainerCallback):
         if not self.options.guard or getattr(optimizer, "scaler", None) is not None:
             return
         inner = lr_scale.innermost(optimizer)
-        if not nonfinite.all_finite(nonfinite.optimized_gradients(inner)):
+        norm = self._trainer.last_grad_norm if self._hosted else None
+        finite = nonfinite.all_finite(nonfinite.optimized_gradients(inner)) if norm is None else math.isfinite(norm)
+        if not finite:
             nonfinite.drop(inner)
             self._count_dropped(state, optimizer, state.global_step, by_scaler=False)
 
@@ -338,7 +348,8 @@ def watched_direction(options: AdaptiveLR, args: Any, metric: str) -> bool:
         return guess
     if args.greater_is_better != guess:
         logger.warning(
-            "%s: greater_is_better=%s for %s, as the arguments say, though its name suggests otherwise.",
+            "%s: greater_is_better=%s for %s, as in the arguments (Trainer's own default for a metric that is not a "
+            "loss), though its name suggests otherwise. Say greater_is_better in the arguments or as an option.",
             NAME,
             args.greater_is_better,
             metric,
