@@ -23,6 +23,32 @@ _spec = pluggy.HookspecMarker(PROJECT)
 
 
 @_spec
+def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
+    """**all**. The data set to use instead, right after the trainer's `__init__`; None changes nothing. Each
+    technique gets what the one before left.
+
+    Asked for the training set (`split` is "train"), and for each evaluation set ("eval", or its name where there are
+    several), before Trainer removes columns.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_collator(collator: Any, model: Any, args: Any, processing_class: Any) -> Any:
+    """**owner**. The data collator, next; None keeps `collator`: the script's own, or Trainer's default.
+
+    Replace a collator only by one that does the same for the same data.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_metrics(model: Any, args: Any, processing_class: Any) -> Any:
+    """**owner**. `compute_metrics`, next, where the script has none; None leaves it so."""
+    raise NotImplementedError
+
+
+@_spec
 def ft_callbacks(args: Any) -> list[Any]:
     """**all**. Callbacks to add to the trainer, right after its `__init__`; `on_init_end` is called on each.
 
@@ -37,6 +63,17 @@ def ft_trainer(trainer: Any) -> None:
     """**all**. The trainer is built and its callbacks are added; nothing has been trained.
 
     The place for checks that need the whole trainer: raise a `PluginError` to refuse the run.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_batch_sampler(trainer: Any, dataset: Any) -> Any:
+    """**owner**. The batches of the training set, when its data loader is made; None keeps Trainer's.
+
+    Returns a batch sampler: an iterable, with a length that is the same in every epoch and a multiple of the world
+    size, of lists of positions in `dataset`, those of all ranks; accelerate deals them out. Its `set_epoch(epoch)` is
+    called before each epoch, and its order must depend on nothing else.
     """
     raise NotImplementedError
 

@@ -25,6 +25,7 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 from . import hooks, lr_scale
 from .checkpoints import WholeCheckpoints
 from .errors import ConflictError, PluginError
+from .inputs import Inputs
 from .registry import origin, resolve
 from .technique import Technique
 
@@ -67,7 +68,7 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
     )
 
 
-class Host(WholeCheckpoints):
+class Host(Inputs, WholeCheckpoints):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     control: Any
@@ -83,6 +84,7 @@ class Host(WholeCheckpoints):
         self._ft_parts = {}
         super().__init__(*args, **kwargs)
         self._refuse_two_schedulers()
+        self._supply_inputs()
         self._add_callbacks()
         self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
@@ -95,6 +97,15 @@ class Host(WholeCheckpoints):
             for answer in [hooks.ask(self._ft_manager, technique, hook, arguments)]
             if answer is not None
         ]
+
+    def _ask_chain(self, hook: str, **arguments: Any) -> Any:
+        """Each technique changes what the one before left; the first argument is what is passed on."""
+        changed, *_ = arguments
+        for technique in self._ft_techniques:
+            answer = hooks.ask(self._ft_manager, technique, hook, arguments)
+            if answer is not None:
+                arguments[changed] = answer
+        return arguments[changed]
 
     def _ask_owner(self, hook: str, **arguments: Any) -> Any:
         answers = [answer for _, answer in self._ask_all(hook, **arguments)]
@@ -175,7 +186,7 @@ class Host(WholeCheckpoints):
         if self.control.should_training_stop:
             return None
         with self._agreeing_between_batches():
-            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+            return super()._run_epoch(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.

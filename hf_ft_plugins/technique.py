@@ -99,6 +99,11 @@ class Technique:
         return cls()
 
     @classmethod
+    def example_setting(cls) -> dict[str, Any]:
+        """What `tiny_trainer` is to be made with (`model`, `train_dataset`, ...) for `example()` to have work to do."""
+        return {}
+
+    @classmethod
     def hooks(cls) -> list[str]:
         """The hooks that this technique answers, in the order of `hookspecs.py`."""
         return [name for name in vars(hookspecs) if name.startswith(hookspecs.PREFIX) and hasattr(cls, name)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,10 @@ from .technique import Technique, parse_spec
 
 VOCABULARY = 32
 LENGTH = 8
+OWN_ARGUMENTS = (
+    *("model", "model_init", "callbacks", "train_dataset", "eval_dataset"),
+    *("data_collator", "processing_class", "compute_metrics"),
+)
 # Of a log entry: what depends on the clock.
 TIMED = ("_runtime", "_per_second")
 
@@ -78,12 +82,12 @@ def tiny_trainer(
         techniques: what it is made a host of; none leaves the class as it is.
         trainer_class: the class to start from.
         changes: overrides of the `TrainingArguments`, or of the trainer's own arguments `model`, `callbacks`,
-            `train_dataset`, `eval_dataset`, `compute_metrics` and `model_init`.
+            `train_dataset`, `eval_dataset`, `data_collator`, `processing_class`, `compute_metrics` and `model_init`.
     """
     # A different number of threads changes the last bits of a sum.
     torch.set_num_threads(1)
     own = {"model": None, "train_dataset": tiny_dataset(), "eval_dataset": tiny_dataset(12, seed=1)}
-    for name in ("model", "callbacks", "train_dataset", "eval_dataset", "compute_metrics", "model_init"):
+    for name in OWN_ARGUMENTS:
         if name in changes:
             own[name] = changes.pop(name)
     if own["model"] is None and "model_init" not in own:
@@ -156,15 +160,30 @@ def difference(first: Any, second: Any, path: str = "") -> str | None:
     return None if first == second or both_nan else f"{path}: {first!r} against {second!r}"
 
 
-def resumed(output_dir: Path, *techniques: Technique | str, stop_at: int = 9, **changes: Any) -> Trainer:
-    """A run ended in the middle of an epoch and of an accumulation, then resumed by a new trainer to its end."""
+def resumed(
+    output_dir: Path,
+    *techniques: Technique | str,
+    stop_at: int = 9,
+    make_setting: Callable[[], dict[str, Any]] = dict,
+    **changes: Any,
+) -> Trainer:
+    """A run ended in the middle of an epoch and of an accumulation, then resumed by a new trainer to its end.
+
+    `make_setting` gives further `changes` for each of the two trainers, such as a new model.
+    """
     callbacks = list(changes.pop("callbacks", None) or [])
-    trainer = tiny_trainer(output_dir, *techniques, callbacks=[*callbacks, InterruptAt(stop_at)], **changes)
+    stopping = [*callbacks, InterruptAt(stop_at)]
+    trainer = tiny_trainer(output_dir, *techniques, callbacks=stopping, **changes, **make_setting())
     with pytest.raises(Interruption):
         trainer.train()
-    trainer = tiny_trainer(output_dir, *techniques, callbacks=callbacks, **changes)
+    trainer = tiny_trainer(output_dir, *techniques, callbacks=callbacks, **changes, **make_setting())
     trainer.train(resume_from_checkpoint=True)
     return trainer
+
+
+def setting_of(*techniques: Technique) -> dict[str, Any]:
+    """The first `example_setting` among these techniques, made anew: its model is trained in place."""
+    return next(filter(None, (technique.example_setting() for technique in techniques)), {})
 
 
 def check_technique(technique: Technique, folder: Path) -> None:
@@ -200,7 +219,7 @@ def check_options(technique: Technique) -> None:
 
 def check_parts_pickle(technique: Technique, folder: Path) -> None:
     """What the technique supplies survives pickling, as data-loader workers and launchers need it."""
-    trainer = tiny_trainer(folder, technique)
+    trainer = tiny_trainer(folder, technique, **setting_of(technique))
     for part in (*trainer._ft_parts.values(), trainer.data_collator):
         pickle.loads(pickle.dumps(part))
 
@@ -212,16 +231,16 @@ def check_trains_and_resumes(*techniques: Technique, folder: Path) -> dict[str, 
         The `outcome` of the uninterrupted run.
     """
     names = " + ".join(technique.name for technique in techniques)
-    straight = tiny_trainer(folder / "straight", *techniques)
+    straight = tiny_trainer(folder / "straight", *techniques, **setting_of(*techniques))
     straight.train()
     for technique in techniques:
         assert technique.acted(straight), f"{names}: the effect of {technique.name} does not show"
     expected = outcome(straight)
-    again = resumed(folder / "resumed", *techniques)
+    again = resumed(folder / "resumed", *techniques, make_setting=lambda: setting_of(*techniques))
     where = difference(expected, outcome(again))
     assert where is None, f"{names}: the resumed run differs from the uninterrupted one at {where}"
     stock = with_plugins(Trainer)
-    without = tiny_trainer(folder / "without", trainer_class=stock)
+    without = tiny_trainer(folder / "without", trainer_class=stock, **setting_of(*techniques))
     without.train()
     for technique in techniques:
         assert not technique.acted(without), f"{technique.name}: its effect also shows in a run without it"
@@ -238,13 +257,13 @@ def check_pair(first: Technique, second: Technique, folder: Path) -> str:
         "together", or the reason of the conflict.
     """
     try:
-        tiny_trainer(folder / "built", first, second)
+        tiny_trainer(folder / "built", first, second, **setting_of(first, second))
     except ConflictError as conflict:
         with pytest.raises(ConflictError):
-            tiny_trainer(folder / "built", second, first)
+            tiny_trainer(folder / "built", second, first, **setting_of(first, second))
         return str(conflict)
     one = check_trains_and_resumes(first, second, folder=folder / "one")
-    other = tiny_trainer(folder / "other", second, first)
+    other = tiny_trainer(folder / "other", second, first, **setting_of(first, second))
     other.train()
     where = difference(one["weights"], outcome(other)["weights"])
     assert where is None, f"{first.name} and {second.name}: the order in which they are listed changes {where}"
@@ -275,12 +294,28 @@ class LogEverything(Technique):
     summary: ClassVar[str] = "record when each hook fires"
     fired: ClassVar[list[tuple[str, dict[str, Any]]]] = []
 
+    def ft_dataset(self, dataset: Any, split: str) -> Any:
+        self.fired.append(("ft_dataset", {"dataset": dataset, "split": split}))
+        return None
+
+    def ft_collator(self, collator: Any) -> Any:
+        self.fired.append(("ft_collator", {"collator": collator}))
+        return None
+
+    def ft_metrics(self, processing_class: Any) -> Any:
+        self.fired.append(("ft_metrics", {"processing_class": processing_class}))
+        return None
+
     def ft_callbacks(self, args: Any) -> list[Any]:
         self.fired.append(("ft_callbacks", {"args": args}))
         return []
 
     def ft_trainer(self, trainer: Any) -> None:
         self.fired.append(("ft_trainer", {"trainer": trainer}))
+
+    def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
+        self.fired.append(("ft_batch_sampler", {"trainer": trainer, "dataset": dataset}))
+        return None
 
     def ft_scheduler(self, trainer: Any, optimizer: Any, num_training_steps: int) -> Any:
         arguments = {"trainer": trainer, "optimizer": optimizer, "num_training_steps": num_training_steps}

@@ -182,13 +182,18 @@ def trained(trainer):
     }
 
 
-def build(folder, *techniques, **changes):
+def host_class():
     from transformers import Trainer
 
     from hf_ft_plugins import with_plugins
+
+    return with_plugins(Trainer)
+
+
+def build(folder, *techniques, **changes):
     from hf_ft_plugins.testing import tiny_trainer
 
-    host = changes.pop("trainer_class", with_plugins(Trainer))
+    host = changes.pop("trainer_class", host_class())
     return tiny_trainer(folder, *techniques, trainer_class=host, ddp_backend="gloo", **changes)
 
 
@@ -352,8 +357,12 @@ def resumed_and_straight(rank, folder, controller):
     }
 
 
+def can_resume_on_two_ranks():
+    return tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
+
+
 @pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    not can_resume_on_two_ranks(),
     reason="this transformers cannot resume on two ranks without a GPU: it loads the optimizer to cpu:0",
 )
 @pytest.mark.parametrize("controller", ["plateau", "rollback"])
@@ -364,3 +373,42 @@ def test_resumed_run_on_two_ranks_equals_uninterrupted_run(on_both_ranks, contro
     assert first["control"], "the technique does nothing in this run"
     assert first["trained"] == second["trained"]
     assert first["trained"]["decisions"]
+
+
+# ---- batches of unequal size ----
+
+
+def budgeted_batches(rank, folder):
+    from hf_ft_plugins.techniques.text2text import Text2Text
+    from hf_ft_plugins.testing import difference, outcome, resumed
+
+    technique = Text2Text.example()
+    trainer = build(folder / "run", technique, **Text2Text.example_setting())
+    trainer.train()
+    again = None
+    if can_resume_on_two_ranks():
+        again = difference(
+            outcome(trainer),
+            outcome(
+                resumed(
+                    folder / "resumed",
+                    technique,
+                    make_setting=Text2Text.example_setting,
+                    trainer_class=host_class(),
+                    ddp_backend="gloo",
+                )
+            ),
+        )
+    loader = trainer.get_train_dataloader()
+    seen = [sorted(ids[ids > 1].tolist()) for batch in loader for ids in batch["input_ids"]]
+    rows = [sorted(token for token in row["input_ids"] if token > 1) for row in trainer.train_dataset]
+    return trained(trainer) | {"seen": seen, "rows": rows, "resumed": again, "batches": len(loader)}
+
+
+def test_batches_of_unequal_size_are_dealt_out_complete_and_resume_exactly(on_both_ranks):
+    first, second = on_both_ranks(budgeted_batches)
+    assert sorted(first["seen"] + second["seen"]) == sorted(first["rows"])
+    assert first["seen"] != second["seen"]
+    assert first["batches"] == second["batches"]
+    assert first["weights"] == second["weights"]
+    assert (first["resumed"], second["resumed"]) == (None, None)

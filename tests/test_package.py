@@ -50,11 +50,12 @@ def test_every_hook_is_recorded_by_the_technique_that_logs_everything(hook):
 
 @pytest.mark.parametrize("hook", hook_names())
 def test_every_hook_is_asked_by_the_host(hook):
-    tree = ast.parse((ROOT / "hf_ft_plugins" / "host.py").read_text(encoding="utf-8"))
+    files = [ROOT / "hf_ft_plugins" / name for name in ("host.py", "inputs.py")]
     asked = {
         node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("_ask_all", "_ask_owner")
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("_ask_all", "_ask_owner", "_ask_chain")
         if isinstance(node.args[0], ast.Constant)
     }
     assert hook in asked

@@ -1,0 +1,108 @@
+"""Trainer mix-in: what a trainer reads (data sets, collator, metrics, batches), as the techniques supply it.
+
+Asked right after the trainer's own `__init__`, when its model, tokenizer and default collator are known, whatever the
+signature of the script's own class.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+from transformers.trainer_utils import seed_worker
+
+from .errors import PluginError
+
+
+class Inputs:
+    """Comes before a Trainer class in the method resolution order; part of `Host`."""
+
+    # The batch sampler of the training data, where a technique supplies one.
+    train_batches: Any = None
+
+    model: Any
+    args: Any
+    accelerator: Any
+    processing_class: Any
+    data_collator: Any
+    compute_metrics: Any
+    train_dataset: Any
+    eval_dataset: Any
+    _ask_chain: Any
+    _ask_owner: Any
+    _remove_unused_columns: Any
+    _get_collator_with_removed_columns: Any
+
+    def _supply_inputs(self) -> None:
+        known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
+        self.train_dataset = self._supplied_dataset(self.train_dataset, "train", known)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._supplied_dataset(dataset, name, known) for name, dataset in self.eval_dataset.items()
+            }
+        else:
+            self.eval_dataset = self._supplied_dataset(self.eval_dataset, "eval", known)
+        self.data_collator = self._ask_owner("ft_collator", collator=self.data_collator, **known) or self.data_collator
+        if self.compute_metrics is None:
+            self.compute_metrics = self._ask_owner("ft_metrics", **known)
+
+    def _supplied_dataset(self, dataset: Any, split: str, known: dict[str, Any]) -> Any:
+        return dataset if dataset is None else self._ask_chain("ft_dataset", dataset=dataset, split=split, **known)
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        batches = None
+        if is_training and not isinstance(dataset, IterableDataset):
+            batches = self._ask_owner("ft_batch_sampler", trainer=self, dataset=dataset)
+        if is_training:
+            self.train_batches = batches
+        if batches is None:
+            return super()._get_dataloader(  # type: ignore[misc]
+                dataset, description, batch_size, sampler_fn=sampler_fn, is_training=is_training, **kwargs
+            )
+        if self.args.accelerator_config.split_batches:
+            raise PluginError(
+                "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
+                "batches of unequal size. Set it to False."
+            )
+        loader = DataLoader(batch_sampler=batches, **self._loading(dataset, description))
+        return self.accelerator.prepare(loader)
+
+    def _loading(self, dataset: Any, description: str) -> dict[str, Any]:
+        """A DataLoader's arguments, as Trainer gives them, but for the batches."""
+        collator = self.data_collator
+        if hasattr(dataset, "column_names") and hasattr(dataset, "features"):
+            dataset = self._remove_unused_columns(dataset, description=description)
+        else:
+            collator = self._get_collator_with_removed_columns(collator, description=description)
+        names = (
+            "num_workers",
+            "pin_memory",
+            "persistent_workers",
+            "multiprocessing_context",
+            "prefetch_factor",
+            "in_order",
+        )
+        settings = {name: getattr(self.args, f"dataloader_{name}", None) for name in names}
+        return {
+            "dataset": dataset,
+            "collate_fn": collator,
+            "worker_init_fn": partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+            **{name: value for name, value in settings.items() if value is not None},
+        }
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
+        if self.train_batches is not None and hasattr(self.train_batches, "set_epoch"):
+            self.train_batches.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]

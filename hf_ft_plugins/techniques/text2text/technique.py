@@ -1,0 +1,149 @@
+"""The technique `text2text`: pairs of input and output text, for encoder-decoders and causal models.
+
+Of a standard script it replaces how batches are cut (`batches.py`), collated (`collator.py`) and weighed (`loss.py`);
+what the script trains, and for how many steps, stays.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from ...errors import PluginError
+from ...technique import Technique, option
+
+logger = logging.getLogger(__name__)
+
+# The collators that do what `TextPairCollator` does; any other is the script's own affair.
+REPLACED_COLLATORS = ("DataCollatorForSeq2Seq", "DataCollatorWithPadding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text2Text(Technique):
+    """See the options' help, `TextPairCollator`, `TokenBudgetBatchSampler` and `TokenMeanLoss`."""
+
+    name: ClassVar[str] = "text2text"
+    summary: ClassVar[str] = "text pairs in batches of a budget of tokens, the loss averaged over real target tokens"
+
+    target_tokens: int | None = option(
+        None, help="real target tokens in a batch; none: as many as per_device_train_batch_size pairs have on average"
+    )
+    max_tokens: int | None = option(
+        None, help="most padded slots (source and target) in a batch; none: twice those of pairs of average length"
+    )
+    max_source_length: int | None = option(None, help="longest source in tokens, cut beyond; none: no limit")
+    max_target_length: int | None = option(None, help="longest target in tokens, cut beyond; none: no limit")
+    source: str = option("source", help="column of input texts, tokenized where the data has no input_ids")
+    target: str = option("target", help="column of output texts, tokenized where the data has no input_ids")
+    source_prefix: str = option("", help="put before each input text that is tokenized")
+    pad_to_multiple_of: int | None = option(None, help="round widths up; none: as in the script's collator")
+    max_empty_share: float = option(
+        0.01, help="an error past this share of pairs with an empty target; fewer are dropped"
+    )
+    metrics: bool = option(True, help="BLEU, chrF and exact match where the script generates and computes no metrics")
+
+    def check(self) -> None:
+        for name in ("target_tokens", "max_tokens", "max_source_length", "max_target_length", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, name, "it must be 1 or more.")
+        self.require(0 <= self.max_empty_share <= 1, "max_empty_share", "it must lie in [0, 1].")
+
+    def ft_dataset(self, dataset: Any, split: str, model: Any, processing_class: Any) -> Any:
+        from .data import prepared
+
+        return prepared(self, dataset, split, model, processing_class)
+
+    def ft_collator(self, collator: Any, model: Any, processing_class: Any) -> Any:
+        from .collator import TextPairCollator
+
+        tokenizer = processing_class or getattr(collator, "tokenizer", None)
+        if isinstance(collator, TextPairCollator):
+            return None
+        if collator is not None and type(collator).__name__ not in REPLACED_COLLATORS:
+            logger.warning("%s: the script's own collator, %s, stays.", self.name, type(collator).__name__)
+            return None
+        if getattr(collator, "max_length", None) is not None or getattr(collator, "label_pad_token_id", -100) != -100:
+            logger.warning("%s: the script's collator stays, for its max_length or label_pad_token_id.", self.name)
+            return None
+        if tokenizer is None or model is None:
+            raise PluginError(
+                f"{self.name}: the trainer has no {'model' if model is None else 'tokenizer'}. "
+                f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}."
+            )
+        return self.new_collator(tokenizer, model, getattr(collator, "pad_to_multiple_of", None))
+
+    def new_collator(self, tokenizer: Any, model: Any, pad_to_multiple_of: int | None = None) -> Any:
+        """A `TextPairCollator` with this technique's options."""
+        from .collator import TextPairCollator
+
+        return TextPairCollator(
+            tokenizer,
+            model,
+            source=self.source,
+            target=self.target,
+            source_prefix=self.source_prefix,
+            max_source=self.max_source_length,
+            max_target=self.max_target_length,
+            pad_to_multiple_of=self.pad_to_multiple_of or pad_to_multiple_of,
+        )
+
+    def ft_metrics(self, args: Any, processing_class: Any) -> Any:
+        if not self.metrics or processing_class is None or not getattr(args, "predict_with_generate", False):
+            return None
+        from .metrics import Seq2SeqGenerationMetrics
+
+        try:
+            import sacrebleu  # noqa: F401
+        except ImportError:
+            logger.warning("%s: sacrebleu is not installed, so there is no BLEU. pip install sacrebleu", self.name)
+            return None
+        return Seq2SeqGenerationMetrics(processing_class)
+
+    def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
+        from .data import budgeted
+
+        return budgeted(self, trainer, dataset)
+
+    def ft_trainer(self, trainer: Any) -> None:
+        from .data import is_causal
+        from .loss import TokenMeanLoss
+
+        if any(cls.__module__.partition(".")[0] == "trl" for cls in type(trainer).__mro__):
+            raise PluginError(
+                f"{self.name}: {type(trainer).__name__} is TRL's, which batches and weighs its own data. "
+                f"Use Trainer or Seq2SeqTrainer, or leave out {self.name}."
+            )
+        if trainer.compute_loss_func is not None:
+            logger.warning("%s: the script's own compute_loss_func stays.", self.name)
+            return
+        trainer.compute_loss_func = TokenMeanLoss(
+            shift=is_causal(trainer.model), label_smoothing=trainer.args.label_smoothing_factor
+        )
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(target_tokens=24)
+
+    @classmethod
+    def example_setting(cls) -> dict[str, Any]:
+        from transformers import ByT5Tokenizer, DataCollatorForSeq2Seq
+
+        from .data import tiny_pairs, tiny_t5
+
+        model = tiny_t5()
+        return {
+            "model": model,
+            "train_dataset": tiny_pairs(36),
+            "eval_dataset": tiny_pairs(12, seed=1),
+            "processing_class": ByT5Tokenizer(),
+            "data_collator": DataCollatorForSeq2Seq(ByT5Tokenizer(), model),
+        }
+
+    def acted(self, trainer: Any) -> bool:
+        """The last epoch's batches hold about `target_tokens` each, and the loss is the mean over tokens."""
+        from .batches import TokenBudgetBatchSampler
+        from .loss import TokenMeanLoss
+
+        sampler = getattr(trainer, "train_batches", None)
+        return isinstance(sampler, TokenBudgetBatchSampler) and isinstance(trainer.compute_loss_func, TokenMeanLoss)

@@ -1,0 +1,112 @@
+"""Token ids of a data set of pairs, read from Arrow's buffers without making a Python object of a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...errors import PluginError
+from .arrays import Ragged, positions
+
+
+class Row(NamedTuple):
+    """One example of a `TokenTable`, not yet read; `TextPairCollator` reads a batch of them at once."""
+
+    table: TokenTable
+    position: int
+
+
+class TokenTable(torch.utils.data.Dataset[Row]):
+    """The columns `input_ids` and `labels` of a `datasets.Dataset`, as one array of ids and offsets each.
+
+    Args:
+        dataset: a `datasets.Dataset` with both columns, lists of whole numbers. Its buffers are used, not copied,
+            unless it was shuffled or selected from.
+
+    Raises:
+        PluginError: a column is missing, or holds no lists of whole numbers, or a row is None.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.sources = _flat(dataset, "input_ids")
+        self.targets = _flat(dataset, "labels")
+
+    def __len__(self) -> int:
+        return len(self.sources.lengths)
+
+    def __getitem__(self, index: int) -> Row:
+        return Row(self, index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        return [Row(self, index) for index in indices]
+
+    def gathered(self, rows: Sequence[Row]) -> tuple[Ragged, Ragged]:
+        """Sources and targets of some rows."""
+        indices = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
+        return self.sources.rows(indices), self.targets.rows(indices)
+
+
+class _Flat(NamedTuple):
+    values: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def rows(self, indices: np.ndarray) -> Ragged:
+        lengths = self.lengths[indices]
+        return Ragged(self.values[positions(self.starts[indices], lengths)].astype(np.int64, copy=False), lengths)
+
+
+def _flat(dataset: Any, column: str) -> _Flat:
+    array = _column(dataset, column)
+    offsets = array.offsets.to_numpy()
+    return _Flat(array.values.to_numpy(zero_copy_only=False), offsets[:-1], np.diff(offsets))
+
+
+def _column(dataset: Any, column: str) -> Any:
+    import pyarrow
+
+    if column not in dataset.column_names:
+        raise PluginError(
+            f"text2text: the data has no column {column!r}, only {', '.join(dataset.column_names)}. Tokenize it into "
+            "input_ids and labels, or name the columns of text with source=... and target=..."
+        )
+    if dataset._indices is not None:
+        dataset = dataset.flatten_indices()
+    array = dataset.data.column(column).combine_chunks()
+    if isinstance(array, pyarrow.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pyarrow.array([], type=array.type)
+    if not hasattr(array, "offsets") or not pyarrow.types.is_integer(array.type.value_type):
+        raise PluginError(f"text2text: the column {column!r} is of type {array.type}; it must hold lists of token ids.")
+    if array.null_count:
+        missing = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise PluginError(f"text2text: row {missing} has {column}=None. Drop such rows, or give them a text.")
+    return array
+
+
+def lengths_of(dataset: Any, column: str) -> np.ndarray:
+    """Tokens of every row of a column of token ids; int64 [rows].
+
+    Read from the offsets of a `datasets.Dataset`; of any other data set, every example is looked at once.
+    """
+    if hasattr(dataset, "data") and hasattr(dataset, "column_names"):
+        return np.diff(_column(dataset, column).offsets.to_numpy()).astype(np.int64)
+    return np.fromiter((_length(example, column, row) for row, example in enumerate(dataset)), dtype=np.int64)
+
+
+def _length(example: Any, column: str, row: int) -> int:
+    value = example.get(column)
+    if value is None:
+        raise PluginError(f"text2text: row {row} has no {column}. Drop such rows, or give them a text.")
+    return len(value)
+
+
+def flat_targets(dataset: Any) -> Iterator[np.ndarray]:
+    """Every row's `labels`."""
+    if hasattr(dataset, "data") and hasattr(dataset, "column_names"):
+        values, starts, lengths = _flat(dataset, "labels")
+        yield from (values[start : start + length] for start, length in zip(starts, lengths, strict=True))
+    else:
+        yield from (np.asarray(example["labels"]) for example in dataset)
