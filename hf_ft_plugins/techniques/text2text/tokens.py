@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,8 @@ class TokenTable(torch.utils.data.Dataset[Row]):
         return Row(self, index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Row]:
-        return [Row(self, index) for index in indices]
+        # As `[Row(self, index) for index in indices]`, but faster: it is half of the time of a batch.
+        return list(map(tuple.__new__, repeat(Row), zip(repeat(self), indices, strict=False)))
 
     def gathered(self, rows: Sequence[Row]) -> tuple[Ragged, Ragged]:
         """Sources and targets of some rows."""

@@ -1,0 +1,477 @@
+"""Text to text against stock: padding, collation, training speed, the loss under accumulation, quality.
+
+    python -m benchmarks.text2text [--device cuda] [--quick] [--json]
+
+- Padding: slots of the batches that hold no token, over the same of a baseline. Four sets of lengths: three lognormal
+  ones (translation, summaries, instructions) and, where the data is (folder FT_DATA, default ../shared/data),
+  Tatoeba's English-French in bytes. Baselines: random batches; Trainer's group_by_length; fairseq's rule (sort by
+  target, then source; pairs x longest side), its budget searched until the number of batches equals ours. `noise`:
+  random batches of another seed against random batches.
+- Collation: examples a second through a DataLoader on an Arrow data set. Interleaved; `ratio` is the median over
+  rounds, A/A is stock against stock.
+- Training speed: real target tokens per CPU second (forward, backward, AdamW) of a T5 of 4 + 4 layers, d_model 128,
+  one thread, dropout 0; each kind of batch in turns of eight steps, from the same weights.
+- Accumulation: loss of 4 batches of 2 over that of 1 batch of 8, with `TokenMeanLoss` and stock.
+- Quality: the same T5 with stock Trainer and with ours, on the same number of real target tokens, over seeds: dev loss
+  at the end, chrF of greedy translations of unseen sentences, and CPU seconds until stock's final dev loss is reached.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import track
+from sacrebleu.metrics import CHRF
+from torch.utils.data import DataLoader
+from transformers import (
+    ByT5Tokenizer,
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from hf_ft_plugins import with_plugins
+from hf_ft_plugins.techniques.text2text import TextPairCollator, TokenBudgetBatchSampler, TokenMeanLoss, TokenTable
+from hf_ft_plugins.techniques.text2text.batches import padded_tokens
+
+from .report import Result, arguments, conditions, noise_floor, quartiles, show
+
+BENCHMARK = "text2text"
+TOKENIZER = ByT5Tokenizer()
+PAIRS = 32  # per batch, as in per_device_train_batch_size
+STOCK, AGAIN, GROUPED, OURS = "random", "random again (A/A)", "group_by_length", "ours"
+Lengths = tuple[np.ndarray, np.ndarray]
+
+
+def result(metric: str, ours: float, baseline: float, ratio: float, noise: float | None, **more: Any) -> Result:
+    return Result(BENCHMARK, metric, ours, baseline, ratio, noise, **{"gate": None, "met": None, **more})
+
+
+# ---- data ----
+
+
+def lognormal(number: int, source: float, target: float, sigma: float, correlation: float) -> Lengths:
+    """Lengths with these means."""
+    drawn = np.random.default_rng(0).multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], number)
+    means = np.array([source, target])
+    lengths = np.exp(np.log(means) - sigma**2 / 2 + sigma * drawn).round().astype(np.int64)
+    return np.maximum(lengths[:, 0], 1), np.maximum(lengths[:, 1], 1)
+
+
+def tatoeba(split: str, number: int) -> Dataset | None:
+    """Pairs as bytes' ids, or None where the data is not."""
+    file = Path(os.environ.get("FT_DATA", "../shared/data")) / "tatoeba_eng_fra" / f"{split}.jsonl.gz"
+    if not file.is_file():
+        return None
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for _, line in zip(range(number), lines, strict=False)]
+    sources, targets = TOKENIZER([row["en"] for row in rows]), TOKENIZER([row["fr"] for row in rows])
+    return Dataset.from_dict(
+        {"input_ids": sources["input_ids"], "attention_mask": sources["attention_mask"], "labels": targets["input_ids"]}
+    )
+
+
+def synthetic(lengths: Lengths) -> Dataset:
+    draw = np.random.default_rng(1)
+    sources, targets = ([draw.integers(3, 380, length).tolist() for length in side] for side in lengths)
+    masks = [[1] * len(ids) for ids in sources]
+    return Dataset.from_dict({"input_ids": sources, "attention_mask": masks, "labels": targets})
+
+
+def lengths_of(dataset: Dataset) -> Lengths:
+    table = TokenTable(dataset)
+    return table.sources.lengths.astype(np.int64), table.targets.lengths.astype(np.int64)
+
+
+def new_t5(device: str) -> T5ForConditionalGeneration:
+    size = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 4, "num_heads": 4, "dropout_rate": 0.0}
+    config = T5Config(vocab_size=384, decoder_start_token_id=0, pad_token_id=0, **size)
+    return T5ForConditionalGeneration(config).to(device)
+
+
+# ---- batches of each kind ----
+
+
+def in_order(order: Sequence[int]) -> list[np.ndarray]:
+    return np.split(np.asarray(order), range(PAIRS, len(order), PAIRS))
+
+
+def random_batches(lengths: Lengths, seed: int) -> list[np.ndarray]:
+    return in_order(np.random.default_rng(seed).permutation(len(lengths[0])))
+
+
+def grouped_batches(lengths: Lengths, seed: int) -> list[np.ndarray]:
+    generator = torch.Generator().manual_seed(seed)
+    return in_order(list(LengthGroupedSampler(PAIRS, lengths=lengths[0].tolist(), generator=generator)))
+
+
+def our_batches(lengths: Lengths, seed: int) -> list[np.ndarray]:
+    source, target = lengths
+    sampler = TokenBudgetBatchSampler(
+        source,
+        target,
+        max_tokens=int(2 * PAIRS * (source + target).mean()),
+        target_tokens=int(PAIRS * target.mean()),
+        seed=seed,
+    )
+    return sampler.plan(0)
+
+
+def fairseq_batches(lengths: Lengths, number: int) -> list[np.ndarray]:
+    """fairseq's rule, with the least budget that needs no more than `number` batches."""
+    source, target = lengths
+    order = np.lexsort((source, target))
+    longest = np.maximum(source, target)[order].tolist()
+
+    def cut(budget: int) -> list[np.ndarray]:
+        ends, start, most = [], 0, 0
+        for position, length in enumerate(longest):
+            if position > start and (position + 1 - start) * max(most, length) > budget:
+                ends.append(position)
+                start, most = position, 0
+            most = max(most, length)
+        return np.split(order, ends)
+
+    low, high = max(longest), PAIRS * max(longest) * 4
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= number else (middle + 1, high)
+    return cut(low)
+
+
+def padding_results(sets: dict[str, Lengths], about: dict[str, Any]) -> list[Result]:
+    results = []
+    for name, lengths in sets.items():
+        real = int(sum(side.sum() for side in lengths))
+
+        def wasted(batches: list[np.ndarray], lengths: Lengths = lengths, real: int = real) -> int:
+            return padded_tokens(batches, *lengths) - real
+
+        ours = our_batches(lengths, 0)
+        by_chance = wasted(random_batches(lengths, 0))
+        noise = abs(wasted(random_batches(lengths, 1)) / by_chance - 1)
+        weights = np.array([lengths[1][batch].sum() for batch in ours])
+        more = {**about, "batches": len(ours), "target_tokens_cv": float(weights.std() / weights.mean())}
+        more["share_of_slots_padded"] = wasted(ours) / (wasted(ours) + real)
+        for baseline, slots, gate in (
+            (STOCK, by_chance, 0.15),
+            (GROUPED, wasted(grouped_batches(lengths, 0)), 0.5),
+            ("fairseq's rule", wasted(fairseq_batches(lengths, len(ours))), 0.6),
+        ):
+            ratio = wasted(ours) / slots
+            results.append(
+                result(
+                    f"padded slots, {name}, against {baseline}",
+                    wasted(ours),
+                    slots,
+                    ratio,
+                    noise,
+                    gate=f"ratio <= {gate}",
+                    met=ratio <= gate,
+                    conditions=more,
+                )
+            )
+    return results
+
+
+# ---- interleaved timing ----
+
+
+def medians(
+    name: str, rates: dict[str, list[float]], unit: str, gates: dict[tuple[str, str], float], about: dict[str, Any]
+) -> list[Result]:
+    """Rows of `rates` (one value a round) against others, as `gates` name them, and the A/A row."""
+    values = {row: np.array(rate) for row, rate in rates.items()}
+    noise = noise_floor(values[AGAIN] / values[STOCK])
+    results = []
+    for (row, baseline), gate in {(AGAIN, STOCK): None, **gates}.items():
+        ratios = values[row] / values[baseline]
+        ratio = float(np.median(ratios))
+        results.append(
+            result(
+                f"{unit}, {name}: {row} against {baseline}",
+                float(np.median(values[row])),
+                float(np.median(values[baseline])),
+                ratio,
+                noise,
+                gate=None if gate is None else f"ratio >= {gate}",
+                met=None if gate is None else ratio >= gate,
+                conditions={**about, "quartiles": quartiles(ratios), "rounds": len(ratios)},
+            )
+        )
+    return results
+
+
+def collation_results(dataset: Dataset, rounds: int, about: dict[str, Any]) -> list[Result]:
+    model = new_t5("cpu")
+    stock, ours = DataCollatorForSeq2Seq(TOKENIZER, model), TextPairCollator(TOKENIZER, model)
+    pairs = dataset.remove_columns("attention_mask")
+    ways = {
+        STOCK: (dataset, stock),
+        AGAIN: (dataset, stock),
+        "drop-in": (pairs, ours),
+        "buffers": (TokenTable(pairs), ours),
+    }
+    results = []
+    for batch in (32, 256):
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds + 1):
+            for way in random.Random(len(rates[STOCK])).sample(list(ways), len(ways)):
+                data, collator = ways[way]
+                start = time.perf_counter()
+                for _ in DataLoader(data, batch_size=batch, collate_fn=collator):
+                    pass
+                rates[way].append(len(dataset) / (time.perf_counter() - start))
+        rates = {way: values[1:] for way, values in rates.items()}
+        gates = {("drop-in", STOCK): 5.0, ("buffers", STOCK): 20.0}
+        results += medians(f"batch {batch}", rates, "collated examples/s", gates, about)
+    return results
+
+
+def speed_results(dataset: Dataset, rounds: int, device: str, about: dict[str, Any]) -> list[Result]:
+    lengths, table = lengths_of(dataset), TokenTable(dataset)
+    kinds = {STOCK: random_batches, AGAIN: random_batches, GROUPED: grouped_batches, OURS: our_batches}
+    set_seed(0)
+    first = new_t5(device).state_dict()
+    runs: dict[str, Callable[[], float]] = {}
+    for kind, batches in kinds.items():
+        model = new_t5(device)
+        model.load_state_dict(first)
+        collate = TextPairCollator(TOKENIZER, model)
+        # In another order than they were cut: a turn of eight is a fair sample.
+        plan = batches(lengths, 1 if kind == AGAIN else 0)
+        cycle = iter([plan[index] for index in np.random.default_rng(0).permutation(len(plan))] * rounds)
+        runs[kind] = turn_of(model, table, collate, cycle, device)
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for number in track(range(rounds + 1), "speed", console=Console(stderr=True), transient=True):
+        for kind in random.Random(number).sample(list(kinds), len(kinds)):
+            rates[kind].append(runs[kind]())
+    rates = {kind: values[1:] for kind, values in rates.items()}
+    gates = {(OURS, STOCK): 2.5, (OURS, GROUPED): 1.2}
+    return medians("T5 4+4, d 128", rates, "real target tokens per CPU s", gates, about)
+
+
+def turn_of(
+    model: Any, table: TokenTable, collate: Any, batches: Iterator[np.ndarray], device: str
+) -> Callable[[], float]:
+    optimizer, loss_of = torch.optim.AdamW(model.parameters(), lr=1e-3), TokenMeanLoss(shift=False)
+
+    def turn() -> float:
+        tokens, start = 0, time.process_time()
+        for _ in range(8):
+            batch = {name: value.to(device) for name, value in collate(table.__getitems__(next(batches))).items()}
+            labels = batch.pop("labels")
+            loss_of(model(**batch), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens += int((labels >= 0).sum())
+        return tokens / (time.process_time() - start)
+
+    return turn
+
+
+# ---- the loss under accumulation ----
+
+
+class Quiet(TrainerCallback):
+    """CPU seconds of the training alone, and the dev loss after each evaluation."""
+
+    def __init__(self) -> None:
+        self.spent, self._since = 0.0, 0.0
+        self.curve: list[tuple[float, float]] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._since = time.process_time()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.spent += time.process_time() - self._since
+
+    def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+        self.curve.append((self.spent, metrics["eval_loss"]))
+
+
+def trained(
+    dataset: Dataset,
+    dev: Dataset | None,
+    technique: str | None,
+    seed: int,
+    device: str,
+    loss: TokenMeanLoss | None = None,
+    **settings: Any,
+) -> Any:
+    set_seed(seed)
+    model, watch = new_t5(device), Quiet()
+    trainer_class = with_plugins(Seq2SeqTrainer, technique) if technique else Seq2SeqTrainer
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_class(
+            model=model,
+            args=Seq2SeqTrainingArguments(
+                output_dir=folder,
+                seed=seed,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=device == "cpu",
+                prediction_loss_only=True,
+                **settings,
+            ),
+            data_collator=DataCollatorForSeq2Seq(TOKENIZER, model),
+            train_dataset=dataset,
+            eval_dataset=dev,
+            processing_class=TOKENIZER,
+            callbacks=[watch],
+            compute_loss_func=loss,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return trainer, watch
+
+
+def accumulation_results(dataset: Dataset, device: str, about: dict[str, Any]) -> list[Result]:
+    few, results = dataset.select(range(8)), []
+    for smoothing in (0.0, 0.1):
+        ratios = []
+        for loss in (TokenMeanLoss(shift=False, label_smoothing=smoothing), None):
+            logged = []
+            for steps in (4, 1):
+                trainer, _ = trained(
+                    *(few, None, None, 0, device, loss),
+                    per_device_train_batch_size=8 // steps,
+                    gradient_accumulation_steps=steps,
+                    label_smoothing_factor=smoothing,
+                    train_sampling_strategy="sequential",
+                    learning_rate=0.0,
+                    num_train_epochs=1,
+                    logging_steps=1,
+                )
+                logged.append(trainer.state.log_history[0]["loss"])
+            ratios.append(logged[0] / logged[1])
+        results.append(
+            result(
+                f"loss of 4 x 2 over loss of 1 x 8, smoothing {smoothing}",
+                *ratios,
+                ratios[0] / ratios[1],
+                None,
+                gate="ours within 0.001 of 1",
+                met=abs(ratios[0] - 1) <= 0.001,
+                conditions=about,
+            )
+        )
+    return results
+
+
+# ---- quality ----
+
+
+@torch.no_grad()
+def chrf(model: Any, test: Dataset, device: str) -> float:
+    collate = TextPairCollator(TOKENIZER, model)
+    texts, references = [], []
+    for start in range(0, len(test), 50):
+        batch = collate(TokenTable(test).__getitems__(range(start, min(start + 50, len(test)))))
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        texts += TOKENIZER.batch_decode(model.generate(**inputs, max_new_tokens=60), skip_special_tokens=True)
+        labels = batch["labels"].masked_fill(batch["labels"] < 0, 0)
+        references += TOKENIZER.batch_decode(labels, skip_special_tokens=True)
+    return CHRF().corpus_score(texts, [references]).score
+
+
+def quality_results(
+    data: tuple[Dataset, Dataset, Dataset], steps: int, seeds: int, device: str, about: dict[str, Any]
+) -> list[Result]:
+    train, dev, test = data
+    settings = {"max_steps": steps, "per_device_train_batch_size": PAIRS, "per_device_eval_batch_size": 100}
+    settings |= {"learning_rate": 2e-3, "warmup_steps": steps // 10, "logging_steps": steps}
+    settings |= {"eval_strategy": "steps", "eval_steps": max(1, steps // 16)}
+    runs: dict[str | None, list[tuple[float, float, list[tuple[float, float]]]]] = {None: [], "text2text": []}
+    for seed in track(range(seeds), "quality", console=Console(stderr=True), transient=True):
+        for technique in runs:
+            trainer, watch = trained(train, dev, technique, seed, device, **settings)
+            runs[technique].append((watch.curve[-1][1], chrf(trainer.model.eval(), test, device), watch.curve))
+    stock, ours = runs[None], runs["text2text"]
+    more = {**about, "seeds": seeds, "steps": steps, "dev_loss": {str(k): [r[0] for r in v] for k, v in runs.items()}}
+    more["chrf"] = {str(technique): [run[1] for run in measured] for technique, measured in runs.items()}
+    results = []
+    for index, name, sign in ((0, "dev loss", -1), (1, "chrF", 1)):
+        a, b = np.array([run[index] for run in ours]), np.array([run[index] for run in stock])
+        spread = float(b.max() - b.min())
+        results.append(
+            result(
+                f"{name} at equal real target tokens",
+                float(a.mean()),
+                float(b.mean()),
+                float(a.mean() / b.mean()),
+                spread / float(b.mean()),
+                gate="not worse than stock's spread over seeds",
+                met=bool(sign * (a.mean() - b.mean()) >= -spread),
+                conditions=more,
+            )
+        )
+    needed = []
+    for one, other in zip(ours, stock, strict=True):
+        reached = [spent for spent, loss in one[2] if loss <= other[0]]
+        needed.append((reached[0] if reached else float("inf"), other[2][-1][0]))
+    ratios = [a / b for a, b in needed]
+    ratio = float(np.median(ratios))
+    results.append(
+        result(
+            "CPU s to stock's final dev loss",
+            float(np.median([a for a, _ in needed])),
+            float(np.median([b for _, b in needed])),
+            ratio,
+            None,
+            gate="ratio <= 0.5",
+            met=ratio <= 0.5,
+            conditions={**more, "ratios": ratios},
+        )
+    )
+    return results
+
+
+def main() -> None:
+    args = arguments(__doc__ or "")
+    torch.set_num_threads(1)
+    number = 5_000 if args.quick else 50_000
+    sets = {
+        "translation": lognormal(number, 26, 29, 0.65, 0.9),
+        "summaries": lognormal(number, 553, 64, 0.5, 0.3),
+        "instructions": lognormal(number, 80, 154, 1.0, 0.2),
+    }
+    real = tatoeba("train", number)
+    about = conditions(
+        args.device, pairs=number, pairs_per_batch=PAIRS, data="synthetic" if real is None else "Tatoeba"
+    )
+    if real is not None:
+        sets["Tatoeba"] = lengths_of(real)
+    trained_on = real if real is not None else synthetic(tuple(side[:5000] for side in sets["translation"]))
+    results = padding_results(sets, about)
+    results += collation_results(trained_on.select(range(5000)), 3 if args.quick else 9, about)
+    results += speed_results(trained_on, 4 if args.quick else 14, args.device, about)
+    results += accumulation_results(trained_on, args.device, about)
+    if real is not None:
+        data = (real, tatoeba("dev", 300), tatoeba("test", 100 if args.quick else 300))
+        steps, seeds = (48, 3) if args.quick else (400, 3)
+        results += quality_results(data, steps, seeds, args.device, about)
+    show(results, as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()
