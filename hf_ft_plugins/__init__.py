@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .host import with_plugins
     from .technique import Technique, option
     from .techniques.adaptive_lr import AdaptiveLR, AdaptiveLRCallback
+    from .techniques.text2text import Text2Text
 
 _HOMES = {
     "AdaptiveLR": "techniques.adaptive_lr",
@@ -21,6 +22,7 @@ _HOMES = {
     "OptionError": "errors",
     "PluginError": "errors",
     "Technique": "technique",
+    "Text2Text": "techniques.text2text",
     "option": "technique",
     "with_plugins": "host",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "OptionError",
     "PluginError",
     "Technique",
+    "Text2Text",
     "option",
     "with_plugins",
 ]
