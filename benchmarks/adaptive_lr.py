@@ -397,7 +397,7 @@ def settings(quick: bool) -> list[Setting]:
     size = (
         {"train": 100, "dev": 100, "test": 200, "max_length": 24}
         if quick
-        else {"train": 400, "dev": 300, "test": 500, "max_length": 48}
+        else {"train": 200, "dev": 150, "test": 300, "max_length": 32}
     )
     chosen.append(
         Setting(
@@ -406,11 +406,11 @@ def settings(quick: bool) -> list[Setting]:
             rates=(2e-5, 2e-4, 2e-3),
             seeds=1 if quick else 2,
             rows=(STOCK, AGAIN, "plateau", "rollback"),
-            steps=30 if quick else 100,
-            eval_steps=5 if quick else 10,
+            steps=30 if quick else 60,
+            eval_steps=5 if quick else 6,
             batch=16,
             eval_batch=50,
-            warmup=3 if quick else 10,
+            warmup=3 if quick else 6,
             threads=torch.get_num_threads(),
         )
     )
