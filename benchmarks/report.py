@@ -23,7 +23,8 @@ class Result:
     """One measured quantity.
 
     Attributes:
-        ours, baseline: in the metric's unit; a median or mean, as the benchmark's docstring says.
+        ours, baseline: in the metric's unit; a median or mean, as the benchmark's docstring says; None where there
+            is none.
         ratio: ours / baseline, as the benchmark's docstring says.
         noise: how far `ratio` would be from 1 if nothing but chance differed (`noise_floor`).
         gate: the promise, in words; None where there is none.
@@ -33,7 +34,7 @@ class Result:
 
     benchmark: str
     metric: str
-    ours: float
+    ours: float | None
     baseline: float | None
     ratio: float | None
     noise: float | None

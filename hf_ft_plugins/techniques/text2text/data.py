@@ -110,6 +110,9 @@ def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSample
         logger.warning("%s: streaming data has no lengths, so batches hold a fixed number of pairs.", NAME)
         return None
     args = trainer.args
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if strategy != "random":
+        logger.warning("%s: train_sampling_strategy=%r has no effect: the budget cuts the batches.", NAME, strategy)
     sources, targets = pair_lengths(options, dataset, causal=is_causal(trainer.model))
     pairs = args.train_batch_size
     enough = options.target_tokens or max(1, round(pairs * float(targets.mean())))
