@@ -34,10 +34,11 @@ def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class
 
 
 @_spec(firstresult=True)
-def ft_collator(collator: Any, model: Any, args: Any, processing_class: Any) -> Any:
+def ft_collator(collator: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
     """**owner**. The data collator, next; None keeps `collator`: the script's own, or Trainer's default.
 
-    Replace a collator only by one that does the same for the same data.
+    Asked for the training data (`split` is "train") and for evaluation and test data ("eval"). Replace a collator only
+    by one that does the same for the same data.
     """
     raise NotImplementedError
 

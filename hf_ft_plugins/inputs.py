@@ -6,6 +6,8 @@ signature of the script's own class.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,9 @@ class Inputs:
 
     # The batch sampler of the training data, where a technique supplies one.
     train_batches: Any = None
+    # What collates evaluation and test data; `data_collator` collates training data.
+    eval_collator: Any
+    _supplied_collator: Any
 
     model: Any
     args: Any
@@ -43,7 +48,12 @@ class Inputs:
             }
         else:
             self.eval_dataset = self._supplied_dataset(self.eval_dataset, "eval", known)
-        self.data_collator = self._ask_owner("ft_collator", collator=self.data_collator, **known) or self.data_collator
+        script_collator = self.data_collator
+        self.data_collator, self.eval_collator = (
+            self._ask_owner("ft_collator", collator=script_collator, split=split, **known) or script_collator
+            for split in ("train", "eval")
+        )
+        self._supplied_collator = self.data_collator
         if self.compute_metrics is None:
             self.compute_metrics = self._ask_owner("ft_metrics", **known)
 
@@ -65,9 +75,10 @@ class Inputs:
         if is_training:
             self.train_batches = batches
         if batches is None:
-            return super()._get_dataloader(  # type: ignore[misc]
-                dataset, description, batch_size, sampler_fn=sampler_fn, is_training=is_training, **kwargs
-            )
+            with self._collator(is_training):
+                return super()._get_dataloader(  # type: ignore[misc]
+                    dataset, description, batch_size, sampler_fn=sampler_fn, is_training=is_training, **kwargs
+                )
         if self.args.accelerator_config.split_batches:
             raise PluginError(
                 "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
@@ -75,6 +86,17 @@ class Inputs:
             )
         loader = DataLoader(batch_sampler=batches, **self._loading(dataset, description))
         return self.accelerator.prepare(loader)
+
+    @contextlib.contextmanager
+    def _collator(self, is_training: bool) -> Iterator[None]:
+        # Trainer knows one collator. A class that sets its own later keeps it.
+        training = self.data_collator
+        if not is_training and training is self._supplied_collator:
+            self.data_collator = self.eval_collator
+        try:
+            yield
+        finally:
+            self.data_collator = training
 
     def _loading(self, dataset: Any, description: str) -> dict[str, Any]:
         """A DataLoader's arguments, as Trainer gives them, but for the batches."""

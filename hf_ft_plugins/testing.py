@@ -298,8 +298,8 @@ class LogEverything(Technique):
         self.fired.append(("ft_dataset", {"dataset": dataset, "split": split}))
         return None
 
-    def ft_collator(self, collator: Any) -> Any:
-        self.fired.append(("ft_collator", {"collator": collator}))
+    def ft_collator(self, collator: Any, split: str) -> Any:
+        self.fired.append(("ft_collator", {"collator": collator, "split": split}))
         return None
 
     def ft_metrics(self, processing_class: Any) -> Any:

@@ -100,7 +100,7 @@ def test_made_a_host_twice_with_the_same_technique_is_refused():
 def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     LogEverything.fired.clear()
     trainer = tiny_trainer(tmp_path, LogEverything())
-    built = ["ft_dataset", "ft_dataset", "ft_collator", "ft_metrics", "ft_callbacks", "ft_trainer"]
+    built = ["ft_dataset", "ft_dataset", "ft_collator", "ft_collator", "ft_metrics", "ft_callbacks", "ft_trainer"]
     assert [name for name, _ in LogEverything.fired] == built
     calls = dict(LogEverything.fired)
     assert [arguments["split"] for name, arguments in LogEverything.fired if name == "ft_dataset"] == ["train", "eval"]
@@ -113,6 +113,30 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     scheduler_call = LogEverything.fired[-1][1]
     assert scheduler_call["num_training_steps"] == 14
     assert scheduler_call["optimizer"] is trainer.optimizer
+
+
+def test_training_and_evaluation_may_be_collated_differently(tmp_path):
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Collating(Technique):
+        name: ClassVar[str] = "collating"
+        summary: ClassVar[str] = "remember which collator made each batch"
+
+        def ft_collator(self, collator: Any, split: str) -> Any:
+            def collate(examples):
+                seen.append(split)
+                return collator(examples)
+
+            return collate
+
+    trainer = tiny_trainer(tmp_path, Collating(), max_steps=1, eval_strategy="no", save_strategy="no")
+    trainer.train()
+    assert set(seen) == {"train"}
+    seen.clear()
+    trainer.evaluate()
+    trainer.predict(trainer.eval_dataset)
+    assert set(seen) == {"eval"}
 
 
 def test_works_with_model_init_and_a_second_training_starts_afresh(tmp_path):
