@@ -23,6 +23,14 @@ _spec = pluggy.HookspecMarker(PROJECT)
 
 
 @_spec
+def ft_model(model: Any, train_dataset: Any, args: Any, processing_class: Any) -> None:
+    """**all**. Change the model in place (a new head, removed layers): first, right after the trainer's `__init__`, and
+    for each model that `model_init` makes later.
+    """
+    raise NotImplementedError
+
+
+@_spec
 def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
     """**all**. The data set to use instead, right after the trainer's `__init__`; None changes nothing. Each
     technique gets what the one before left.
@@ -69,12 +77,32 @@ def ft_trainer(trainer: Any) -> None:
 
 
 @_spec(firstresult=True)
-def ft_batch_sampler(trainer: Any, dataset: Any) -> Any:
+def ft_sampler(trainer: Any, dataset: Any) -> Any:
+    """**owner**. The order of training examples, when the data loader is made; None keeps Trainer's.
+
+    Returns a torch `Sampler` over positions in `dataset`, of one length in every epoch. Its `set_epoch(epoch)` is
+    called before each epoch, and its order must depend on nothing else.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_batch_sampler(trainer: Any, dataset: Any, sampler: Any) -> Any:
     """**owner**. The batches of the training set, when its data loader is made; None keeps Trainer's.
+
+    `sampler` is what `ft_sampler` answered: whose order to keep, or None.
 
     Returns a batch sampler: an iterable, with a length that is the same in every epoch and a multiple of the world
     size, of lists of positions in `dataset`, those of all ranks; accelerate deals them out. Its `set_epoch(epoch)` is
     called before each epoch, and its order must depend on nothing else.
+    """
+    raise NotImplementedError
+
+
+@_spec
+def ft_param_groups(trainer: Any, model: Any, groups: list[dict[str, Any]]) -> None:
+    """**all**. The optimizer's parameter groups, when it has been made and before its first step; change the list in
+    place: split groups, each part with the hyperparameters of the whole, none empty.
     """
     raise NotImplementedError
 

@@ -78,6 +78,8 @@ class Host(Inputs, WholeCheckpoints):
     callback_handler: Any
     # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
     last_grad_norm: Any = None
+    # The optimizer whose parameter groups the techniques have seen.
+    _ft_grouped: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = hooks.manager(self._ft_techniques)
@@ -139,7 +141,15 @@ class Host(Inputs, WholeCheckpoints):
             )
         self._ft_parts[key] = part
 
-    # ---- learning rate ----
+    # ---- optimizer and learning rate ----
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        inner = lr_scale.innermost(optimizer)
+        if inner is not self._ft_grouped:
+            self._ft_grouped = inner
+            self._ask_all("ft_param_groups", trainer=self, model=self.model, groups=inner.param_groups)
+        return optimizer
 
     def _refuse_two_schedulers(self) -> None:
         owner = hooks.owner(self._ft_techniques, "ft_scheduler")

@@ -20,7 +20,8 @@ from .errors import PluginError
 class Inputs:
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
-    # The batch sampler of the training data, where a technique supplies one.
+    # The order of the training examples and their batches, where a technique supplies them.
+    train_order: Any = None
     train_batches: Any = None
     # What collates evaluation and test data; `data_collator` collates training data.
     eval_collator: Any
@@ -34,6 +35,7 @@ class Inputs:
     compute_metrics: Any
     train_dataset: Any
     eval_dataset: Any
+    _ask_all: Any
     _ask_chain: Any
     _ask_owner: Any
     _remove_unused_columns: Any
@@ -41,6 +43,7 @@ class Inputs:
 
     def _supply_inputs(self) -> None:
         known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
+        self._change_model(self.model)
         self.train_dataset = self._supplied_dataset(self.train_dataset, "train", known)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {
@@ -57,6 +60,27 @@ class Inputs:
         if self.compute_metrics is None:
             self.compute_metrics = self._ask_owner("ft_metrics", **known)
 
+    def _change_model(self, model: Any) -> None:
+        self._ask_all(
+            "ft_model",
+            model=model,
+            train_dataset=self.train_dataset,
+            args=self.args,
+            processing_class=self.processing_class,
+        )
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        model = super().call_model_init(trial)  # type: ignore[misc]
+        # The first of these calls is in Trainer's `__init__`, which does not know the data yet.
+        if hasattr(self, "eval_collator"):
+            self._change_model(model)
+        return model
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.train_order is not None:
+            return self.train_order
+        return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+
     def _supplied_dataset(self, dataset: Any, split: str, known: dict[str, Any]) -> Any:
         return dataset if dataset is None else self._ask_chain("ft_dataset", dataset=dataset, split=split, **known)
 
@@ -70,9 +94,11 @@ class Inputs:
         **kwargs: Any,
     ) -> Any:
         batches = None
-        if is_training and not isinstance(dataset, IterableDataset):
-            batches = self._ask_owner("ft_batch_sampler", trainer=self, dataset=dataset)
         if is_training:
+            asked = {"trainer": self, "dataset": dataset}
+            streams = isinstance(dataset, IterableDataset)
+            self.train_order = None if streams else self._ask_owner("ft_sampler", **asked)
+            batches = None if streams else self._ask_owner("ft_batch_sampler", sampler=self.train_order, **asked)
             self.train_batches = batches
         if batches is None:
             with self._collator(is_training):
@@ -125,6 +151,7 @@ class Inputs:
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
-        if self.train_batches is not None and hasattr(self.train_batches, "set_epoch"):
-            self.train_batches.set_epoch(kwargs["epoch"])
+        for order in (self.train_order, self.train_batches):
+            if hasattr(order, "set_epoch"):
+                order.set_epoch(kwargs["epoch"])
         return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]

@@ -294,6 +294,9 @@ class LogEverything(Technique):
     summary: ClassVar[str] = "record when each hook fires"
     fired: ClassVar[list[tuple[str, dict[str, Any]]]] = []
 
+    def ft_model(self, model: Any) -> None:
+        self.fired.append(("ft_model", {"model": model}))
+
     def ft_dataset(self, dataset: Any, split: str) -> Any:
         self.fired.append(("ft_dataset", {"dataset": dataset, "split": split}))
         return None
@@ -313,9 +316,16 @@ class LogEverything(Technique):
     def ft_trainer(self, trainer: Any) -> None:
         self.fired.append(("ft_trainer", {"trainer": trainer}))
 
+    def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
+        self.fired.append(("ft_sampler", {"trainer": trainer, "dataset": dataset}))
+        return None
+
     def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
         self.fired.append(("ft_batch_sampler", {"trainer": trainer, "dataset": dataset}))
         return None
+
+    def ft_param_groups(self, trainer: Any, groups: list[dict[str, Any]]) -> None:
+        self.fired.append(("ft_param_groups", {"trainer": trainer, "groups": groups}))
 
     def ft_scheduler(self, trainer: Any, optimizer: Any, num_training_steps: int) -> Any:
         arguments = {"trainer": trainer, "optimizer": optimizer, "num_training_steps": num_training_steps}

@@ -100,7 +100,16 @@ def test_made_a_host_twice_with_the_same_technique_is_refused():
 def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     LogEverything.fired.clear()
     trainer = tiny_trainer(tmp_path, LogEverything())
-    built = ["ft_dataset", "ft_dataset", "ft_collator", "ft_collator", "ft_metrics", "ft_callbacks", "ft_trainer"]
+    built = [
+        "ft_model",
+        "ft_dataset",
+        "ft_dataset",
+        "ft_collator",
+        "ft_collator",
+        "ft_metrics",
+        "ft_callbacks",
+        "ft_trainer",
+    ]
     assert [name for name, _ in LogEverything.fired] == built
     calls = dict(LogEverything.fired)
     assert [arguments["split"] for name, arguments in LogEverything.fired if name == "ft_dataset"] == ["train", "eval"]
@@ -108,8 +117,9 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     assert calls["ft_trainer"]["trainer"] is trainer
     assert trainer.optimizer is None
     trainer.train()
-    assert [name for name, _ in LogEverything.fired] == [*built, "ft_batch_sampler", "ft_scheduler"]
-    assert set(built) | {"ft_batch_sampler", "ft_scheduler"} == set(hook_names())
+    training = ["ft_sampler", "ft_batch_sampler", "ft_param_groups", "ft_scheduler"]
+    assert [name for name, _ in LogEverything.fired] == [*built, *training]
+    assert {*built, *training} == set(hook_names())
     scheduler_call = LogEverything.fired[-1][1]
     assert scheduler_call["num_training_steps"] == 14
     assert scheduler_call["optimizer"] is trainer.optimizer
