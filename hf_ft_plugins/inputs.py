@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
 
@@ -123,6 +124,14 @@ class Inputs:
             yield
         finally:
             self.data_collator = training
+
+    def feature_batches(self) -> Any:
+        """The training data in order, undivided, as the training batches are collated, on this process's device."""
+        loading = self._loading(self.train_dataset, "Training") | {"num_workers": 0}
+        for setting in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
+            loading.pop(setting, None)
+        loader = DataLoader(batch_size=self.args.eval_batch_size, **loading)
+        return prepare_data_loader(loader, device=self.args.device, num_processes=1, put_on_device=True)
 
     def _loading(self, dataset: Any, description: str) -> dict[str, Any]:
         """A DataLoader's arguments, as Trainer gives them, but for the batches."""

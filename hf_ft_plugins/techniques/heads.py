@@ -138,10 +138,17 @@ def backbone_of(model: Any) -> Any:
 
 
 def head_names(model: Any) -> list[str]:
-    """Names, in the base model, of the parameters outside the backbone; none where there is no head of its own."""
+    """Names, in the base model, of the parameters outside the backbone (or of an output layer that is not tied); none
+    where there is no head of its own.
+    """
     base, backbone = base_of(model), backbone_of(model)
     if backbone is base:
-        return []
+        layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+        layers = [layer] if layer is not None else [base.get_submodule(path) for path in _output_layers(base)]
+        own = {id(parameter) for output in layers for parameter in output.parameters()}
+        first = base.get_input_embeddings() if layer is not None else None
+        inputs = {id(parameter) for parameter in first.parameters()} if first is not None else set()
+        return [name for name, parameter in base.named_parameters() if id(parameter) in own - inputs]
     inside = {id(parameter) for parameter in backbone.parameters()}
     return [name for name, parameter in base.named_parameters() if id(parameter) not in inside]
 
@@ -167,7 +174,7 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     unnamed = all(name.startswith("LABEL_") for name in labels.names) or labels.kind == "regression"
     replaced: list[str] = []
     if not same_size or not (placeholders or unnamed or list(config.id2label.values()) == list(labels.names)):
-        layers = _output_layers(model, config.num_labels)
+        layers = _output_layers(model)
         if not layers:
             raise PluginError(
                 f"{technique}: the data has {outputs} labels and the model, a {type(base).__name__}, "
@@ -191,12 +198,16 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     return HeadReport(kept, tuple(replaced), labels.names)
 
 
-def _output_layers(model: Any, outputs: int) -> list[str]:
-    base = base_of(model)
-    inside = {id(module) for module in backbone_of(model).modules()}
+def _output_layers(model: Any) -> list[str]:
+    """Paths of the linear layers outside the backbone that have an output a label."""
+    base, backbone = base_of(model), backbone_of(model)
+    inside = set() if backbone is base else {id(module) for module in backbone.modules()}
+    # Where the backbone is not named, only a layer of the model itself can be told from one inside the backbone.
+    named = base.named_children() if backbone is base else base.named_modules()
+    outputs = getattr(getattr(base, "config", None), "num_labels", None)
     return [
         path
-        for path, module in base.named_modules()
+        for path, module in named
         if isinstance(module, torch.nn.Linear) and id(module) not in inside and module.out_features == outputs
     ]
 

@@ -1,0 +1,112 @@
+"""The technique `transfer`: a pretrained model on a new, smaller data set, text or vision.
+
+Fine-tuning everything at one rate distorts what the backbone has learned before the new head knows anything. Here the
+head is made to fit the labels and learns first; then all layers learn, the lower the slower.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from ...technique import Technique, option
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Technique):
+    """See the options' help, `GradualUnfreezing`, `layerwise_lr`, `fit_probe` and `freeze`."""
+
+    name: ClassVar[str] = "transfer"
+    summary: ClassVar[str] = "a pretrained model on new data: a new head first, then all layers, the lower the slower"
+
+    strategy: Literal["lpft", "full", "probe", "gradual"] = option(
+        "lpft",
+        help="lpft: the head alone, then everything; probe: the head alone; gradual: layer after layer from the top; "
+        "full: everything from the start",
+    )
+    layer_decay: float = option(0.8, help="each group of layers learns at this share of the rate of the one above it")
+    unfrozen_at: float | None = option(
+        None, help="share of the steps after which every layer learns; default 0.2, gradual 0.5; see cache_features"
+    )
+    rewarm: float = option(0.05, help="share of the steps over which the rate of an unfrozen layer rises from zero")
+    cache_features: Literal["auto", "always", "never"] = option(
+        "auto",
+        help="probe and lpft: compute the frozen backbone's features once and train the head on them before the first "
+        "step, where data do not change from pass to pass",
+    )
+    probe_steps: int = option(1000, help="steps of the head on cached features")
+    probe_learning_rate: float | None = option(
+        None, help="of the head alone; none: 1e-3, or the run's where that is higher"
+    )
+    freeze: tuple[str, ...] = option((), help="names of parameters or modules that never learn, with * and ?; a+b")
+    new_head: bool = option(True, help="make a head that fits the labels of the training data, where it does not")
+
+    def check(self) -> None:
+        self.require(0 < self.layer_decay <= 1, "layer_decay", "it must lie in (0, 1].")
+        self.require(self.unfrozen_at is None or 0 <= self.unfrozen_at < 1, "unfrozen_at", "it must lie in [0, 1).")
+        self.require(0 <= self.rewarm < 1, "rewarm", "it must lie in [0, 1).")
+        self.require(self.probe_steps >= 1, "probe_steps", "it must be 1 or more.")
+        self.require(
+            self.probe_learning_rate is None or self.probe_learning_rate > 0, "probe_learning_rate", "it must be > 0."
+        )
+
+    @property
+    def all_learn_from(self) -> float:
+        if self.unfrozen_at is not None:
+            return self.unfrozen_at
+        return 0.5 if self.strategy == "gradual" else 0.2
+
+    @property
+    def by_layer(self) -> bool:
+        return self.layer_decay < 1 or self.strategy == "gradual"
+
+    def ft_model(self, model: Any, train_dataset: Any, args: Any) -> None:
+        from ..heads import fit_head, labels_of
+        from .layers import freeze
+
+        labels = labels_of(train_dataset, self.name) if self.new_head else None
+        if labels is not None and hasattr(getattr(model, "config", None), "num_labels"):
+            report = fit_head(model, labels, self.name, args.seed)
+            logger.info("%s: %s", self.name, report)
+        if self.freeze:
+            logger.info("%s: frozen for good: %s", self.name, ", ".join(freeze(model, *self.freeze)))
+
+    def ft_param_groups(self, model: Any, groups: list[dict[str, Any]], trainer: Any) -> None:
+        from .layers import backbone_and_head, layer_groups, layerwise_lr
+
+        if self.layer_decay < 1 or self.strategy != "full":
+            layers = layer_groups(model) if self.by_layer else backbone_and_head(model)
+            layerwise_lr(trainer.optimizer, model, self.layer_decay, groups=layers)
+
+    def ft_callbacks(self) -> list[Any]:
+        from .unfreezing import GradualUnfreezing
+
+        if self.strategy == "full":
+            return []
+        return [
+            GradualUnfreezing(
+                self.strategy,
+                unfrozen_at=self.all_learn_from,
+                rewarm=self.rewarm,
+                probe_learning_rate=self.probe_learning_rate,
+                cache_features=self.cache_features,
+                probe_steps=self.probe_steps,
+                by_layer=self.by_layer,
+            )
+        ]
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(strategy="gradual", layer_decay=0.5)
+
+    def acted(self, trainer: Any) -> bool:
+        """The optimizer's groups are split by layer, and lower layers step at a lower rate."""
+        from ... import lr_scale
+        from .layers import MARK
+
+        groups = [group for group in trainer.optimizer.param_groups if MARK in group]
+        factors = [lr_scale.scale_of(group) for group in groups]
+        return len({group[MARK] for group in groups}) > 2 and factors[0] > factors[-1]

@@ -1,0 +1,239 @@
+"""`GradualUnfreezing`: which layers learn at which step.
+
+    trainer.add_callback(GradualUnfreezing("gradual"))
+
+The optimizer holds every parameter from the start and its groups never change, so nothing is lost when a layer is
+unfrozen, and a resumed run finds its groups again. A frozen layer's parameters need no gradient, and it runs in
+evaluation mode: no dropout, batch-norm statistics kept. Which layers are frozen is a function of the step alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Literal
+
+import torch
+from transformers.trainer_callback import TrainerCallback
+
+from ... import lr_scale
+from ...errors import PluginError
+from ..heads import base_of
+from .layers import HEAD, MARK, NAME, LayerGroup, backbone_and_head, layer_groups
+from .probe import NotCacheable, fit_probe
+
+logger = logging.getLogger(__name__)
+
+PHASE = f"{NAME}/phase"
+Strategy = Literal["full", "probe", "lpft", "gradual"]
+
+
+def thaw_steps(strategy: Strategy, groups: int, steps: int, share: float) -> list[int | None]:
+    """The step at which each group, bottom to top, begins to learn; None: never.
+
+    Args:
+        groups: their number; the last is the head.
+        steps: of the whole run.
+        share: of the steps, after which every layer learns (`lpft`: from when on all do).
+    """
+    below = groups - 1
+    thaw: list[int | None] = [0] * groups
+    for index in range(below):
+        if strategy == "probe":
+            thaw[index] = None
+        elif strategy == "lpft":
+            thaw[index] = round(share * steps)
+        elif strategy == "gradual":
+            thaw[index] = round(share * steps * (below - index) / below)
+    return thaw
+
+
+class GradualUnfreezing(TrainerCallback):
+    """Freezes layers and unfreezes them from the top.
+
+    Args:
+        strategy: `full` freezes nothing; `probe` all but the head; `lpft` all but the head, then nothing (Kumar et al.
+            2022, arXiv:2202.10054); `gradual` unfreezes one group after the other, from the top (Howard & Ruder 2018,
+            arXiv:1801.06146, section 3.3; there by epochs, here evenly over a share of the steps).
+        unfrozen_at: share of the steps after which every layer learns.
+        rewarm: share of the steps over which the rate of a layer that was unfrozen rises from zero. Only where the
+            optimizer's groups are split by layer (under the host, or with `split_by_layer`).
+        probe_learning_rate: of the head while it learns alone, at the schedule's peak; None: 1e-3, or the run's rate
+            where that is higher.
+        cache_features: `auto` computes the frozen backbone's features once, before the first step, and trains the head
+            on them (`fit_probe`), where they are the same every time; `always` refuses to run where they are not;
+            `never` trains the head in the run's own steps. Under the host only.
+        probe_steps: of the head, on cached features.
+        by_layer: whether the layers need an order; False: backbone and head are told apart, which every model allows.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy = "gradual",
+        *,
+        unfrozen_at: float = 0.5,
+        rewarm: float = 0.05,
+        probe_learning_rate: float | None = None,
+        cache_features: Literal["auto", "always", "never"] = "never",
+        probe_steps: int = 1000,
+        by_layer: bool = True,
+    ) -> None:
+        self.strategy = strategy
+        self.unfrozen_at = unfrozen_at
+        self.rewarm = rewarm
+        self.probe_learning_rate = probe_learning_rate
+        self.cache_features = cache_features
+        self.probe_steps = probe_steps
+        self.by_layer = by_layer
+        self.cached = False
+        self._trainer: Any = None
+        self._groups: list[LayerGroup] = []
+        self._learns: dict[str, torch.nn.Parameter] = {}
+        self._thaw: list[int | None] = []
+        self._frozen: list[str] | None = None
+        self._hook: Any = None
+
+    def set_trainer(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cached": self.cached}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.cached = bool(state["cached"])
+
+    # ---- the run ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._end()
+        self._groups = layer_groups(model) if self.by_layer else backbone_and_head(model)
+        base = base_of(model)
+        self._learns = {name: weight for name, weight in base.named_parameters() if weight.requires_grad}
+        self._refuse_where_it_cannot_work(args, model)
+        self._hook = base.register_forward_pre_hook(lambda module, inputs: self._still_frozen(module))
+        if state.global_step == 0:
+            self.cached = self._probed(args, state, model)
+        if self.cached and self.strategy == "probe":
+            control.should_training_stop = True
+        strategy = "full" if self.cached and self.strategy == "lpft" else self.strategy
+        self._thaw = thaw_steps(strategy, len(self._groups), state.max_steps, self.unfrozen_at)
+        self._set(args, state, kwargs.get("optimizer"))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._set(args, state, kwargs.get("optimizer"))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end()
+
+    def _set(self, args: Any, state: Any, optimizer: Any) -> None:
+        step = state.global_step
+        frozen = [
+            group.name for group, since in zip(self._groups, self._thaw, strict=True) if since is None or step < since
+        ]
+        if frozen != self._frozen:
+            self._freeze(frozen)
+            logger.info("%s: step %d: %s", NAME, step, f"frozen: {', '.join(frozen)}" if frozen else "all layers learn")
+        if optimizer is not None:
+            self._warm_up(args, state, lr_scale.innermost(optimizer))
+
+    def _freeze(self, frozen: list[str]) -> None:
+        self._frozen = frozen
+        for group in self._groups:
+            for name in group.parameters:
+                if name in self._learns:
+                    self._learns[name].requires_grad_(group.name not in frozen)
+
+    def _warm_up(self, args: Any, state: Any, optimizer: Any) -> None:
+        ramp = max(1, round(self.rewarm * state.max_steps))
+        alone = self._frozen is not None and len(self._frozen) == len(self._groups) - 1
+        for held in optimizer.param_groups:
+            if MARK not in held:
+                continue
+            index = next(i for i, group in enumerate(self._groups) if group.name == held[MARK])
+            since = self._thaw[index]
+            if held[MARK] == HEAD:
+                factor = self._probe_rate(args) / args.learning_rate if alone else 1.0
+            elif since is None or state.global_step < since:
+                factor = 0.0
+            else:
+                factor = min(1.0, (state.global_step - since + 1) / ramp) if since else 1.0
+            if held.get(lr_scale.KEY, {}).get(PHASE, 1.0) != factor:
+                lr_scale.set_scale(optimizer, PHASE, factor, [held])
+
+    def _probe_rate(self, args: Any) -> float:
+        return max(1e-3, args.learning_rate) if self.probe_learning_rate is None else self.probe_learning_rate
+
+    def _still_frozen(self, base: Any) -> None:
+        # Trainer puts the whole model into training mode before every forward pass.
+        if base.training and self._frozen:
+            for group in self._groups:
+                if group.name in self._frozen:
+                    for path in group.modules:
+                        base.get_submodule(path).eval()
+
+    def _end(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        for weight in self._learns.values():
+            weight.requires_grad_(True)
+        self._learns, self._frozen = {}, None
+
+    # ---- what cannot work, and what is done before the first step ----
+
+    def _refuse_where_it_cannot_work(self, args: Any, model: Any) -> None:
+        if self.strategy == "full":
+            return
+        head = [group for group in self._groups if group.name == HEAD]
+        if not head or not any(name in self._learns for name in head[0].parameters):
+            why = "is frozen: name it in the adapters' modules_to_save" if head else "is not there, or tied"
+            raise PluginError(
+                f"{NAME}: strategy={self.strategy} begins with the head of the model, and the head of a "
+                f"{type(base_of(model)).__name__} {why}. Use strategy=full."
+            )
+        if args.fsdp or args.deepspeed:
+            raise PluginError(
+                f"{NAME}: strategy={self.strategy} under {'FSDP' if args.fsdp else 'DeepSpeed'} has not been tested: "
+                "its shards hold frozen and learning layers together. Use strategy=full."
+            )
+        if args.world_size > 1 and not _finds_unused(args, model):
+            raise PluginError(
+                f"{NAME}: strategy={self.strategy} on {args.world_size} ranks needs "
+                "ddp_find_unused_parameters=True, since frozen layers get no gradient. Set it, or use strategy=full."
+            )
+
+    def _probed(self, args: Any, state: Any, model: Any) -> bool:
+        """Whether the head has been trained on features computed once."""
+        if self.cache_features == "never" or self.strategy not in ("probe", "lpft") or self._trainer is None:
+            return False
+        self._freeze([group.name for group in self._groups if group.name != HEAD])
+        began = time.perf_counter()
+        try:
+            losses = fit_probe(
+                model,
+                self._trainer.feature_batches(),
+                loss=self._loss,
+                learning_rate=self._probe_rate(args),
+                weight_decay=args.weight_decay,
+                steps=self.probe_steps,
+                seed=args.seed,
+            )
+        except NotCacheable as reason:
+            if self.cache_features == "always":
+                raise PluginError(f"{NAME}: cache_features=always is not possible here: {reason}.") from reason
+            logger.warning("%s: the head is trained in the run's own steps: %s.", NAME, reason)
+            return False
+        self._trainer.log(
+            {f"{NAME}/probe_loss": losses[-1], f"{NAME}/probe_runtime": round(time.perf_counter() - began, 3)}
+        )
+        return True
+
+    def _loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        items = (batch["labels"] != -100).sum() if "labels" in batch else None
+        return self._trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
+
+
+def _finds_unused(args: Any, model: Any) -> bool:
+    if args.ddp_find_unused_parameters is not None:
+        return bool(args.ddp_find_unused_parameters)
+    return not (getattr(model, "is_gradient_checkpointing", False) or args.gradient_checkpointing)
