@@ -137,14 +137,12 @@ class _Features:
             if "labels" not in batch:
                 raise NotCacheable("the batches have no labels")
             output = _output(model, backbone, batch)
+            _refuse_not_finite(output, examples)
             if first_output is None:
                 first_output, cuts = output, _what_the_head_reads(model, backbone, batch, output)
                 read = {name: [] for name in cuts}
             for name, cut in cuts.items():
                 part = output[name][:, :cut] if cut else output[name]
-                if not torch.isfinite(part).all():
-                    row = examples + int((~torch.isfinite(part.flatten(1)).all(1)).nonzero()[0])
-                    raise PluginError(f"{NAME}: the features of row {row} are not finite. Look at that example.")
                 if read[name] and part.shape[1:] != read[name][0].shape[1:]:
                     raise NotCacheable("the head reads sequences, whose length differs from batch to batch")
                 read[name].append(part.clone())
@@ -245,6 +243,13 @@ def _what_the_head_reads(model: Any, backbone: Any, batch: dict[str, torch.Tenso
     if not torch.allclose(given, expected, rtol=1e-5, atol=1e-6):
         raise NotCacheable("the head reads more than the backbone's output")
     return cuts
+
+
+def _refuse_not_finite(output: Any, before: int) -> None:
+    for value in output.values():
+        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            row = before + int((~torch.isfinite(value.flatten(1)).all(1)).nonzero()[0])
+            raise PluginError(f"{NAME}: the features of row {row} are not finite. Look at that example.")
 
 
 def _refuse_moving_data(batches: Iterable[dict[str, torch.Tensor]]) -> None:

@@ -96,6 +96,10 @@ class GradualUnfreezing(TrainerCallback):
     def set_trainer(self, trainer: Any) -> None:
         self._trainer = trainer
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What belongs to a run stays behind.
+        return vars(self) | {"_trainer": None, "_hook": None, "_learns": {}}
+
     def state_dict(self) -> dict[str, Any]:
         return {"cached": self.cached}
 
@@ -184,12 +188,16 @@ class GradualUnfreezing(TrainerCallback):
     def _refuse_where_it_cannot_work(self, args: Any, model: Any) -> None:
         if self.strategy == "full":
             return
-        head = [group for group in self._groups if group.name == HEAD]
-        if not head or not any(name in self._learns for name in head[0].parameters):
-            why = "is frozen: name it in the adapters' modules_to_save" if head else "is not there, or tied"
+        first = self._groups[-1]
+        if self.strategy != "gradual" and first.name != HEAD:
             raise PluginError(
-                f"{NAME}: strategy={self.strategy} begins with the head of the model, and the head of a "
-                f"{type(base_of(model)).__name__} {why}. Use strategy=full."
+                f"{NAME}: strategy={self.strategy} trains the head alone, and a {type(base_of(model)).__name__} has "
+                "none outside its backbone, or one that is tied to its embeddings. Use strategy=full or gradual."
+            )
+        if not any(name in self._learns for name in first.parameters):
+            raise PluginError(
+                f"{NAME}: strategy={self.strategy} begins with {first.name}, all of whose parameters are frozen. Name "
+                "it in the adapters' modules_to_save, take it out of freeze=..., or use strategy=full."
             )
         if args.fsdp or args.deepspeed:
             raise PluginError(
