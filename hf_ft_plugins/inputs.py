@@ -34,6 +34,7 @@ class Inputs:
     compute_metrics: Any
     train_dataset: Any
     eval_dataset: Any
+    _ask_all: Any
     _ask_chain: Any
     _ask_owner: Any
     _remove_unused_columns: Any
@@ -97,6 +98,17 @@ class Inputs:
             yield
         finally:
             self.data_collator = training
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        sampler = self._ask_owner("ft_eval_sampler", trainer=self, dataset=eval_dataset)
+        return super()._get_eval_sampler(eval_dataset) if sampler is None else sampler  # type: ignore[misc]
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        with contextlib.ExitStack() as contexts:
+            for _, context in self._ask_all("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
+                contexts.enter_context(context)
+            return super().evaluation_loop(dataloader, *args, **kwargs)  # type: ignore[misc]
 
     def _loading(self, dataset: Any, description: str) -> dict[str, Any]:
         """A DataLoader's arguments, as Trainer gives them, but for the batches."""
