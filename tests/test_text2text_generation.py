@@ -162,7 +162,7 @@ def test_prompts_padded_on_the_left_and_adapters_generate_the_same(tmp_path):
 def test_rows_without_a_prompt_are_refused(tmp_path):
     rows = [{**row, "labels": row["input_ids"]} for row in prompted()]
     with pytest.raises(PluginError, match="4 of 4 rows of an evaluation batch have no prompt"):
-        trainer_of(tmp_path, tiny_llama(), "text2text", rows=rows).evaluate()
+        trainer_of(tmp_path, tiny_llama(), "text2text", rows=rows).predict(rows)
 
 
 # ---- order, ranks ----
@@ -224,8 +224,7 @@ def test_examples_are_shown_once_an_evaluation_short_and_on_one_line(new_model, 
     reference = [label for label in rows[1]["labels"] if label != -100]
     texts = [repr(TOKENIZER.decode(ids, skip_special_tokens=True)) for ids in (source, reference)]
     assert [line.split(maxsplit=5)[5] for line in shown[3:5]] == texts
-    trainer = trainer_of(tmp_path, new_model(), "text2text:examples=0", rows=rows, generation_max_length=4)
-    trainer.evaluate()
+    trainer_of(tmp_path, new_model(), "text2text:examples=0", rows=rows, generation_max_length=4).predict(rows)
     assert "example" not in capsys.readouterr().out
 
 
