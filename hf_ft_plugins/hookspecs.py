@@ -115,3 +115,22 @@ def ft_scheduler(trainer: Any, optimizer: Any, num_training_steps: int) -> Any:
     (see `lr_scale.py`). Not asked when the script passed a scheduler of its own: that is a `ConflictError`.
     """
     raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_eval_sampler(trainer: Any, dataset: Any) -> Any:
+    """**owner**. The order of evaluation and test data, when their data loader is made; None keeps Trainer's.
+
+    Returns a torch `Sampler` of positions in `dataset`, the same on every rank.
+    """
+    raise NotImplementedError
+
+
+@_spec
+def ft_evaluation(trainer: Any, dataloader: Any, prefix: str) -> Any:
+    """**all**. A context manager in which one pass over evaluation or test data runs; None for none.
+
+    What it changes on the trainer or the model it puts back. `prefix` is the metrics' (`eval`, `test`, ...); the
+    contexts are entered in the order listed.
+    """
+    raise NotImplementedError

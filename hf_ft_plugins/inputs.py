@@ -133,6 +133,17 @@ class Inputs:
         loader = DataLoader(batch_size=self.args.eval_batch_size, **loading)
         return prepare_data_loader(loader, device=self.args.device, num_processes=1, put_on_device=True)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        sampler = self._ask_owner("ft_eval_sampler", trainer=self, dataset=eval_dataset)
+        return super()._get_eval_sampler(eval_dataset) if sampler is None else sampler  # type: ignore[misc]
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        with contextlib.ExitStack() as contexts:
+            for _, context in self._ask_all("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
+                contexts.enter_context(context)
+            return super().evaluation_loop(dataloader, *args, **kwargs)  # type: ignore[misc]
+
     def _loading(self, dataset: Any, description: str) -> dict[str, Any]:
         """A DataLoader's arguments, as Trainer gives them, but for the batches."""
         collator = self.data_collator

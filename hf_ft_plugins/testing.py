@@ -332,6 +332,15 @@ class LogEverything(Technique):
         self.fired.append(("ft_scheduler", arguments))
         return None
 
+    def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
+        self.fired.append(("ft_eval_sampler", {"trainer": trainer, "dataset": dataset}))
+        return None
+
+    def ft_evaluation(self, trainer: Any, dataloader: Any, prefix: str) -> Any:
+        arguments = {"trainer": trainer, "dataloader": dataloader, "prefix": prefix}
+        self.fired.append(("ft_evaluation", arguments))
+        return None
+
 
 def hook_names() -> list[str]:
     """All hooks of the contract, in the order of `hookspecs.py`."""

@@ -118,9 +118,12 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     assert trainer.optimizer is None
     trainer.train()
     training = ["ft_sampler", "ft_batch_sampler", "ft_param_groups", "ft_scheduler"]
-    assert [name for name, _ in LogEverything.fired] == [*built, *training]
-    assert {*built, *training} == set(hook_names())
-    scheduler_call = LogEverything.fired[-1][1]
+    evaluating = ["ft_eval_sampler", "ft_evaluation"]
+    # Evaluated at steps 3, 6, 9, 12 and 14.
+    assert [name for name, _ in LogEverything.fired] == [*built, *training, *evaluating * 5]
+    assert {*built, *training, *evaluating} == set(hook_names())
+    assert LogEverything.fired[-1][1]["prefix"] == "eval"
+    scheduler_call = dict(LogEverything.fired)["ft_scheduler"]
     assert scheduler_call["num_training_steps"] == 14
     assert scheduler_call["optimizer"] is trainer.optimizer
 

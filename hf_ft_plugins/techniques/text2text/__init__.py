@@ -10,6 +10,7 @@ _HOMES = {
     "TokenMeanLoss": "loss",
     "TokenTable": "tokens",
     "Seq2SeqGenerationMetrics": "metrics",
+    "generate_from_prompts": "generation",
 }
 __all__ = list(_HOMES)
 

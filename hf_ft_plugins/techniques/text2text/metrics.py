@@ -1,20 +1,30 @@
-"""`Seq2SeqGenerationMetrics`: BLEU, chrF and exact match of generated text, over the whole set at once.
+"""`Seq2SeqGenerationMetrics`: BLEU, chrF, ROUGE and exact match of generated text, over the whole set at once.
 
     Seq2SeqTrainer(..., compute_metrics=Seq2SeqGenerationMetrics(tokenizer))
 
-Scores are sacrebleu's (Post 2018, arXiv:1804.08771), whose signatures say how they were computed; a mean of the scores
-of batches is no corpus score.
+BLEU and chrF are sacrebleu's (Post 2018, arXiv:1804.08771), whose signatures say how they were computed; a mean of the
+scores of batches is no corpus score. ROUGE (Lin 2004) is rouge_score's, where that is installed: F1 without stemming,
+the mean over pairs.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def decoded(tokenizer: Any, ids: np.ndarray) -> list[str]:
+    """The text of each row of ids [B, T], without special tokens; negative ids, such as the masks of labels, are none.
+
+    A causal model's labels are masked on the prompt, so what remains is the target.
+    """
+    rows = [row[row >= 0].tolist() for row in ids]
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 @dataclass
@@ -23,8 +33,6 @@ class Seq2SeqGenerationMetrics:
 
     Attributes:
         tokenizer: decodes predictions and labels; -100 in either counts as padding.
-        shown: how many examples (source, where the arguments' `include_for_metrics` has "inputs"; reference;
-            prediction) go to the log after each evaluation.
         signatures: sacrebleu's, of the latest scores, by metric.
 
     Raises:
@@ -32,34 +40,32 @@ class Seq2SeqGenerationMetrics:
     """
 
     tokenizer: Any
-    shown: int = 2
     signatures: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, prediction: Any) -> dict[str, float]:
-        """`bleu` and `chrf` in 0 to 100, `exact_match` in 0 to 1, `gen_len` in tokens (mean, without padding)."""
+        """`bleu`, `chrf` and `rouge...` in 0 to 100, `exact_match` in 0 to 1, `gen_len` in tokens (mean)."""
         from sacrebleu.metrics import BLEU, CHRF
 
         generated = prediction.predictions
         generated = generated[0] if isinstance(generated, tuple) else generated
-        texts, references = self._texts(generated), self._texts(prediction.label_ids)
+        texts, references = (decoded(self.tokenizer, ids) for ids in (generated, prediction.label_ids))
         scores = {}
         for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
             scores[name] = metric.corpus_score(texts, [references]).score
             self.signatures[name] = str(metric.get_signature())
+        if find_spec("rouge_score"):
+            scores |= _rouge(texts, references)
         scores["exact_match"] = float(
             np.mean([text == reference for text, reference in zip(texts, references, strict=True)])
         )
-        scores["gen_len"] = float(np.mean((self._ids(generated) != self.tokenizer.pad_token_id).sum(axis=1)))
-        self._show(texts, references, getattr(prediction, "inputs", None))
+        padding = (generated < 0) | (generated == self.tokenizer.pad_token_id)
+        scores["gen_len"] = float(np.mean((~padding).sum(axis=1)))
         return scores
 
-    def _ids(self, ids: np.ndarray) -> np.ndarray:
-        return np.where(ids < 0, self.tokenizer.pad_token_id, ids)
 
-    def _texts(self, ids: np.ndarray) -> list[str]:
-        return [text.strip() for text in self.tokenizer.batch_decode(self._ids(ids), skip_special_tokens=True)]
+def _rouge(texts: list[str], references: list[str]) -> dict[str, float]:
+    from rouge_score.rouge_scorer import RougeScorer
 
-    def _show(self, texts: list[str], references: list[str], inputs: np.ndarray | None) -> None:
-        sources = self._texts(inputs[: self.shown]) if inputs is not None else [""] * self.shown
-        for source, reference, text in zip(sources, references, texts, strict=False):
-            logger.info("text2text: source %r, reference %r, prediction %r", source, reference, text)
+    scorer = RougeScorer(list(ROUGE))
+    pairs = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
+    return {name: 100 * float(np.mean([pair[name].fmeasure for pair in pairs])) for name in ROUGE}

@@ -41,12 +41,16 @@ class Text2Text(Technique):
     max_empty_share: float = option(
         0.01, help="an error past this share of pairs with an empty target; fewer are dropped"
     )
-    metrics: bool = option(True, help="BLEU, chrF and exact match where the script generates and computes no metrics")
+    metrics: bool = option(
+        True, help="BLEU, chrF, exact match (and ROUGE, with rouge_score) where the script generates and has no metrics"
+    )
+    examples: int = option(2, help="generated examples printed after each evaluation that generates")
 
     def check(self) -> None:
         for name in ("target_tokens", "max_tokens", "max_source_length", "max_target_length", "pad_to_multiple_of"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "it must be 1 or more.")
+        self.require(self.examples >= 0, "examples", "it must be 0 or more.")
         self.require(0 <= self.max_empty_share <= 1, "max_empty_share", "it must lie in [0, 1].")
 
     def ft_dataset(self, dataset: Any, split: str, model: Any, processing_class: Any) -> Any:
@@ -104,6 +108,23 @@ class Text2Text(Technique):
         from .data import budgeted
 
         return budgeted(self, trainer, dataset)
+
+    def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
+        # Grouped by length, predictions would come in another order than the data set.
+        if getattr(trainer.args, "train_sampling_strategy", None) != "group_by_length" or not hasattr(
+            dataset, "__len__"
+        ):
+            return None
+        from torch.utils.data import SequentialSampler
+
+        return SequentialSampler(dataset)
+
+    def ft_evaluation(self, trainer: Any, dataloader: Any, prefix: str) -> Any:
+        if not getattr(trainer.args, "predict_with_generate", False):
+            return None
+        from .evaluation import evaluating
+
+        return evaluating(self, trainer, dataloader, prefix)
 
     def ft_trainer(self, trainer: Any) -> None:
         from .data import is_causal

@@ -1,0 +1,97 @@
+"""What `text2text` does with a pass over evaluation data that generates: prompts, lengths, the loss, examples."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .data import NAME, is_causal, pair_lengths
+from .generation import generate_from_prompts
+from .loss import IGNORED, TokenMeanLoss
+from .metrics import decoded
+
+logger = logging.getLogger(__name__)
+LONGEST_SHOWN = 200  # characters
+
+
+@contextlib.contextmanager
+def evaluating(options: Any, trainer: Any, dataloader: Any, prefix: str) -> Iterator[None]:
+    """Seq2SeqTrainer's evaluation as it would be on one process, of prompts alone; examples are printed at its end.
+
+    Stock keeps the rows that are repeated to fill the last batch of several ranks, and takes the label-smoothed loss
+    of causal models without the shift by one.
+    """
+    tokenizer, smoother = trainer.processing_class, trainer.label_smoother
+    examples = _Examples(tokenizer, options.examples if trainer.is_world_process_zero() and tokenizer else 0)
+    # Trainer sets it again after the pass.
+    trainer.gather_function = trainer.accelerator.gather_for_metrics
+    if isinstance(trainer.compute_loss_func, TokenMeanLoss):
+        trainer.label_smoother = LossOfRealRows(trainer.compute_loss_func, trainer.accelerator)
+    try:
+        with generate_from_prompts(
+            trainer.model,
+            pad_token_id=getattr(tokenizer, "pad_token_id", None),
+            default_new_tokens=_longest_reference(options, trainer, dataloader.dataset),
+            on_batch=examples.remember,
+        ):
+            yield
+    finally:
+        trainer.label_smoother = smoother
+    examples.show(prefix)
+
+
+@dataclass(frozen=True)
+class LossOfRealRows:
+    """`loss` of an evaluation batch without the rows that accelerate repeats to fill the last one; nan of none."""
+
+    loss: TokenMeanLoss
+    accelerator: Any
+
+    def __call__(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        state = self.accelerator.gradient_state
+        if state.end_of_dataloader and state.remainder > 0:
+            first = self.accelerator.process_index * len(labels)
+            repeated = torch.arange(first, first + len(labels), device=labels.device) >= state.remainder
+            labels = labels.masked_fill(repeated[:, None], IGNORED)
+        return self.loss(outputs, labels)
+
+
+def _longest_reference(options: Any, trainer: Any, dataset: Any) -> int | None:
+    """Tokens of the longest target; None where it cannot be known."""
+    if not hasattr(dataset, "__len__") or not len(dataset):
+        return None
+    columns = getattr(dataset, "column_names", None) or (dataset[0] if isinstance(dataset[0], Mapping) else ())
+    if "labels" not in columns:
+        return None
+    return int(pair_lengths(options, dataset, causal=is_causal(trainer.model))[1].max())
+
+
+class _Examples:
+    """The first rows of the first batch, as text."""
+
+    def __init__(self, tokenizer: Any, number: int) -> None:
+        self.tokenizer = tokenizer
+        self.number = number
+        self.rows: list[tuple[str, ...]] = []
+
+    def remember(self, sources: torch.Tensor, labels: torch.Tensor, generated: torch.Tensor) -> None:
+        if self.rows or not self.number:
+            return
+        # Of several outputs of a row, the first.
+        generated = generated[:: max(1, len(generated) // len(labels))]
+        columns = (decoded(self.tokenizer, ids[: self.number].cpu().numpy()) for ids in (sources, labels, generated))
+        self.rows = list(zip(*columns, strict=True))
+
+    def show(self, prefix: str) -> None:
+        from tqdm.auto import tqdm
+
+        for number, row in enumerate(self.rows, 1):
+            for what, text in zip(("source", "reference", "prediction"), row, strict=True):
+                shown = text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
+                # Where Trainer's own metrics appear, and without tearing a progress bar apart.
+                tqdm.write(f"{NAME}: {prefix} example {number}, {what:<10} {shown!r}")
