@@ -10,6 +10,7 @@ _HOMES = {
     "TokenMeanLoss": "loss",
     "TokenTable": "tokens",
     "Seq2SeqGenerationMetrics": "metrics",
+    "pack_aware": "segments",
 }
 __all__ = list(_HOMES)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
 from ...technique import Technique, option
@@ -41,6 +41,9 @@ class Text2Text(Technique):
     max_empty_share: float = option(
         0.01, help="an error past this share of pairs with an empty target; fewer are dropped"
     )
+    packing: Literal["none", "pairs", "flatten"] = option(
+        "none", help="put training pairs into shared rows: pairs (T5, mT5, BART, Marian), flatten (causal models)"
+    )
     metrics: bool = option(True, help="BLEU, chrF and exact match where the script generates and computes no metrics")
 
     def check(self) -> None:
@@ -54,7 +57,7 @@ class Text2Text(Technique):
 
         return prepared(self, dataset, split, model, processing_class)
 
-    def ft_collator(self, collator: Any, model: Any, processing_class: Any) -> Any:
+    def ft_collator(self, collator: Any, split: str, model: Any, processing_class: Any) -> Any:
         from .collator import TextPairCollator
 
         tokenizer = processing_class or getattr(collator, "tokenizer", None)
@@ -71,12 +74,19 @@ class Text2Text(Technique):
                 f"{self.name}: the trainer has no {'model' if model is None else 'tokenizer'}. "
                 f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}."
             )
-        return self.new_collator(tokenizer, model, getattr(collator, "pad_to_multiple_of", None))
+        packing = self.packing if split == "train" else "none"
+        return self.new_collator(tokenizer, model, getattr(collator, "pad_to_multiple_of", None), packing)
 
-    def new_collator(self, tokenizer: Any, model: Any, pad_to_multiple_of: int | None = None) -> Any:
-        """A `TextPairCollator` with this technique's options."""
+    def new_collator(
+        self, tokenizer: Any, model: Any, pad_to_multiple_of: int | None = None, packing: Any = "none"
+    ) -> Any:
+        """A `TextPairCollator` with this technique's options; `packing="pairs"` makes the model `pack_aware`."""
         from .collator import TextPairCollator
+        from .data import is_causal
+        from .segments import pack_aware
 
+        if packing == "pairs" and not is_causal(model):
+            pack_aware(model)
         return TextPairCollator(
             tokenizer,
             model,
@@ -86,6 +96,7 @@ class Text2Text(Technique):
             max_source=self.max_source_length,
             max_target=self.max_target_length,
             pad_to_multiple_of=self.pad_to_multiple_of or pad_to_multiple_of,
+            packing=packing,
         )
 
     def ft_metrics(self, args: Any, processing_class: Any) -> Any:
@@ -114,6 +125,10 @@ class Text2Text(Technique):
                 f"{self.name}: {type(trainer).__name__} is TRL's, which batches and weighs its own data. "
                 f"Use Trainer or Seq2SeqTrainer, or leave out {self.name}."
             )
+        if self.packing != "none":
+            from .packing import refuse_unpacked
+
+            refuse_unpacked(self, trainer)
         if trainer.compute_loss_func is not None:
             logger.warning("%s: the script's own compute_loss_func stays.", self.name)
             return
