@@ -412,3 +412,30 @@ def test_batches_of_unequal_size_are_dealt_out_complete_and_resume_exactly(on_bo
     assert first["batches"] == second["batches"]
     assert first["weights"] == second["weights"]
     assert (first["resumed"], second["resumed"]) == (None, None)
+
+
+def packed_and_padded(rank, folder):
+    import torch
+
+    from hf_ft_plugins.techniques.text2text import Text2Text
+
+    def trained_with(packing):
+        setting = Text2Text.example_setting()
+        for module in setting["model"].modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+        trainer = build(folder / packing, Text2Text(target_tokens=24, packing=packing), **setting, save_strategy="no")
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return trained(trainer) | {"losses": losses, "rows": len(next(iter(trainer.get_train_dataloader()))["labels"])}
+
+    return {packing: trained_with(packing) for packing in ("pairs", "none")}
+
+
+def test_packed_rows_train_both_ranks_as_padded_ones_do(on_both_ranks):
+    first, second = on_both_ranks(packed_and_padded)
+    assert first["pairs"]["weights"] == second["pairs"]["weights"]
+    assert first["pairs"]["losses"] == pytest.approx(first["none"]["losses"], rel=1e-5)
+    assert first["pairs"]["rows"] < first["none"]["rows"]

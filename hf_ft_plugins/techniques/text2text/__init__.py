@@ -11,6 +11,7 @@ _HOMES = {
     "TokenTable": "tokens",
     "Seq2SeqGenerationMetrics": "metrics",
     "generate_from_prompts": "generation",
+    "pack_aware": "segments",
 }
 __all__ = list(_HOMES)
 

@@ -70,7 +70,7 @@ class Ragged:
         return Ragged(values, lengths)
 
     def kept(self, which: np.ndarray) -> Ragged:
-        """The rows where `which`, bool [rows], holds."""
+        """The rows where `which`, bool [rows], holds, or those of these numbers, int64, in their order."""
         lengths = self.lengths[which]
         return Ragged(self.values[positions(self.starts()[which], lengths)], lengths)
 

@@ -18,6 +18,7 @@ import torch
 
 from ...errors import PluginError
 from .arrays import Ragged
+from .packing import Flattener, PairPacker, new_packer
 from .tokens import Row
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ class TextPairCollator:
         source_prefix: put before each source text ("translate English to French: ").
         max_source, max_target: longest source and target, in tokens; None: no limit.
         pad_to_multiple_of: round both widths up to a multiple.
+        packing: "pairs" puts several pairs into a row, for an encoder-decoder (see `PairPacker`; the model must be
+            `pack_aware`); "flatten" all pairs one after the other into one row, for a causal model (see `Flattener`).
+            For training only.
+        packer: what packs a batch, as `packing` says.
         counts: what was cut or dropped so far, in this process: `sources cut`, `targets cut`, `tokens cut`,
             `empty targets dropped`.
 
@@ -60,9 +65,11 @@ class TextPairCollator:
     max_source: int | None = None
     max_target: int | None = None
     pad_to_multiple_of: int | None = None
+    packing: Literal["none", "pairs", "flatten"] = "none"
     for_generation: bool = False
     decoder_start_token_id: int | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    packer: PairPacker | Flattener | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         config = getattr(self.model, "config", None)
@@ -85,6 +92,9 @@ class TextPairCollator:
             raise PluginError(
                 "text2text: the tokenizer has no padding token. Set it: tokenizer.pad_token = tokenizer.eos_token."
             )
+        if self.for_generation and self.packing != "none":
+            raise PluginError(f"text2text: for_generation makes rows of one prompt each, not packing={self.packing!r}.")
+        self.packer = new_packer(self.packing, self.arch, self.model)
         self.model = None  # Only its config was needed; a collator goes to worker processes.
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -168,6 +178,8 @@ class TextPairCollator:
         self._refuse_columns(examples[0])
         tokens, labels = self._ids(examples, "input_ids"), self._ids(examples, "labels")
         multiple = self.pad_to_multiple_of
+        if isinstance(self.packer, Flattener):
+            return self.packer(tokens, labels, padding=self.tokenizer.pad_token_id, multiple=multiple)
         return {
             "input_ids": tokens.padded(self.tokenizer.pad_token_id, multiple=multiple),
             "attention_mask": tokens.mask(multiple=multiple),
@@ -197,6 +209,9 @@ class TextPairCollator:
 
     def _encoder_decoder(self, sources: Ragged, targets: Ragged) -> dict[str, torch.Tensor]:
         pad, multiple = self.tokenizer.pad_token_id, self.pad_to_multiple_of
+        if isinstance(self.packer, PairPacker):
+            start = self.decoder_start_token_id or 0
+            return self.packer(sources, targets, padding=pad, start=start, multiple=multiple)
         labels = targets.padded(IGNORED, multiple=multiple)
         started = torch.full_like(labels, self.decoder_start_token_id or 0)
         started[:, 1:] = labels[:, :-1]
@@ -215,9 +230,11 @@ class TextPairCollator:
                 "attention_mask": sources.mask(multiple=multiple, left=True),
                 "labels": targets.padded(IGNORED, multiple=multiple),
             }
-        whole = sources.beside(targets)
+        whole, labels = sources.beside(targets), sources.filled(IGNORED).beside(targets)
+        if isinstance(self.packer, Flattener):
+            return self.packer(whole, labels, padding=pad, multiple=multiple)
         return {
             "input_ids": whole.padded(pad, multiple=multiple),
             "attention_mask": whole.mask(multiple=multiple),
-            "labels": sources.filled(IGNORED).beside(targets).padded(IGNORED, multiple=multiple),
+            "labels": labels.padded(IGNORED, multiple=multiple),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
 from ...technique import Technique, option
@@ -45,6 +45,9 @@ class Text2Text(Technique):
         True, help="BLEU, chrF, exact match (and ROUGE, with rouge_score) where the script generates and has no metrics"
     )
     examples: int = option(2, help="generated examples printed after each evaluation that generates")
+    packing: Literal["none", "pairs", "flatten"] = option(
+        "none", help="put training pairs into shared rows: pairs (T5, mT5, BART, Marian), flatten (causal models)"
+    )
 
     def check(self) -> None:
         for name in ("target_tokens", "max_tokens", "max_source_length", "max_target_length", "pad_to_multiple_of"):
@@ -58,7 +61,7 @@ class Text2Text(Technique):
 
         return prepared(self, dataset, split, model, processing_class)
 
-    def ft_collator(self, collator: Any, model: Any, processing_class: Any) -> Any:
+    def ft_collator(self, collator: Any, split: str, model: Any, processing_class: Any) -> Any:
         from .collator import TextPairCollator
 
         tokenizer = processing_class or getattr(collator, "tokenizer", None)
@@ -75,12 +78,19 @@ class Text2Text(Technique):
                 f"{self.name}: the trainer has no {'model' if model is None else 'tokenizer'}. "
                 f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}."
             )
-        return self.new_collator(tokenizer, model, getattr(collator, "pad_to_multiple_of", None))
+        packing = self.packing if split == "train" else "none"
+        return self.new_collator(tokenizer, model, getattr(collator, "pad_to_multiple_of", None), packing)
 
-    def new_collator(self, tokenizer: Any, model: Any, pad_to_multiple_of: int | None = None) -> Any:
-        """A `TextPairCollator` with this technique's options."""
+    def new_collator(
+        self, tokenizer: Any, model: Any, pad_to_multiple_of: int | None = None, packing: Any = "none"
+    ) -> Any:
+        """A `TextPairCollator` with this technique's options; `packing="pairs"` makes the model `pack_aware`."""
         from .collator import TextPairCollator
+        from .data import is_causal
+        from .segments import pack_aware
 
+        if packing == "pairs" and not is_causal(model):
+            pack_aware(model)
         return TextPairCollator(
             tokenizer,
             model,
@@ -90,6 +100,7 @@ class Text2Text(Technique):
             max_source=self.max_source_length,
             max_target=self.max_target_length,
             pad_to_multiple_of=self.pad_to_multiple_of or pad_to_multiple_of,
+            packing=packing,
         )
 
     def ft_metrics(self, args: Any, processing_class: Any) -> Any:
@@ -135,6 +146,10 @@ class Text2Text(Technique):
                 f"{self.name}: {type(trainer).__name__} is TRL's, which batches and weighs its own data. "
                 f"Use Trainer or Seq2SeqTrainer, or leave out {self.name}."
             )
+        if self.packing != "none":
+            from .packing import refuse_unpacked
+
+            refuse_unpacked(self, trainer)
         if trainer.compute_loss_func is not None:
             logger.warning("%s: the script's own compute_loss_func stays.", self.name)
             return
