@@ -7,11 +7,15 @@ signature of the script's own class.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader, IterableDataset
+from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.trainer_utils import seed_worker
 
 from .errors import PluginError
@@ -31,6 +35,7 @@ class Inputs:
     accelerator: Any
     processing_class: Any
     data_collator: Any
+    callback_handler: Any
     compute_metrics: Any
     train_dataset: Any
     eval_dataset: Any
@@ -70,9 +75,8 @@ class Inputs:
         **kwargs: Any,
     ) -> Any:
         batches = None
-        if is_training and not isinstance(dataset, IterableDataset):
-            batches = self._ask_owner("ft_batch_sampler", trainer=self, dataset=dataset)
         if is_training:
+            batches = self._ask_owner("ft_batch_sampler", trainer=self, dataset=dataset)
             self.train_batches = batches
         if batches is None:
             with self._collator(is_training):
@@ -84,8 +88,24 @@ class Inputs:
                 "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
                 "batches of unequal size. Set it to False."
             )
-        loader = DataLoader(batch_sampler=batches, **self._loading(dataset, description))
+        settings = self._loading(dataset, description)
+        if isinstance(batches, IterableDataset):
+            return self._streaming_loader(batches, settings)
+        loader = DataLoader(batch_sampler=batches, **settings)
         return self.accelerator.prepare(loader)
+
+    def _streaming_loader(self, batches: IterableDataset[Any], settings: dict[str, Any]) -> DataLoaderShard:
+        # Not `accelerator.prepare`, which deals out the batches of an iterable data set once more, or sends those of
+        # the first rank to all.
+        if self.args.accelerator_config.dispatch_batches:
+            raise PluginError(
+                "accelerator_config.dispatch_batches=True lets the first rank read for all, and a technique supplies "
+                "batches that every rank reads itself. Leave it unset."
+            )
+        # Its examples are the technique's, without columns to remove.
+        settings |= {"dataset": batches, "collate_fn": self.data_collator, "batch_size": None}
+        device = self.accelerator.device if self.accelerator.device_placement else None
+        return DataLoaderShard(device=device, _non_blocking=self.accelerator.non_blocking, **settings)
 
     @contextlib.contextmanager
     def _collator(self, is_training: bool) -> Iterator[None]:
@@ -125,6 +145,67 @@ class Inputs:
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
-        if self.train_batches is not None and hasattr(self.train_batches, "set_epoch"):
-            self.train_batches.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        for part in (self.train_batches, self.data_collator):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(kwargs["epoch"])
+        with self._counting_passes(kwargs["epoch"]):
+            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    # ---- passes of streaming data ----
+
+    @contextlib.contextmanager
+    def _counting_passes(self, epoch: int) -> Iterator[None]:
+        """At the end of a pass of a technique's stream, the state says how many are done: a checkpoint is exact."""
+        if not isinstance(self.train_batches, IterableDataset):
+            yield
+            return
+        counting = _CountsPasses(epoch)
+        self.callback_handler.callbacks.insert(0, counting)
+        try:
+            yield
+        finally:
+            self.callback_handler.callbacks.remove(counting)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs, batches = super()._init_training_state(  # type: ignore[misc]
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if (
+            resume_from_checkpoint is None
+            or self.args.ignore_data_skip
+            or not isinstance(self.train_batches, IterableDataset)
+        ):
+            return epochs, batches
+        # Stock Trainer takes all steps of a stream for those of its first pass.
+        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+        passes, steps = _place(saved.epoch or 0.0, saved.global_step, saved.max_steps)
+        return passes, steps * self.args.gradient_accumulation_steps
+
+
+def _place(epoch: float, global_step: int, max_steps: int) -> tuple[int, int]:
+    """Passes done, and steps in the present one, from the state of a run on a stream of unknown length.
+
+    Trainer counts `max_steps` steps to an epoch there, so `epoch` is the number of passes done plus the share of
+    `max_steps` that the present pass has had.
+    """
+    if global_step == max_steps and epoch == 1.0:
+        return 0, global_step  # The whole run was within its first pass.
+    passes = math.floor(epoch)
+    return passes, round((epoch - passes) * max_steps)
+
+
+class _CountsPasses(TrainerCallback):
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A run that has had all its steps may be given more, and then goes on within the pass.
+        if not control.should_training_stop:
+            state.epoch = float(self._epoch + 1)
