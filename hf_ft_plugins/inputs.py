@@ -88,13 +88,12 @@ class Inputs:
                 "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
                 "batches of unequal size. Set it to False."
             )
-        settings = self._loading(dataset, description)
         if isinstance(batches, IterableDataset):
-            return self._streaming_loader(batches, settings)
-        loader = DataLoader(batch_sampler=batches, **settings)
+            return self._streaming_loader(batches)
+        loader = DataLoader(batch_sampler=batches, **self._read_as(dataset, description), **self._loading())
         return self.accelerator.prepare(loader)
 
-    def _streaming_loader(self, batches: IterableDataset[Any], settings: dict[str, Any]) -> DataLoaderShard:
+    def _streaming_loader(self, batches: IterableDataset[Any]) -> DataLoaderShard:
         # Not `accelerator.prepare`, which deals out the batches of an iterable data set once more, or sends those of
         # the first rank to all.
         if self.args.accelerator_config.dispatch_batches:
@@ -102,10 +101,15 @@ class Inputs:
                 "accelerator_config.dispatch_batches=True lets the first rank read for all, and a technique supplies "
                 "batches that every rank reads itself. Leave it unset."
             )
-        # Its examples are the technique's, without columns to remove.
-        settings |= {"dataset": batches, "collate_fn": self.data_collator, "batch_size": None}
-        device = self.accelerator.device if self.accelerator.device_placement else None
-        return DataLoaderShard(device=device, _non_blocking=self.accelerator.non_blocking, **settings)
+        return DataLoaderShard(
+            batches,
+            device=self.accelerator.device if self.accelerator.device_placement else None,
+            _non_blocking=self.accelerator.non_blocking,
+            batch_size=None,
+            # Its examples are the technique's, without columns to remove.
+            collate_fn=self.data_collator,
+            **self._loading(),
+        )
 
     @contextlib.contextmanager
     def _collator(self, is_training: bool) -> Iterator[None]:
@@ -118,13 +122,16 @@ class Inputs:
         finally:
             self.data_collator = training
 
-    def _loading(self, dataset: Any, description: str) -> dict[str, Any]:
-        """A DataLoader's arguments, as Trainer gives them, but for the batches."""
-        collator = self.data_collator
+    def _read_as(self, dataset: Any, description: str) -> dict[str, Any]:
+        """The data set and the collator, one of which leaves out the columns that the model does not take."""
         if hasattr(dataset, "column_names") and hasattr(dataset, "features"):
             dataset = self._remove_unused_columns(dataset, description=description)
-        else:
-            collator = self._get_collator_with_removed_columns(collator, description=description)
+            return {"dataset": dataset, "collate_fn": self.data_collator}
+        collator = self._get_collator_with_removed_columns(self.data_collator, description=description)
+        return {"dataset": dataset, "collate_fn": collator}
+
+    def _loading(self) -> dict[str, Any]:
+        """How a DataLoader works, as Trainer has it."""
         names = (
             "num_workers",
             "pin_memory",
@@ -135,8 +142,6 @@ class Inputs:
         )
         settings = {name: getattr(self.args, f"dataloader_{name}", None) for name in names}
         return {
-            "dataset": dataset,
-            "collate_fn": collator,
             "worker_init_fn": partial(
                 seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
             ),

@@ -313,7 +313,8 @@ def test_a_tokenizer_without_sentinels_is_named():
 
 
 def tiny_texts(number=36, seed=0):
-    return with_end(texts(number, 24, seed))
+    # T5 takes two spans out of them, whose places differ; of shorter texts always the end.
+    return with_end(texts(number, 60, seed, shortest=40))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -326,9 +327,9 @@ class OfTexts(Text2Text):
         return {**setting, "train_dataset": tiny_texts(), "eval_dataset": tiny_texts(12, 1)}
 
 
-@pytest.mark.parametrize("objective", ["span_corruption", "prefix_lm"])
-def test_a_run_that_was_cut_off_resumes_exactly(objective, tmp_path, monkeypatch):
-    technique = OfTexts(objective=objective, target_tokens=60)
+@pytest.mark.parametrize(("objective", "target_tokens"), [("span_corruption", 60), ("prefix_lm", 350)])
+def test_a_run_that_was_cut_off_resumes_exactly(objective, target_tokens, tmp_path, monkeypatch):
+    technique = OfTexts(objective=objective, target_tokens=target_tokens, max_tokens=2000)
     straight = tiny_trainer(tmp_path / "straight", technique, **OfTexts.example_setting())
     straight.train()
     again = resumed(tmp_path / "again", technique, make_setting=OfTexts.example_setting)
@@ -342,19 +343,29 @@ def test_a_run_that_was_cut_off_resumes_exactly(objective, tmp_path, monkeypatch
 
 
 def test_a_worker_that_lives_on_sees_the_present_epoch(tmp_path):
-    technique = OfTexts(objective="span_corruption", target_tokens=60)
+    technique = OfTexts(objective="span_corruption", target_tokens=60, max_tokens=2000)
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     alone, helped = (
-        run(tmp_path / name, technique, **OfTexts.example_setting(), **more)
+        # Two epochs.
+        run(tmp_path / name, technique, max_steps=12, **OfTexts.example_setting(), **more)
         for name, more in (("alone", {}), ("helped", workers))
     )
     assert alone == helped
 
 
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+
+
 def run(folder, technique, **changes):
-    """The losses of four steps that change nothing, and of the evaluations."""
+    """The losses of steps without dropout that change nothing, and of the evaluations."""
     settings = {"max_steps": 4, "gradient_accumulation_steps": 1, "learning_rate": 0.0, "eval_steps": 2}
     trainer = tiny_trainer(folder, technique, **{"save_strategy": "no", **settings, **changes})
+    without_dropout(trainer.model)
     trainer.train()
     keys = ("loss", "eval_loss")
     return [(key, entry[key]) for entry in trainer.state.log_history for key in keys if key in entry]
@@ -376,15 +387,12 @@ def test_raw_texts_are_tokenized_and_short_ones_dropped(tmp_path, caplog):
 def test_evaluations_corrupt_alike_and_epochs_do_not(tmp_path):
     setting = OfTexts.example_setting()
     setting["data_collator"] = collator(seed=7)
-    for module in setting["model"].modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     technique = OfTexts(objective="span_corruption", target_tokens=1000, max_tokens=10_000)
     found = run(tmp_path, technique, **setting)
     # One batch is one epoch, and the weights do not change.
     training = [loss for key, loss in found if key == "loss"]
     evaluation = [loss for key, loss in found if key == "eval_loss"]
-    assert len(set(training)) == 4
+    assert min(np.diff(sorted(training))) > 1e-5
     assert len(set(evaluation)) == 1
 
 
