@@ -95,6 +95,10 @@ def ft_batch_sampler(trainer: Any, dataset: Any, sampler: Any) -> Any:
     Returns a batch sampler: an iterable, with a length that is the same in every epoch and a multiple of the world
     size, of lists of positions in `dataset`, those of all ranks; accelerate deals them out. Its `set_epoch(epoch)` is
     called before each epoch, and its order must depend on nothing else.
+
+    Where `dataset` is an `IterableDataset` (streaming data), it returns one, too: it yields whole batches, lists of
+    examples that the collator takes, those of this rank alone, as many on every rank and as many as make whole
+    optimizer steps. Its `set_epoch(epoch)` is called before each pass.
     """
     raise NotImplementedError
 

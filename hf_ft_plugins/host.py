@@ -27,6 +27,7 @@ from .checkpoints import WholeCheckpoints
 from .errors import ConflictError, PluginError
 from .inputs import Inputs
 from .registry import origin, resolve
+from .streams import StreamPasses
 from .technique import Technique
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
     )
 
 
-class Host(Inputs, WholeCheckpoints):
+class Host(Inputs, StreamPasses, WholeCheckpoints):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     control: Any

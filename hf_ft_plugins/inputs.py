@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from accelerate.data_loader import prepare_data_loader
+from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
 
@@ -33,6 +33,7 @@ class Inputs:
     accelerator: Any
     processing_class: Any
     data_collator: Any
+    callback_handler: Any
     compute_metrics: Any
     train_dataset: Any
     eval_dataset: Any
@@ -97,9 +98,8 @@ class Inputs:
         batches = None
         if is_training:
             asked = {"trainer": self, "dataset": dataset}
-            streams = isinstance(dataset, IterableDataset)
-            self.train_order = None if streams else self._ask_owner("ft_sampler", **asked)
-            batches = None if streams else self._ask_owner("ft_batch_sampler", sampler=self.train_order, **asked)
+            self.train_order = None if isinstance(dataset, IterableDataset) else self._ask_owner("ft_sampler", **asked)
+            batches = self._ask_owner("ft_batch_sampler", sampler=self.train_order, **asked)
             self.train_batches = batches
         if batches is None:
             with self._collator(is_training):
@@ -111,8 +111,28 @@ class Inputs:
                 "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
                 "batches of unequal size. Set it to False."
             )
-        loader = DataLoader(batch_sampler=batches, **self._loading(dataset, description))
+        if isinstance(batches, IterableDataset):
+            return self._streaming_loader(batches)
+        loader = DataLoader(batch_sampler=batches, **self._read_as(dataset, description), **self._loading())
         return self.accelerator.prepare(loader)
+
+    def _streaming_loader(self, batches: IterableDataset[Any]) -> DataLoaderShard:
+        # Not `accelerator.prepare`, which deals out the batches of an iterable data set once more, or sends those of
+        # the first rank to all.
+        if self.args.accelerator_config.dispatch_batches:
+            raise PluginError(
+                "accelerator_config.dispatch_batches=True lets the first rank read for all, and a technique supplies "
+                "batches that every rank reads itself. Leave it unset."
+            )
+        return DataLoaderShard(
+            batches,
+            device=self.accelerator.device if self.accelerator.device_placement else None,
+            _non_blocking=self.accelerator.non_blocking,
+            batch_size=None,
+            # Its examples are the technique's, without columns to remove.
+            collate_fn=self.data_collator,
+            **self._loading(),
+        )
 
     @contextlib.contextmanager
     def _collator(self, is_training: bool) -> Iterator[None]:
@@ -127,10 +147,8 @@ class Inputs:
 
     def feature_batches(self) -> Any:
         """The training data in order, undivided, as the training batches are collated, on this process's device."""
-        loading = self._loading(self.train_dataset, "Training") | {"num_workers": 0}
-        for setting in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
-            loading.pop(setting, None)
-        loader = DataLoader(batch_size=self.args.eval_batch_size, **loading)
+        read = self._read_as(self.train_dataset, "Training")
+        loader = DataLoader(batch_size=self.args.eval_batch_size, **read)
         return prepare_data_loader(loader, device=self.args.device, num_processes=1, put_on_device=True)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
@@ -144,13 +162,16 @@ class Inputs:
                 contexts.enter_context(context)
             return super().evaluation_loop(dataloader, *args, **kwargs)  # type: ignore[misc]
 
-    def _loading(self, dataset: Any, description: str) -> dict[str, Any]:
-        """A DataLoader's arguments, as Trainer gives them, but for the batches."""
-        collator = self.data_collator
+    def _read_as(self, dataset: Any, description: str) -> dict[str, Any]:
+        """The data set and the collator, one of which leaves out the columns that the model does not take."""
         if hasattr(dataset, "column_names") and hasattr(dataset, "features"):
             dataset = self._remove_unused_columns(dataset, description=description)
-        else:
-            collator = self._get_collator_with_removed_columns(collator, description=description)
+            return {"dataset": dataset, "collate_fn": self.data_collator}
+        collator = self._get_collator_with_removed_columns(self.data_collator, description=description)
+        return {"dataset": dataset, "collate_fn": collator}
+
+    def _loading(self) -> dict[str, Any]:
+        """How a DataLoader works, as Trainer has it."""
         names = (
             "num_workers",
             "pin_memory",
@@ -161,8 +182,6 @@ class Inputs:
         )
         settings = {name: getattr(self.args, f"dataloader_{name}", None) for name in names}
         return {
-            "dataset": dataset,
-            "collate_fn": collator,
             "worker_init_fn": partial(
                 seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
             ),
@@ -171,7 +190,7 @@ class Inputs:
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
-        for order in (self.train_order, self.train_batches):
-            if hasattr(order, "set_epoch"):
-                order.set_epoch(kwargs["epoch"])
+        for part in (self.train_order, self.train_batches, self.data_collator):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(kwargs["epoch"])
         return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]

@@ -439,3 +439,39 @@ def test_packed_rows_train_both_ranks_as_padded_ones_do(on_both_ranks):
     assert first["pairs"]["weights"] == second["pairs"]["weights"]
     assert first["pairs"]["losses"] == pytest.approx(first["none"]["losses"], rel=1e-5)
     assert first["pairs"]["rows"] < first["none"]["rows"]
+
+
+# ---- streaming data ----
+
+
+def stream_on_each_rank(rank, folder):
+    import torch
+    from transformers import Trainer
+
+    from hf_ft_plugins import with_plugins
+    from hf_ft_plugins.techniques.text2text import Text2Text
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter({"input_ids": [3 + row] * (1 + row % 7), "labels": [9] * (1 + row % 5)} for row in range(50))
+
+    seen = []
+
+    class Watching(Trainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            if self.state.epoch < 1:
+                seen.extend(inputs["input_ids"][:, 0].tolist())
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    setting = {**Text2Text.example_setting(), "train_dataset": Stream()}
+    technique = Text2Text(target_tokens=12, pool=20)
+    trainer = build(folder / "run", technique, trainer_class=with_plugins(Watching), save_strategy="no", **setting)
+    trainer.train()
+    return trained(trainer) | {"seen": seen, "epoch": trainer.state.epoch}
+
+
+def test_ranks_share_out_a_stream_and_pass_it_together(on_both_ranks):
+    first, second = on_both_ranks(stream_on_each_rank)
+    assert sorted(first.pop("seen") + second.pop("seen")) == list(range(3, 53))
+    assert first == second
+    assert first["epoch"] > 1

@@ -1,4 +1,4 @@
-"""Text to text: collator, batches by a budget of tokens, the loss per real token, generation metrics."""
+"""Text to text: collator and its objectives, batches by a budget of tokens, loss per real token, metrics."""
 
 from importlib import import_module
 from typing import Any
@@ -7,8 +7,10 @@ _HOMES = {
     "Text2Text": "technique",
     "TextPairCollator": "collator",
     "TokenBudgetBatchSampler": "batches",
+    "PooledBudgetBatches": "streaming",
     "TokenMeanLoss": "loss",
     "TokenTable": "tokens",
+    "TextObjective": "texts",
     "Seq2SeqGenerationMetrics": "metrics",
     "generate_from_prompts": "generation",
     "pack_aware": "segments",

@@ -33,10 +33,19 @@ class Ragged:
     def starts(self) -> np.ndarray:
         return np.cumsum(self.lengths) - self.lengths
 
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last id of each row, -1 where it has none; int64 [rows] each."""
+        some = self.lengths > 0
+        firsts, lasts = np.full(len(some), -1, dtype=np.int64), np.full(len(some), -1, dtype=np.int64)
+        starts = self.starts()[some]
+        firsts[some], lasts[some] = self.values[starts], self.values[starts + self.lengths[some] - 1]
+        return firsts, lasts
+
     def as_lists(self) -> list[list[int]]:
-        return (
-            [row.tolist() for row in np.split(self.values, np.cumsum(self.lengths)[:-1])] if len(self.lengths) else []
-        )
+        return [row.tolist() for row in self.as_arrays()]
+
+    def as_arrays(self) -> list[np.ndarray]:
+        return np.split(self.values, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
     def padded(self, padding: int, *, multiple: int | None = None, left: bool = False) -> torch.Tensor:
         """int64 [rows, width], `padding` after the ids (before them if `left`); width rounded up to `multiple`."""

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ...errors import PluginError
 from .arrays import Ragged
 from .packing import Flattener, PairPacker, new_packer
+from .texts import TextObjective
 from .tokens import Row
 
 logger = logging.getLogger(__name__)
@@ -49,8 +51,13 @@ class TextPairCollator:
             `pack_aware`); "flatten" all pairs one after the other into one row, for a causal model (see `Flattener`).
             For training only.
         packer: what packs a batch, as `packing` says.
-        counts: what was cut or dropped so far, in this process: `sources cut`, `targets cut`, `tokens cut`,
-            `empty targets dropped`.
+        objective: "seq2seq" for pairs; "prefix_lm" and "span_corruption" make pairs of texts, the column `source` or
+            ready `input_ids` (see `TextObjective`).
+        noise_density, mean_span_length: of span corruption.
+        seed: of these objectives, with the epoch (`set_epoch`) and the example: its position in a `TokenTable`, else
+            its ids. The same example of the same epoch is always treated alike.
+        counts: what was cut or dropped so far, in this process: `sources cut`, `targets cut`, `texts cut`,
+            `tokens cut`, `empty targets dropped`, `short texts dropped`.
 
     Raises:
         PluginError: a missing special token, a row without source or target, a column that cannot be batched.
@@ -68,8 +75,20 @@ class TextPairCollator:
     packing: Literal["none", "pairs", "flatten"] = "none"
     for_generation: bool = False
     decoder_start_token_id: int | None = None
+    objective: Literal["seq2seq", "prefix_lm", "span_corruption"] = "seq2seq"
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+    seed: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     packer: PairPacker | Flattener | None = field(default=None, init=False, repr=False)
+    text_objective: TextObjective | None = field(default=None, init=False, repr=False, compare=False)
+    # Shared, so that a worker process that lives for several epochs sees the present one.
+    _epoch: torch.Tensor = field(
+        default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(),
+        init=False,
+        repr=False,
+        compare=False,
+    )
 
     def __post_init__(self) -> None:
         config = getattr(self.model, "config", None)
@@ -95,9 +114,17 @@ class TextPairCollator:
         if self.for_generation and self.packing != "none":
             raise PluginError(f"text2text: for_generation makes rows of one prompt each, not packing={self.packing!r}.")
         self.packer = new_packer(self.packing, self.arch, self.model)
+        if self.objective != "seq2seq":
+            self._make_objective(self.objective)
         self.model = None  # Only its config was needed; a collator goes to worker processes.
 
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose randomness counts from the next batch on; 0 until then."""
+        self._epoch.fill_(epoch)
+
     def __call__(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        if self.text_objective is not None:
+            return self._from_texts(self.text_objective, examples)
         first = examples[0]
         if not isinstance(first, Row) and "input_ids" in first and self._are_ready(examples):
             return self._padded_as_they_are(examples)
@@ -146,8 +173,9 @@ class TextPairCollator:
 
     def _values(self, examples: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
         values = [example.get(column) for example in examples]
-        if None in values:
-            row = values.index(None)
+        # Not `None in values`: rows may be arrays, which compare one by one.
+        row = next((row for row, value in enumerate(values) if value is None), None)
+        if row is not None:
             raise PluginError(
                 f"text2text: example {row} of the batch has no {column!r}, only {', '.join(examples[row])}. Name the "
                 "columns with source=... and target=..., and drop rows without a value."
@@ -165,6 +193,42 @@ class TextPairCollator:
                 f"text2text: the examples have the columns {', '.join(sorted(unknown))}, which the collator does not "
                 "know how to batch. Remove them, or keep the script's own collator."
             )
+
+    # ---- objectives that make pairs of texts ----
+
+    def _make_objective(self, name: Literal["prefix_lm", "span_corruption"]) -> None:
+        if self.source_prefix:
+            raise PluginError(
+                f"text2text: source_prefix={self.source_prefix!r} would be corrupted by objective={name}. Leave it out."
+            )
+        self.text_objective = TextObjective(
+            name,
+            self.tokenizer,
+            causal=self.arch == "causal",
+            max_source=self.max_source,
+            max_target=self.max_target,
+            noise_density=self.noise_density,
+            mean_span_length=self.mean_span_length,
+            seed=self.seed,
+        )
+
+    def texts(self, examples: Sequence[Any]) -> tuple[Ragged, np.ndarray | None]:
+        """Token ids of texts, special tokens included, and the examples' numbers where they are rows of a table."""
+        if isinstance(examples[0], Row):
+            return examples[0].table.texts(examples)
+        values = self._values(examples, "input_ids" if "input_ids" in examples[0] else self.source)
+        return Ragged.from_rows(self.tokenizer(values)["input_ids"] if isinstance(values[0], str) else values), None
+
+    def _from_texts(self, objective: TextObjective, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        sources, targets, counts = objective.pairs(*self.texts(examples), epoch=int(self._epoch))
+        self.counts.update({what: number for what, number in counts.items() if number})
+        if not len(targets.lengths):
+            raise PluginError("text2text: every text of the batch has fewer than two tokens. Look at the data.")
+        return (
+            self._encoder_decoder(sources, targets)
+            if self.arch == "encoder-decoder"
+            else self._causal(sources, targets)
+        )
 
     # ---- causal examples that hold prompt and target already, labels masked by the script ----
 

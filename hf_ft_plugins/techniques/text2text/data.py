@@ -11,7 +11,11 @@ import torch
 
 from ...errors import PluginError
 from .batches import TokenBudgetBatchSampler
+from .collator import TextPairCollator
 from .loss import IGNORED
+from .streaming import PooledBudgetBatches
+from .technique import data_seed
+from .texts import prepared_texts, text_lengths
 from .tokens import flat_targets, lengths_of
 
 logger = logging.getLogger(__name__)
@@ -28,9 +32,13 @@ def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any)
     Raises:
         PluginError: there are neither token ids nor the columns of text, or too many targets are empty.
     """
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return tokenized_stream(options, dataset, split, model, tokenizer)
     names = getattr(dataset, "column_names", None)
-    if names is None or isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "map"):
+    if names is None or not hasattr(dataset, "map"):
         return dataset
+    if options.objective != "seq2seq":
+        return prepared_texts(options, dataset, split, model, tokenizer)
     if "input_ids" not in names:
         dataset = _tokenized(options, dataset, model, tokenizer)
     if split == "train":
@@ -104,16 +112,20 @@ def pair_lengths(options: Any, dataset: Any, *, causal: bool) -> tuple[np.ndarra
     )
 
 
-def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSampler | None:
-    """The training batches of a trainer; None, with a warning, where lengths cannot be known."""
-    if not hasattr(dataset, "__len__"):
-        logger.warning("%s: streaming data has no lengths, so batches hold a fixed number of pairs.", NAME)
-        return None
+def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSampler | PooledBudgetBatches | None:
+    """The training batches of a trainer; None, with a warning, for a stream that the script's own collator reads."""
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return pooled(options, trainer, dataset)
     args = trainer.args
     strategy = getattr(args, "train_sampling_strategy", "random")
     if strategy != "random":
         logger.warning("%s: train_sampling_strategy=%r has no effect: the budget cuts the batches.", NAME, strategy)
-    sources, targets = pair_lengths(options, dataset, causal=is_causal(trainer.model))
+    objective = getattr(trainer.data_collator, "text_objective", None)
+    sources, targets = (
+        pair_lengths(options, dataset, causal=is_causal(trainer.model))
+        if objective is None
+        else text_lengths(objective, dataset)
+    )
     pairs = args.train_batch_size
     enough = options.target_tokens or max(1, round(pairs * float(targets.mean())))
     most = options.max_tokens or max(1, round(2 * pairs * float((sources + targets).mean())))
@@ -126,7 +138,7 @@ def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSample
         target_tokens=enough,
         max_tokens=most,
         per_step=args.gradient_accumulation_steps * max(1, args.world_size),
-        seed=args.data_seed if args.data_seed is not None else args.seed,
+        seed=data_seed(args),
     )
     logger.info(
         "%s: %d pairs in %d batches of about %d real target tokens, at most %d padded slots each.",
@@ -137,6 +149,57 @@ def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSample
         most,
     )
     return sampler
+
+
+def pooled(options: Any, trainer: Any, stream: Any) -> PooledBudgetBatches | None:
+    """The training batches of a trainer whose data is a stream; None, with a warning, where it has its own collator.
+
+    Raises:
+        PluginError: no `max_steps`, or several workers.
+    """
+    args = trainer.args
+    if not isinstance(trainer.data_collator, TextPairCollator):
+        logger.warning("%s: the script's own collator reads the stream, in batches of a fixed number of pairs.", NAME)
+        return None
+    if args.max_steps <= 0:
+        raise PluginError(f"{NAME}: a stream cut by a budget has no known number of steps. Set max_steps.")
+    if args.dataloader_num_workers > 1:
+        raise PluginError(
+            f"{NAME}: dataloader_num_workers={args.dataloader_num_workers} with streaming data: workers would each "
+            "read the whole stream, or each another part of it. Set it to 1: it reads and tokenizes ahead."
+        )
+    world_size = max(1, args.world_size)
+    return PooledBudgetBatches(
+        stream,
+        trainer.data_collator,
+        max_tokens=options.max_tokens,
+        target_tokens=options.target_tokens,
+        pairs=args.train_batch_size,
+        pool=options.pool,
+        per_step=args.gradient_accumulation_steps * world_size,
+        rank=args.process_index,
+        world_size=world_size,
+        seed=data_seed(args),
+        max_empty_share=options.max_empty_share,
+    )
+
+
+def tokenized_stream(options: Any, stream: Any, split: str, model: Any, tokenizer: Any) -> Any:
+    """A stream of evaluation data with token ids; training data is tokenized pool by pool."""
+    if split == "train" or not hasattr(stream, "map") or tokenizer is None:
+        return stream
+    names = stream.column_names or list(next(iter(stream)))
+    if "input_ids" in names:
+        return stream
+    collator = options.new_collator(tokenizer, model)
+
+    def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        if collator.text_objective is not None:
+            return {"input_ids": tokenizer(batch[options.source])["input_ids"]}
+        sources, targets = collator.tokenized(batch[options.source], batch[options.target])
+        return {"input_ids": sources.as_lists(), "labels": targets.as_lists()}
+
+    return stream.map(tokenize, batched=True, remove_columns=names)
 
 
 # ---- for the kit ----

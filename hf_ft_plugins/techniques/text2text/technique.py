@@ -6,6 +6,7 @@ what the script trains, and for how many steps, stays.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -48,6 +49,12 @@ class Text2Text(Technique):
     packing: Literal["none", "pairs", "flatten"] = option(
         "none", help="put training pairs into shared rows: pairs (T5, mT5, BART, Marian), flatten (causal models)"
     )
+    objective: Literal["seq2seq", "prefix_lm", "span_corruption"] = option(
+        "seq2seq", help="seq2seq: pairs; the others make pairs of the texts in `source` or input_ids, anew each epoch"
+    )
+    noise_density: float = option(0.15, help="span_corruption: share of tokens taken out")
+    mean_span_length: float = option(3.0, help="span_corruption: mean tokens of a span that is taken out (ByT5: 20)")
+    pool: int = option(8192, help="streaming data: how many pairs are read and sorted together")
 
     def check(self) -> None:
         for name in ("target_tokens", "max_tokens", "max_source_length", "max_target_length", "pad_to_multiple_of"):
@@ -55,18 +62,31 @@ class Text2Text(Technique):
             self.require(value is None or value >= 1, name, "it must be 1 or more.")
         self.require(self.examples >= 0, "examples", "it must be 0 or more.")
         self.require(0 <= self.max_empty_share <= 1, "max_empty_share", "it must lie in [0, 1].")
+        self.require(0 < self.noise_density < 1, "noise_density", "it must lie between 0 and 1.")
+        self.require(self.mean_span_length >= 1, "mean_span_length", "it must be 1 or more.")
+        self.require(self.pool >= 1, "pool", "it must be 1 or more.")
+        self.require(
+            self.objective == "seq2seq" or not self.source_prefix, "source_prefix", "only objective=seq2seq takes one."
+        )
 
     def ft_dataset(self, dataset: Any, split: str, model: Any, processing_class: Any) -> Any:
         from .data import prepared
 
         return prepared(self, dataset, split, model, processing_class)
 
-    def ft_collator(self, collator: Any, split: str, model: Any, processing_class: Any) -> Any:
+    def ft_collator(self, collator: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
         from .collator import TextPairCollator
 
         tokenizer = processing_class or getattr(collator, "tokenizer", None)
+        if getattr(collator, "objective", "seq2seq") != self.objective and not self._replaces(collator):
+            raise PluginError(
+                f"{self.name}: option objective={self.objective} needs a collator that has it, and the script's own is "
+                f"a {type(collator).__name__}. Leave it out, or pass TextPairCollator(..., objective="
+                f"{self.objective!r})."
+            )
         if isinstance(collator, TextPairCollator):
-            return None
+            # A copy, whose epoch stays the first: every evaluation corrupts texts alike.
+            return dataclasses.replace(collator) if split != "train" and self.objective != "seq2seq" else None
         if collator is not None and type(collator).__name__ not in REPLACED_COLLATORS:
             logger.warning("%s: the script's own collator, %s, stays.", self.name, type(collator).__name__)
             return None
@@ -78,11 +98,29 @@ class Text2Text(Technique):
                 f"{self.name}: the trainer has no {'model' if model is None else 'tokenizer'}. "
                 f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}."
             )
-        packing = self.packing if split == "train" else "none"
-        return self.new_collator(tokenizer, model, getattr(collator, "pad_to_multiple_of", None), packing)
+        return self.new_collator(
+            tokenizer,
+            model,
+            getattr(collator, "pad_to_multiple_of", None),
+            packing=self.packing if split == "train" else "none",
+            seed=data_seed(args),
+        )
+
+    def _replaces(self, collator: Any) -> bool:
+        return (
+            (collator is None or type(collator).__name__ in REPLACED_COLLATORS)
+            and getattr(collator, "max_length", None) is None
+            and getattr(collator, "label_pad_token_id", -100) == -100
+        )
 
     def new_collator(
-        self, tokenizer: Any, model: Any, pad_to_multiple_of: int | None = None, packing: Any = "none"
+        self,
+        tokenizer: Any,
+        model: Any,
+        pad_to_multiple_of: int | None = None,
+        *,
+        packing: Literal["none", "pairs", "flatten"] = "none",
+        seed: int = 0,
     ) -> Any:
         """A `TextPairCollator` with this technique's options; `packing="pairs"` makes the model `pack_aware`."""
         from .collator import TextPairCollator
@@ -101,6 +139,10 @@ class Text2Text(Technique):
             max_target=self.max_target_length,
             pad_to_multiple_of=self.pad_to_multiple_of or pad_to_multiple_of,
             packing=packing,
+            objective=self.objective,
+            noise_density=self.noise_density,
+            mean_span_length=self.mean_span_length,
+            seed=seed,
         )
 
     def ft_metrics(self, args: Any, processing_class: Any) -> Any:
@@ -180,6 +222,15 @@ class Text2Text(Technique):
         """The last epoch's batches hold about `target_tokens` each, and the loss is the mean over tokens."""
         from .batches import TokenBudgetBatchSampler
         from .loss import TokenMeanLoss
+        from .streaming import PooledBudgetBatches
 
-        sampler = getattr(trainer, "train_batches", None)
-        return isinstance(sampler, TokenBudgetBatchSampler) and isinstance(trainer.compute_loss_func, TokenMeanLoss)
+        batches = getattr(trainer, "train_batches", None)
+        return isinstance(batches, (TokenBudgetBatchSampler, PooledBudgetBatches)) and isinstance(
+            trainer.compute_loss_func, TokenMeanLoss
+        )
+
+
+def data_seed(args: Any) -> int:
+    """The seed of what happens to the data."""
+    seed: int = args.seed if args.data_seed is None else args.data_seed
+    return seed

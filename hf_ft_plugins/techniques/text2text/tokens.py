@@ -26,14 +26,15 @@ class TokenTable(torch.utils.data.Dataset[Row]):
     Args:
         dataset: a `datasets.Dataset` with both columns, lists of whole numbers. Its buffers are used, not copied,
             unless it was shuffled or selected from.
+        texts: the data has `input_ids` alone, from which an objective makes both sides.
 
     Raises:
         PluginError: a column is missing, or holds no lists of whole numbers, or a row is None.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, *, texts: bool = False) -> None:
         self.sources = _flat(dataset, "input_ids")
-        self.targets = _flat(dataset, "labels")
+        self.targets = self.sources if texts else _flat(dataset, "labels")
 
     def __len__(self) -> int:
         return len(self.sources.lengths)
@@ -49,6 +50,11 @@ class TokenTable(torch.utils.data.Dataset[Row]):
         """Sources and targets of some rows."""
         indices = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
         return self.sources.rows(indices), self.targets.rows(indices)
+
+    def texts(self, rows: Sequence[Row]) -> tuple[Ragged, np.ndarray]:
+        """`input_ids` of some rows, and the rows' positions."""
+        indices = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
+        return self.sources.rows(indices), indices
 
 
 class _Flat(NamedTuple):
@@ -112,3 +118,19 @@ def flat_targets(dataset: Any) -> Iterator[np.ndarray]:
         yield from (values[start : start + length] for start, length in zip(starts, lengths, strict=True))
     else:
         yield from (np.asarray(example["labels"]) for example in dataset)
+
+
+def ends_of(dataset: Any, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of ids, first id and last id (-1 where there is none) of every row of a column; int64 [rows] each."""
+    if hasattr(dataset, "data") and hasattr(dataset, "column_names"):
+        values, starts, lengths = _flat(dataset, column)
+        some = lengths > 0
+        firsts, lasts = np.full(len(some), -1, dtype=np.int64), np.full(len(some), -1, dtype=np.int64)
+        firsts[some], lasts[some] = values[starts[some]], values[(starts + lengths)[some] - 1]
+        return lengths.astype(np.int64), firsts, lasts
+    found = []
+    for row, example in enumerate(dataset):
+        length = _length(example, column, row)
+        found.append((length, example[column][0], example[column][-1]) if length else (0, -1, -1))
+    counts, begins, ends = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    return counts, begins, ends

@@ -1,0 +1,301 @@
+"""Batches by a budget of tokens of streaming data, whose lengths are known only once it is read.
+
+    batches = PooledBudgetBatches(stream, TextPairCollator(tokenizer, model), pairs=32)
+    DataLoader(batches, batch_size=None, collate_fn=batches.collator)
+
+A pool of the stream is read, tokenized and cut as `batches.py` does it. Sorting a pool pads more than sorting a whole
+data set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ...errors import PluginError
+from .arrays import Ragged
+from .batches import alike_steps, in_so_many, least_padded, padded_tokens
+from .collator import IGNORED, TextPairCollator
+
+logger = logging.getLogger(__name__)
+NAME = "text2text"
+POOL = 8192
+
+
+class Pairs(NamedTuple):
+    """Examples as a collator takes them, and the tokens of their source and target; int64 [examples] each."""
+
+    examples: list[dict[str, np.ndarray]]
+    source_lengths: np.ndarray
+    target_lengths: np.ndarray
+
+    def taken(self, which: np.ndarray) -> Pairs:
+        return Pairs([self.examples[row] for row in which], self.source_lengths[which], self.target_lengths[which])
+
+    def joined(self, other: Pairs) -> Pairs:
+        return Pairs(
+            self.examples + other.examples,
+            np.concatenate([self.source_lengths, other.source_lengths]),
+            np.concatenate([self.target_lengths, other.target_lengths]),
+        )
+
+
+def read(collator: TextPairCollator, examples: list[Any]) -> Pairs:
+    """Examples of a stream as token ids, tokenized at once where they are text, and their lengths when collated."""
+    objective = collator.text_objective
+    if objective is not None:
+        texts, _ = collator.texts(examples)
+        inner, begun = objective.inner_lengths(texts.lengths, *texts.ends())
+        # No pair can be made of a text of one token. Its target is empty, and dropped as such.
+        sources, targets = objective.lengths(np.maximum(inner, 2), begun)
+        return Pairs([{"input_ids": row} for row in texts.as_arrays()], sources, np.where(inner < 2, 0, targets))
+    if "input_ids" in examples[0] and collator._are_ready(examples):
+        ids, labels = (Ragged.from_rows([row[name] for row in examples]) for name in ("input_ids", "labels"))
+        real = np.array([int((row != IGNORED).sum()) for row in labels.as_arrays()], dtype=np.int64)
+        return Pairs(_rows("input_ids", ids, "labels", labels), ids.lengths - real, real)
+    left, right = collator._pairs(examples)
+    return Pairs(
+        # Under the names of the columns of text: a causal prompt and a target of as many ids are no masked row.
+        _rows(collator.source, left, collator.target, right),
+        np.minimum(left.lengths, collator.max_source or left.lengths),
+        np.minimum(right.lengths, collator.max_target or right.lengths),
+    )
+
+
+def _rows(first: str, left: Ragged, second: str, right: Ragged) -> list[dict[str, np.ndarray]]:
+    return [{first: a, second: b} for a, b in zip(left.as_arrays(), right.as_arrays(), strict=True)]
+
+
+@dataclass
+class Tally:
+    """What one pass of a stream came to."""
+
+    rows: int = 0
+    empty: list[int] = field(default_factory=list)
+    pairs: int = 0
+    alone: int = 0
+    repeated: int = 0
+    batches: int = 0
+    real: int = 0
+    padded: int = 0
+
+    def padding(self) -> float:
+        """Share of all slots that hold no token, without rounding up of widths."""
+        return 1 - self.real / max(self.padded, 1)
+
+
+class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.ndarray]]]):
+    """Whole batches, lists of examples for `collator`, of a stream of pairs or texts.
+
+    Every rank reads the whole stream, plans the same batches, and takes every `world_size`-th. Batches go out in groups
+    of `per_step`, so that every rank has as many; batches that fill no group are taken apart into the next pool. At the
+    end of the stream the largest batches are halved until the last group is full; pairs are repeated only where there
+    are fewer of them than batches.
+
+    The plan is a function of the stream, (seed, epoch) and nothing else. `set_epoch(epoch)` is passed on to the stream;
+    it also reaches the worker of a DataLoader, of which there may be one: several would each read the whole stream, or,
+    where the stream divides itself among workers, each another part.
+
+    Args:
+        stream: an iterable data set (`datasets.IterableDataset`, torch's, or any iterable of dicts), with `input_ids`
+            and `labels`, or with the collator's columns of text, or of ids. It must give the same rows on every rank.
+        collator: reads and tokenizes the examples.
+        max_tokens: budget of a batch: pairs times (longest source + longest target).
+        target_tokens: a batch ends once it holds this many real target tokens.
+        pairs: where one of both is not given: what so many pairs of the first pool have on average, `max_tokens`
+            twice that.
+        pool: how many examples are read and sorted together.
+        per_step: batches in one optimizer step, on all ranks together; a multiple of `world_size`.
+        rank, world_size: this process, and how many there are.
+        seed: of the shuffling.
+        max_empty_share: an error past this share of rows without a target, once a pool is read; fewer are dropped.
+
+    Attributes:
+        tally: of the pass that was begun last in this process.
+
+    Raises:
+        PluginError: options out of range; a row without source or target; too many empty targets; no pair at all;
+            a stream that gives each rank another part; several workers.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        collator: TextPairCollator,
+        *,
+        max_tokens: int | None = None,
+        target_tokens: int | None = None,
+        pairs: int | None = None,
+        pool: int = POOL,
+        per_step: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        max_empty_share: float = 0.01,
+    ) -> None:
+        if pool < 1 or per_step < 1 or per_step % world_size or not 0 <= rank < world_size:
+            raise PluginError(
+                f"{NAME}: pool={pool} and per_step={per_step} must be 1 or more, per_step a multiple of "
+                f"world_size={world_size}, and rank={rank} below it."
+            )
+        if pairs is None and max_tokens is None:
+            raise PluginError(f"{NAME}: streaming data needs max_tokens, or pairs to derive it from.")
+        if getattr(getattr(stream, "_distributed", None), "world_size", 1) > 1:
+            raise PluginError(
+                f"{NAME}: the stream was split by node (split_dataset_by_node), and the batches of all ranks are cut "
+                "from the whole of it. Pass it unsplit."
+            )
+        self.stream = stream
+        self.collator = collator
+        self.max_tokens, self.target_tokens, self.pairs = max_tokens, target_tokens, pairs
+        self.pool = pool
+        self.per_step = per_step
+        self.rank, self.world_size = rank, world_size
+        self.seed = seed
+        self.max_empty_share = max_empty_share
+        self.tally = Tally()
+        # Shared, so that a worker process that lives for several epochs sees the present one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[list[dict[str, np.ndarray]]]:
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise PluginError(
+                f"{NAME}: {worker.num_workers} workers would each read the whole stream, or each another part of it. "
+                "Set dataloader_num_workers to 1: it reads and tokenizes ahead of the training."
+            )
+        for held, batches in self._planned(int(self._epoch)):
+            for batch in batches[self.rank :: self.world_size]:
+                yield [held.examples[row] for row in batch]
+
+    def _planned(self, epoch: int) -> Iterator[tuple[Pairs, list[np.ndarray]]]:
+        """Pool after pool: its pairs, and the batches of all ranks as positions among them."""
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(epoch)
+        tally = self.tally = Tally()
+        rows = iter(self.stream)
+        held = Pairs([], np.empty(0, np.int64), np.empty(0, np.int64))
+        limits: dict[str, int] | None = None
+        ended = False
+        for number in itertools.count():
+            # Pairs that filled no group are held over; where they are many, the pool must grow to fill one.
+            wanted = max(self.pool, 2 * len(held.examples)) - len(held.examples)
+            fresh = list(itertools.islice(rows, wanted))
+            ended = len(fresh) < wanted
+            held = held.joined(self._kept(fresh, tally))
+            if len(held.examples):
+                limits = limits or self._limits(held)
+                random = np.random.default_rng((self.seed, epoch, number))
+                batches, rest = self._cut(held, limits, random, ended=ended)
+                self._count(held, batches, limits, tally)
+                yield held, batches
+                held = held.taken(rest)
+            if number == 0:
+                self._report(epoch, tally, "so far")
+            if ended:
+                break
+        if not tally.rows and epoch == 0:
+            raise PluginError(f"{NAME}: the stream of training data has no row. Look at the data.")
+        self._report(epoch, tally, "in all")
+
+    def _kept(self, fresh: list[Any], tally: Tally) -> Pairs:
+        if not fresh:
+            return Pairs([], np.empty(0, np.int64), np.empty(0, np.int64))
+        self._refuse_missing(fresh, tally.rows)
+        pairs = read(self.collator, fresh)
+        empty = pairs.target_lengths == 0
+        tally.empty += (np.flatnonzero(empty) + tally.rows).tolist()
+        tally.rows += len(fresh)
+        if len(tally.empty) > self.max_empty_share * tally.rows:
+            first = ", ".join(map(str, tally.empty[:5]))
+            raise PluginError(
+                f"{NAME}: {len(tally.empty)} of the first {tally.rows} rows of the stream have no target (rows "
+                f"{first}, ...), more than max_empty_share={self.max_empty_share}. Look at the data, or raise the "
+                "option to drop them."
+            )
+        if empty.any() and self.rank == 0:
+            logger.warning(
+                "%s: dropped %d rows of the stream without a target, rows %s.",
+                NAME,
+                int(empty.sum()),
+                ", ".join(map(str, tally.empty[-int(empty.sum()) :][:5])),
+            )
+        return pairs.taken(np.flatnonzero(~empty))
+
+    def _refuse_missing(self, examples: list[Any], first: int) -> None:
+        ids = "input_ids" in examples[0]
+        columns = ("input_ids", "labels") if ids else (self.collator.source, self.collator.target)
+        for column in columns[: 1 if self.collator.text_objective is not None else 2]:
+            for row, example in enumerate(examples, first):
+                if example.get(column) is None:
+                    raise PluginError(
+                        f"{NAME}: row {row} of the stream has no {column!r}, only {', '.join(example)}. Name the "
+                        "columns with source=... and target=..., and drop rows without a value."
+                    )
+
+    def _limits(self, first: Pairs) -> dict[str, int]:
+        tokens, targets = first.source_lengths + first.target_lengths, first.target_lengths
+        limits = {"max_tokens": self.max_tokens, "target_tokens": self.target_tokens}
+        if self.pairs is not None:
+            limits["max_tokens"] = self.max_tokens or max(1, round(2 * self.pairs * float(tokens.mean())))
+            limits["target_tokens"] = self.target_tokens or max(1, round(self.pairs * float(targets.mean())))
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    def _cut(
+        self, held: Pairs, limits: dict[str, int], random: np.random.Generator, *, ended: bool
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        order = random.permutation(len(held.examples))
+        sources, targets = held.source_lengths[order], held.target_lengths[order]
+        batches = [order[batch] for batch in least_padded(sources, targets, **limits)]
+        if ended:
+            batches = in_so_many(batches, math.ceil(len(batches) / self.per_step) * self.per_step)
+            rest = order[:0]
+        else:
+            whole = len(batches) // self.per_step * self.per_step
+            batches = [batches[index] for index in random.permutation(len(batches))]
+            rest = np.concatenate([order[:0], *batches[whole:]])
+            batches = batches[:whole]
+        return alike_steps(batches, held.target_lengths, self.per_step, random) if batches else [], rest
+
+    def _count(self, held: Pairs, batches: list[np.ndarray], limits: dict[str, int], tally: Tally) -> None:
+        went_out = np.concatenate([np.empty(0, np.int64), *batches])
+        tokens = (held.source_lengths + held.target_lengths)[went_out]
+        alone = int((tokens > limits["max_tokens"]).sum())
+        tally.pairs += len(np.unique(went_out))
+        tally.repeated += len(went_out) - len(np.unique(went_out))
+        tally.batches += len(batches)
+        tally.real += int(tokens.sum())
+        tally.padded += padded_tokens(batches, held.source_lengths, held.target_lengths)
+        if alone and not tally.alone and self.rank == 0:
+            logger.warning(
+                "%s: pairs of the stream exceed max_tokens=%d; each is a batch of its own.", NAME, limits["max_tokens"]
+            )
+        tally.alone += alone
+
+    def _report(self, epoch: int, tally: Tally, when: str) -> None:
+        if self.rank:
+            return
+        logger.info(
+            "%s: pass %d of the stream, %s: %d rows read; %d pairs in %d batches, %.1f %% of their slots are padding; "
+            "%d without a target dropped, %d over the budget, %d repeated to fill the last step.",
+            NAME,
+            epoch,
+            when,
+            tally.rows,
+            tally.pairs,
+            tally.batches,
+            100 * tally.padding(),
+            len(tally.empty),
+            tally.alone,
+            tally.repeated,
+        )
