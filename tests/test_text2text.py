@@ -112,6 +112,24 @@ def test_causal_rows_that_the_script_has_masked_stay_as_they_are():
     assert batch["input_ids"].tolist() == [[5, 6, 7, 1], [5, 1, PAD, PAD]]
 
 
+def test_causal_pairs_of_equal_length_are_put_one_behind_the_other():
+    rows = [{"input_ids": [5, 6, 7], "labels": [8, 9, 1]}, {"input_ids": [5, 6], "labels": [8, 1]}]
+    batch = TextPairCollator(TOKENIZER, tiny_llama())(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1], [5, 6, 8, 1, PAD, PAD]]
+    assert batch["labels"][0].tolist() == [-100, -100, -100, 8, 9, 1]
+    assert [lengths.tolist() for lengths in pair_lengths(Text2Text(), rows, causal=True)] == [[3, 2], [3, 2]]
+
+
+def test_another_techniques_order_is_kept_but_for_what_comes_within_a_pool():
+    lengths = np.arange(1, 101) % 10 + 1
+    order = [*range(50, 100), *range(50)]
+    sampler = TokenBudgetBatchSampler(lengths, lengths, max_tokens=60, sampler=order, pool=25)
+    batches = sampler._cut(0)
+    drawn = np.concatenate(batches)
+    for start in range(0, 100, 25):
+        assert sorted(drawn[start : start + 25]) == sorted(order[start : start + 25])
+
+
 def test_empty_targets_are_dropped_and_counted_and_all_empty_is_an_error():
     collate = TextPairCollator(TOKENIZER, tiny_t5())
     batch = collate([{"source": "a", "target": "x"}, {"source": "b", "target": "  "}])

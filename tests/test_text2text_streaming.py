@@ -258,7 +258,7 @@ def test_a_stream_resumes_exactly_in_any_pass(stop_at, straight, tmp_path):
 
 
 def test_control_stock_counting_resumes_in_the_wrong_place(straight, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_ft_plugins.inputs._place", lambda epoch, global_step, max_steps: (0, global_step))
+    monkeypatch.setattr("hf_ft_plugins.streams._place", lambda epoch, global_step, max_steps: (0, global_step))
     again = resumed(tmp_path, TECHNIQUE, stop_at=12, make_setting=setting)
     assert difference(straight["weights"], outcome(again)["weights"])
 

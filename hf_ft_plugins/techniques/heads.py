@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["single_label", "multi_label", "regression", "token"]
 LABEL_COLUMNS = ("labels", "label")
-IGNORED = -100
 
 
 @dataclass(frozen=True)

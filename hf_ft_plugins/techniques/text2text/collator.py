@@ -19,13 +19,13 @@ import torch
 
 from ...errors import PluginError
 from .arrays import Ragged
+from .loss import IGNORED
 from .packing import Flattener, PairPacker, new_packer
 from .texts import TextObjective
-from .tokens import Row
+from .tokens import Row, is_masked_copy
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
 # Columns that say nothing that the ids do not, or that are no input of a model.
 REDUNDANT = {"attention_mask", "token_type_ids", "special_tokens_mask", "length", "decoder_input_ids"}
 
@@ -234,7 +234,7 @@ class TextPairCollator:
 
     def _are_ready(self, examples: Sequence[Any]) -> bool:
         return self.arch == "causal" and all(
-            example.get("labels") is not None and len(example["labels"]) == len(example["input_ids"])
+            example.get("labels") is not None and is_masked_copy(example["input_ids"], example["labels"])
             for example in examples
         )
 

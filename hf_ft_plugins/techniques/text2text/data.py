@@ -12,11 +12,10 @@ import torch
 from ...errors import PluginError
 from .batches import TokenBudgetBatchSampler
 from .collator import TextPairCollator
-from .loss import IGNORED
 from .streaming import PooledBudgetBatches
 from .technique import data_seed
 from .texts import prepared_texts, text_lengths
-from .tokens import flat_targets, lengths_of
+from .tokens import lengths_of, pair_lengths
 
 logger = logging.getLogger(__name__)
 NAME = "text2text"
@@ -97,22 +96,9 @@ def _report_cuts(dataset: Any, column: str, longest: int | None) -> None:
         )
 
 
-def pair_lengths(options: Any, dataset: Any, *, causal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target tokens of every pair, as the collator leaves them; int64 [rows] each.
-
-    Where a causal script has put prompt and target into `input_ids` and masked the labels, the target is what is not
-    masked.
-    """
-    sources, targets = lengths_of(dataset, "input_ids"), lengths_of(dataset, "labels")
-    if causal and np.array_equal(sources, targets):
-        real = np.fromiter((int((ids != IGNORED).sum()) for ids in flat_targets(dataset)), dtype=np.int64)
-        return sources - real, real
-    return np.minimum(sources, options.max_source_length or sources), np.minimum(
-        targets, options.max_target_length or targets
-    )
-
-
-def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSampler | PooledBudgetBatches | None:
+def budgeted(
+    options: Any, trainer: Any, dataset: Any, sampler: Any = None
+) -> TokenBudgetBatchSampler | PooledBudgetBatches | None:
     """The training batches of a trainer; None, with a warning, for a stream that the script's own collator reads."""
     if isinstance(dataset, torch.utils.data.IterableDataset):
         return pooled(options, trainer, dataset)
@@ -132,9 +118,12 @@ def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSample
     alone = int((sources + targets > most).sum())
     if alone:
         logger.warning("%s: %d pairs exceed max_tokens=%d; each is a batch of its own.", NAME, alone, most)
-    sampler = TokenBudgetBatchSampler(
+    batches = TokenBudgetBatchSampler(
         sources,
         targets,
+        sampler=sampler,
+        # Another technique's order is kept but for what comes within one pool.
+        pool=None if sampler is None else options.pool,
         target_tokens=enough,
         max_tokens=most,
         per_step=args.gradient_accumulation_steps * max(1, args.world_size),
@@ -144,11 +133,11 @@ def budgeted(options: Any, trainer: Any, dataset: Any) -> TokenBudgetBatchSample
         "%s: %d pairs in %d batches of about %d real target tokens, at most %d padded slots each.",
         NAME,
         len(sources),
-        len(sampler),
+        len(batches),
         enough,
         most,
     )
-    return sampler
+    return batches
 
 
 def pooled(options: Any, trainer: Any, stream: Any) -> PooledBudgetBatches | None:

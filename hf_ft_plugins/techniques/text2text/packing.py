@@ -18,9 +18,9 @@ import torch
 
 from ...errors import PluginError
 from .arrays import Ragged
-from .data import pair_lengths
 from .loss import IGNORED
 from .segments import is_pack_aware, refuse_leaks
+from .tokens import pair_lengths
 
 PAIRS_PER_ROW = 4  # longer rows waste less, but attention pays for every slot that a segment may not see
 

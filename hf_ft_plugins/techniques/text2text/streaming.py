@@ -22,7 +22,8 @@ import torch
 from ...errors import PluginError
 from .arrays import Ragged
 from .batches import alike_steps, in_so_many, least_padded, padded_tokens
-from .collator import IGNORED, TextPairCollator
+from .collator import TextPairCollator
+from .loss import IGNORED
 
 logger = logging.getLogger(__name__)
 NAME = "text2text"

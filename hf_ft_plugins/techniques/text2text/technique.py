@@ -68,6 +68,7 @@ class Text2Text(Technique):
         self.require(
             self.objective == "seq2seq" or not self.source_prefix, "source_prefix", "only objective=seq2seq takes one."
         )
+        self.require(self.objective == "seq2seq" or self.packing == "none", "packing", "only objective=seq2seq packs.")
 
     def ft_dataset(self, dataset: Any, split: str, model: Any, processing_class: Any) -> Any:
         from .data import prepared
@@ -157,10 +158,10 @@ class Text2Text(Technique):
             return None
         return Seq2SeqGenerationMetrics(processing_class)
 
-    def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
+    def ft_batch_sampler(self, trainer: Any, dataset: Any, sampler: Any) -> Any:
         from .data import budgeted
 
-        return budgeted(self, trainer, dataset)
+        return budgeted(self, trainer, dataset, sampler)
 
     def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
         # Grouped by length, predictions would come in another order than the data set.

@@ -11,6 +11,7 @@ import torch
 
 from ...errors import PluginError
 from .arrays import Ragged, positions
+from .loss import IGNORED
 
 
 class Row(NamedTuple):
@@ -111,13 +112,48 @@ def _length(example: Any, column: str, row: int) -> int:
     return len(value)
 
 
-def flat_targets(dataset: Any) -> Iterator[np.ndarray]:
-    """Every row's `labels`."""
+def pair_lengths(options: Any, dataset: Any, *, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target tokens of every pair, as the collator leaves them; int64 [rows] each.
+
+    Where a causal script has put prompt and target into `input_ids` and masked the labels, the target is what is not
+    masked.
+    """
+    sources, targets = lengths_of(dataset, "input_ids"), lengths_of(dataset, "labels")
+    real = masked_copies(dataset) if causal and np.array_equal(sources, targets) else None
+    if real is not None:
+        return sources - real, real
+    return np.minimum(sources, options.max_source_length or sources), np.minimum(
+        targets, options.max_target_length or targets
+    )
+
+
+def is_masked_copy(ids: Any, labels: Any) -> bool:
+    """Whether a causal row's labels are its own ids, the prompt's replaced by -100, and no target to be put behind.
+
+    A pair whose target happens to be as long as its source is not.
+    """
+    if len(ids) != len(labels):
+        return False
+    marks = np.asarray(labels)
+    return bool(((marks == IGNORED) | (marks == np.asarray(ids))).all())
+
+
+def masked_copies(dataset: Any) -> np.ndarray | None:
+    """Targets' tokens of every row, int64 [rows], where every row is an `is_masked_copy`; else None."""
+    real = []
+    for ids, labels in zip(_rows(dataset, "input_ids"), _rows(dataset, "labels"), strict=True):
+        if not is_masked_copy(ids, labels):
+            return None
+        real.append(int((np.asarray(labels) != IGNORED).sum()))
+    return np.array(real, dtype=np.int64)
+
+
+def _rows(dataset: Any, column: str) -> Iterator[np.ndarray]:
     if hasattr(dataset, "data") and hasattr(dataset, "column_names"):
-        values, starts, lengths = _flat(dataset, "labels")
+        values, starts, lengths = _flat(dataset, column)
         yield from (values[start : start + length] for start, length in zip(starts, lengths, strict=True))
     else:
-        yield from (np.asarray(example["labels"]) for example in dataset)
+        yield from (np.asarray(example[column]) for example in dataset)
 
 
 def ends_of(dataset: Any, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
