@@ -11,6 +11,10 @@
   rounds, A/A is stock against stock.
 - Training speed: real target tokens per CPU second (forward, backward, AdamW) of a T5 of 4 + 4 layers, d_model 128,
   one thread, dropout 0; each kind of batch in turns of four steps, from the same weights.
+  "Packed" (on the translation lengths): the same batches, each packed into shared rows; of our own batches ("ours"),
+  and of random ones, which packing alone frees of padding.
+- Packing exactness: the largest relative difference of loss and gradients between a packed batch and the padded one, in
+  float64; `leaky`: of a control, the same rows under one plain mask.
 - Accumulation: loss of 4 batches of 2 over that of 1 batch of 8, with `TokenMeanLoss` and stock.
 - Quality: the same T5 with stock Trainer and with ours, on the same number of real target tokens, over seeds: dev loss
   at the end, chrF of greedy translations of unseen sentences, and CPU seconds until stock's final dev loss is reached.
@@ -49,9 +53,16 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_ft_plugins import with_plugins
-from hf_ft_plugins.techniques.text2text import TextPairCollator, TokenBudgetBatchSampler, TokenMeanLoss, TokenTable
+from hf_ft_plugins.techniques.text2text import (
+    TextPairCollator,
+    TokenBudgetBatchSampler,
+    TokenMeanLoss,
+    TokenTable,
+    pack_aware,
+)
 from hf_ft_plugins.techniques.text2text.batches import padded_tokens
 
+from .packing_exactness import differences
 from .report import Result, arguments, conditions, noise_floor, quartiles, show
 
 BENCHMARK = "text2text"
@@ -59,6 +70,7 @@ TOKENIZER = ByT5Tokenizer()
 STEPS = 4  # in one turn
 PAIRS = 32  # per batch, as in per_device_train_batch_size
 STOCK, AGAIN, GROUPED, OURS = "random", "random again (A/A)", "group_by_length", "ours"
+PACKED, RANDOM_PACKED = "ours, packed", "random, packed"
 Lengths = tuple[np.ndarray, np.ndarray]
 Run = tuple[float, float, list[tuple[float, float]]]  # final dev loss, chrF, (CPU seconds, dev loss) as it fell
 
@@ -200,7 +212,11 @@ def padding_results(sets: dict[str, Lengths], about: dict[str, Any]) -> list[Res
 
 
 def medians(
-    name: str, rates: dict[str, list[float]], unit: str, gates: dict[tuple[str, str], float], about: dict[str, Any]
+    name: str,
+    rates: dict[str, list[float]],
+    unit: str,
+    gates: dict[tuple[str, str], float | None],
+    about: dict[str, Any],
 ) -> list[Result]:
     """Rows of `rates` (one value a round) against others, as `gates` name them, and the A/A row."""
     values = {row: np.array(rate) for row, rate in rates.items()}
@@ -245,21 +261,25 @@ def collation_results(dataset: Dataset, rounds: int, about: dict[str, Any]) -> l
                     pass
                 rates[way].append(len(dataset) / (time.perf_counter() - start))
         rates = {way: values[1:] for way, values in rates.items()}
-        gates = {("drop-in", STOCK): 5.0, ("buffers", STOCK): 20.0}
+        gates: dict[tuple[str, str], float | None] = {("drop-in", STOCK): 5.0, ("buffers", STOCK): 20.0}
         results += medians(f"batch {batch}", rates, "collated examples/s", gates, about)
     return results
 
 
-def speed_results(name: str, dataset: Dataset, rounds: int, device: str, about: dict[str, Any]) -> list[Result]:
+def speed_results(
+    name: str, dataset: Dataset, rounds: int, device: str, about: dict[str, Any], *, packed: bool = False
+) -> list[Result]:
     lengths, table = lengths_of(dataset), TokenTable(dataset)
     kinds = {STOCK: random_batches, AGAIN: random_batches, GROUPED: grouped_batches, OURS: our_batches}
+    kinds |= {PACKED: our_batches, RANDOM_PACKED: random_batches} if packed else {}
     set_seed(0)
     first = new_t5(device).state_dict()
     runs: dict[str, Callable[[], float]] = {}
     for kind, batches in kinds.items():
         model = new_t5(device)
         model.load_state_dict(first)
-        collate = TextPairCollator(TOKENIZER, model)
+        packing = "pairs" if kind in (PACKED, RANDOM_PACKED) else "none"
+        collate = TextPairCollator(TOKENIZER, pack_aware(model) if packing == "pairs" else model, packing=packing)
         # In another order than they were cut: a turn is a fair sample.
         plan = batches(lengths, 1 if kind == AGAIN else 0)
         cycle = iter([plan[index] for index in np.random.default_rng(0).permutation(len(plan))] * rounds)
@@ -269,7 +289,8 @@ def speed_results(name: str, dataset: Dataset, rounds: int, device: str, about: 
         for kind in random.Random(number).sample(list(kinds), len(kinds)):
             rates[kind].append(runs[kind]())
     rates = {kind: values[1:] for kind, values in rates.items()}
-    gates = {(OURS, STOCK): 2.5, (OURS, GROUPED): 1.2}
+    gates: dict[tuple[str, str], float | None] = {(OURS, STOCK): 2.5, (OURS, GROUPED): 1.2}
+    gates |= {(PACKED, OURS): None, (RANDOM_PACKED, OURS): None} if packed else {}
     return medians(f"T5 on {name}", rates, "real target tokens per CPU s", gates, about)
 
 
@@ -290,6 +311,22 @@ def turn_of(
         return tokens / (time.process_time() - start)
 
     return turn
+
+
+# ---- packing ----
+
+
+def packing_results(about: dict[str, Any]) -> list[Result]:
+    return [
+        result(
+            f"packing exactness, {name}",
+            *(difference, 0.0, None, None),
+            gate="ours <= 1e-12, leaky > 1e-3",
+            met=difference <= 1e-12 and leaky > 1e-3,
+            conditions={**about, "leaky": leaky, "dtype": "float64"},
+        )
+        for name, difference, leaky in differences()
+    ]
 
 
 # ---- the loss under accumulation ----
@@ -474,9 +511,10 @@ def main() -> None:
     trained_on = made_up if real is None else real
     results = padding_results(sets, about)
     results += collation_results(trained_on.select(range(5000)), 2 if args.quick else 9, about)
-    results += speed_results("translation", made_up, 5 if args.quick else 28, args.device, about)
+    results += speed_results("translation", made_up, 5 if args.quick else 28, args.device, about, packed=True)
     if real is not None:
         results += speed_results("Tatoeba", real, 5 if args.quick else 28, args.device, about)
+    results += packing_results(about)
     results += accumulation_results(trained_on, args.device, about)
     if real is not None:
         data = (real, tatoeba("dev", 300), tatoeba("test", 50 if args.quick else 300))

@@ -220,15 +220,15 @@ class Text2Text(Technique):
         }
 
     def acted(self, trainer: Any) -> bool:
-        """The last epoch's batches hold about `target_tokens` each, and the loss is the mean over tokens."""
+        """The last epoch's batches hold about `target_tokens` each, packed as asked; the loss is the tokens' mean."""
         from .batches import TokenBudgetBatchSampler
         from .loss import TokenMeanLoss
         from .streaming import PooledBudgetBatches
 
+        packed = getattr(trainer.data_collator, "packing", "none") == self.packing
+        weighed = isinstance(trainer.compute_loss_func, TokenMeanLoss)
         batches = getattr(trainer, "train_batches", None)
-        return isinstance(batches, (TokenBudgetBatchSampler, PooledBudgetBatches)) and isinstance(
-            trainer.compute_loss_func, TokenMeanLoss
-        )
+        return packed and weighed and isinstance(batches, (TokenBudgetBatchSampler, PooledBudgetBatches))
 
 
 def data_seed(args: Any) -> int:
