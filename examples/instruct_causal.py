@@ -1,7 +1,7 @@
 """Instructions and answers with a standard Seq2SeqTrainer script and a causal model: built-in questions, or your own.
 
-Nothing here knows of any plug-in. By default it trains a small new Llama over bytes to write dates, numbers and
-measures in French, German and Spanish (Unicode's CLDR data, shipped with Babel; no download); `--data_folder` or
+Nothing here knows of any plug-in. By default it trains a small new Llama over bytes to name languages, countries and
+currencies in French, German and Spanish (Unicode's CLDR data, shipped with Babel; no download); `--data_folder` or
 `--dataset_name` train on other pairs, and `--model_name` starts from a pretrained causal model.
 
     python examples/instruct_causal.py
@@ -9,14 +9,10 @@ measures in French, German and Spanish (Unicode's CLDR data, shipped with Babel;
     hf-ft run --with text2text examples/instruct_causal.py --data_folder medquad --source question --target answer
 """
 
-import random
 from dataclasses import dataclass, field
-from datetime import date, timedelta
 
 import numpy as np
-from babel.dates import format_date
-from babel.numbers import format_decimal
-from babel.units import format_unit
+from babel import Locale
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +28,7 @@ from transformers import (
 )
 
 LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish"}
-UNITS = ("length-kilometer", "mass-kilogram", "duration-hour", "duration-week", "volume-liter", "temperature-celsius")
+KINDS = {"languages": "language", "territories": "country or region", "currencies": "currency"}
 
 
 @dataclass
@@ -54,7 +50,7 @@ class InstructTrainingArguments(Seq2SeqTrainingArguments):
     learning_rate: float = 5e-3
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 64
-    num_train_epochs: float = 12
+    num_train_epochs: float = 8
     eval_strategy: str = "epoch"
     logging_steps: float = 20
     save_strategy: str = "no"
@@ -63,23 +59,15 @@ class InstructTrainingArguments(Seq2SeqTrainingArguments):
     report_to: str = "none"
 
 
-def questions(number: int, seed: int) -> Dataset:
-    """How dates, numbers and measures, given in English, are written in another language."""
-    chance = random.Random(seed)
-    rows = {}
-    while len(rows) < number:
-        code, language = chance.choice(list(LANGUAGES.items()))
-        kind = chance.choice(("date", "number", "measure"))
-        if kind == "date":
-            day = date(1950, 1, 1) + timedelta(days=chance.randrange(30000))
-            said, answer = (format_date(day, "long", locale=locale) for locale in ("en", code))
-        elif kind == "number":
-            value = chance.randrange(10**6) / chance.choice((1, 10, 100))
-            said, answer = (format_decimal(value, locale=locale) for locale in ("en", code))
-        else:
-            unit, value = chance.choice(UNITS), chance.randrange(2, 1000)
-            said, answer = (format_unit(value, unit, locale=locale) for locale in ("en", code))
-        rows[f"Write {said} in {language}."] = answer
+def questions() -> Dataset:
+    """What languages, countries and currencies, named in English, are called in another language."""
+    english, rows = Locale("en"), {}
+    for code, language in LANGUAGES.items():
+        for attribute, kind in KINDS.items():
+            names = getattr(Locale(code), attribute)
+            for key, name in getattr(english, attribute).items():
+                if key in names:
+                    rows[f"What is the {kind} {name} called in {language}?"] = names[key]
     return Dataset.from_dict({"instruction": list(rows), "answer": list(rows.values())})
 
 
@@ -89,7 +77,7 @@ def load_pairs(script: ScriptArguments, seed: int) -> DatasetDict:
         return load_dataset("json", data_files=files)
     if script.dataset_name:
         return load_dataset(script.dataset_name)
-    pairs = questions(3600, seed)
+    pairs = questions().shuffle(seed=seed)
     return DatasetDict(
         dev=pairs.select(range(300)), test=pairs.select(range(300, 600)), train=pairs.select(range(600, len(pairs)))
     )
