@@ -93,6 +93,9 @@ def show(
 def check(
     with_: With = None,
     recipe: Recipe = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model's folder or hub name: what the techniques would do with it.")
+    ] = None,
     only_builtin: OnlyBuiltin = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -101,8 +104,10 @@ def check(
     _keep_third_parties_out(only_builtin)
     techniques = _techniques(with_, recipe)
     plan = _plan(techniques)
+    empty = _without_weights(model) if model else None
+    plans = {} if empty is None else {technique.name: technique.plan_for(empty) for technique in techniques}
     if as_json:
-        print(json.dumps({"techniques": state.describe(techniques), "hooks": plan}, indent=1))
+        print(json.dumps({"techniques": state.describe(techniques), "hooks": plan, "model": plans}, indent=1))
         return
     for technique in techniques:
         console.print(f"[bold cyan]{technique}[/]  ({' '.join(registry.origin(technique))})")
@@ -110,6 +115,10 @@ def check(
     for hook, names in plan.items():
         table.add_row(hook, ", then ".join(names))
     console.print(table)
+    for name, words in plans.items():
+        if words:
+            console.print(f"[bold cyan]{name}[/] on {escape(str(model))}:")
+            console.print(words, markup=False, highlight=False)
     console.print("[green]no conflicts[/]")
 
 
@@ -244,6 +253,17 @@ def _read_recipe(file: Path) -> list[Any]:
             "each 'name', 'name:option=value' or {name: {option: value}}."
         )
     return content["techniques"]
+
+
+def _without_weights(name: str) -> Any:
+    """The model class that a config names first, on torch's meta device."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name)
+    cls = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+    with torch.device("meta"):
+        return cls.from_config(config) if cls is transformers.AutoModel else cls(config)
 
 
 def _plan(techniques: tuple[Technique, ...]) -> dict[str, list[str]]:

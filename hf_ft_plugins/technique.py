@@ -85,6 +85,10 @@ class Technique:
         """Why this technique cannot run together with `other`, or None. Asked when the trainer is built."""
         return None
 
+    def plan_for(self, model: Any) -> str | None:
+        """What this technique would do with a model, for `hf-ft check --model`; the model holds no weights."""
+        return None
+
     def acted(self, trainer: Any) -> bool:
         """Whether this technique's own effect can be seen on `trainer` after `train()`.
 

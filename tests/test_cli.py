@@ -284,3 +284,13 @@ def test_compare_calls_nothing_better_for_being_not_a_number():
         True,
         None,
     ]
+
+
+def test_check_shows_the_order_of_a_models_layers(tmp_path):
+    from hf_ft_plugins.testing import tiny_model
+
+    tiny_model().save_pretrained(tmp_path)
+    process = hf_ft("check", "--with", "transfer:layer_decay=0.5", "--model", tmp_path, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    lines = [line.split() for line in process.stdout.splitlines() if "of the rate" in line]
+    assert [line[0] for line in lines] == ["0.1250", "0.2500", "0.5000", "1.0000"]

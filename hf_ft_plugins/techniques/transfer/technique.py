@@ -98,6 +98,13 @@ class Transfer(Technique):
             )
         ]
 
+    def plan_for(self, model: Any) -> str | None:
+        from .layers import backbone_and_head, layer_groups
+
+        groups = layer_groups(model) if self.by_layer else backbone_and_head(model)
+        depth = {group.name: depth for depth, group in enumerate(reversed(groups))}
+        return "\n".join(f"{self.layer_decay ** depth[group.name]:7.4f} of the rate: {group}" for group in groups)
+
     @classmethod
     def example(cls) -> Self:
         return cls(strategy="gradual", layer_decay=0.5)
