@@ -16,7 +16,7 @@ from .metrics import probabilities
 
 BINS = 15
 # Outside of this, what the half was fitted on was perfectly separable or pure noise.
-COLDEST, HOTTEST = 0.2, 20.0
+COLDEST, HOTTEST = 0.05, 20.0
 FEWEST_ROWS = 20
 MOST_CUTS = 500
 
@@ -68,7 +68,7 @@ def nll(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_temperature(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> float:
-    """The number by which to divide the logits for the lowest `nll`, within 0.2 and 20."""
+    """The number by which to divide the logits for the lowest `nll`, within 0.05 and 20."""
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
