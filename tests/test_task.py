@@ -584,6 +584,13 @@ def test_bad_labels_are_refused_with_row_and_mend(tmp_path):
     refused("holds a list of class numbers.*not for token classification.*4 numbers", several)
 
 
+def test_models_without_labels_of_their_own_are_refused(tmp_path):
+    from hf_ft_plugins.techniques.text2text.data import tiny_t5
+
+    with pytest.raises(PluginError, match="a T5ForConditionalGeneration, neither classifies nor regresses"):
+        tiny_trainer(tmp_path, Task(), model=tiny_t5())
+
+
 def test_a_class_with_one_example_is_named(tmp_path, caplog):
     rows = rows_of("single_label", 20)
     labels = [2] + [index % 2 for index in range(19)]

@@ -20,7 +20,7 @@ def kind_of(model: Any, technique: str) -> Kind:
     """What the model predicts, by its class and its config.
 
     Raises:
-        PluginError: it has no config that says so.
+        PluginError: it has no config that says so, or is one of transformers' that does something else.
     """
     base = base_of(model)
     config: Any = getattr(base, "config", None)
@@ -28,6 +28,11 @@ def kind_of(model: Any, technique: str) -> Kind:
         raise PluginError(
             f"{technique}: the model, a {type(base).__name__}, has no config with num_labels. Use an "
             "AutoModelFor...Classification, or leave out the technique."
+        )
+    if type(base).__module__.startswith("transformers.") and "Classification" not in type(base).__name__:
+        raise PluginError(
+            f"{technique}: the model, a {type(base).__name__}, neither classifies nor regresses. Load it with "
+            "AutoModelForSequenceClassification or its like, or leave out the technique."
         )
     if type(base).__name__.endswith("ForTokenClassification"):
         return "token"

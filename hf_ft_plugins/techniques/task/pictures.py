@@ -24,6 +24,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], file: Path) -> None:
     figure, axes = _figure(side + 0.3, side)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title("Which class is taken for which", loc="left", fontsize=11, color=INK, pad=10)
     if size <= MOST_NAMED_CLASSES:
@@ -68,7 +69,9 @@ def reliability(tables: Sequence[dict[str, np.ndarray]], found: Any, file: Path)
     upper.set(xlim=(0, 1.02), ylim=(-0.02, 1.04), ylabel="share that is right")
     upper.set_title("How sure, how right", loc="left", fontsize=11, color=INK, pad=10)
     lower.set(xlabel="probability given", ylabel="share")
-    legend = upper.legend(frameon=False, fontsize=8, loc="upper left")
+    # Outside: points may lie anywhere in the square.
+    handles, labels = upper.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left")
     for handle in legend.legend_handles[1:]:
         handle.set_sizes([30])
     _save(figure, file)
