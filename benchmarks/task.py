@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, disable_progress_bars
 from rich.console import Console
 from rich.progress import track
 from sklearn.datasets import load_digits
@@ -313,6 +313,7 @@ def settings_of(quick: bool) -> list[Setting]:
 
 def main() -> None:
     args = arguments(__doc__ or "")
+    disable_progress_bars()
     results = []
     for setting in settings_of(args.quick):
         measured = measure(setting, args.device)

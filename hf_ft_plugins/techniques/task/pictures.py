@@ -71,7 +71,7 @@ def reliability(tables: Sequence[dict[str, np.ndarray]], found: Any, file: Path)
     lower.set(xlabel="probability given", ylabel="share")
     # Outside: points may lie anywhere in the square.
     handles, labels = upper.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left")
+    legend: Any = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left")
     for handle in legend.legend_handles[1:]:
         handle.set_sizes([30])
     _save(figure, file)
