@@ -21,6 +21,7 @@ from hf_ft_plugins.techniques.heads import labels_of
 from hf_ft_plugins.techniques.task import BalancedSampler, BestMetricCallback, Task, TaskLoss, TaskMetrics, calibration
 from hf_ft_plugins.techniques.task.labels import tiny_rows
 from hf_ft_plugins.techniques.task.losses import balanced_weights, frequency_shift
+from hf_ft_plugins.techniques.text2text import Text2Text
 from hf_ft_plugins.testing import LENGTH, VOCABULARY, check_technique, difference, outcome, resumed, tiny_model
 from hf_ft_plugins.testing import tiny_trainer as plain_trainer
 
@@ -647,7 +648,7 @@ def test_a_loss_of_the_scripts_own_stays_or_is_refused(tmp_path):
         ):
             tiny_trainer(tmp_path, Task(imbalance="weights"), **changes)
     with pytest.raises(ConflictError, match=r"task trains heads on labels"):
-        tiny_trainer(tmp_path, Task(), "text2text")
+        tiny_trainer(tmp_path, Task(), Text2Text())
 
 
 def test_a_peft_model_must_train_its_head(tmp_path):
