@@ -29,7 +29,7 @@ class Labels:
         column: where they stand.
         kind: one class a row, several, numbers, or one class a token.
         names: of the classes, in the order of their numbers; of a regression, one name a target.
-        values: of `single_label`, the class of each row, int64 [rows]; else None.
+        values: of `single_label`, the class of each row, int64 [rows]; else, and where the data is streamed, None.
     """
 
     column: str
@@ -83,12 +83,18 @@ def labels_of(dataset: Any, technique: str) -> Labels | None:
         if hasattr(inner, "names"):
             return Labels(column, "token", tuple(inner.names))
         width = getattr(feature, "length", -1)
+        if width <= 0 and not hasattr(dataset, "__len__"):
+            return None
         width = width if width > 0 else len(dataset.with_format(None)[0][column])
         if _is_fraction(inner):
             return Labels(column, "multi_label", tuple(f"LABEL_{index}" for index in range(width)))
         return None
     if _is_fraction(feature):
         return Labels(column, "regression", (column,))
+    if not hasattr(dataset, "__len__"):
+        # Streamed: only what the features say.
+        names = getattr(feature, "names", None)
+        return Labels(column, "single_label", tuple(names)) if names else None
     values = _whole_numbers(dataset, column, technique)
     names = getattr(feature, "names", None)
     if names is None:
@@ -143,7 +149,14 @@ def head_names(model: Any) -> list[str]:
     base, backbone = base_of(model), backbone_of(model)
     if backbone is base:
         layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-        layers = [layer] if layer is not None else [base.get_submodule(path) for path in _output_layers(base)]
+        layers = (
+            [layer]
+            if layer is not None
+            else [
+                base.get_submodule(path)
+                for path in output_layers(base, getattr(getattr(base, "config", None), "num_labels", -1))
+            ]
+        )
         own = {id(parameter) for output in layers for parameter in output.parameters()}
         first = base.get_input_embeddings() if layer is not None else None
         inputs = {id(parameter) for parameter in first.parameters()} if first is not None else set()
@@ -173,7 +186,7 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     unnamed = all(name.startswith("LABEL_") for name in labels.names) or labels.kind == "regression"
     replaced: list[str] = []
     if not same_size or not (placeholders or unnamed or list(config.id2label.values()) == list(labels.names)):
-        layers = _output_layers(model)
+        layers = output_layers(model, config.num_labels)
         if not layers:
             raise PluginError(
                 f"{technique}: the data has {outputs} labels and the model, a {type(base).__name__}, "
@@ -197,17 +210,20 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     return HeadReport(kept, tuple(replaced), labels.names)
 
 
-def _output_layers(model: Any) -> list[str]:
-    """Paths of the linear layers outside the backbone that have an output a label."""
+def output_layers(model: Any, outputs: int) -> list[str]:
+    """Paths, in the base model, of the linear layers outside the backbone that have so many outputs."""
     base, backbone = base_of(model), backbone_of(model)
     inside = set() if backbone is base else {id(module) for module in backbone.modules()}
     # Where the backbone is not named, only a layer of the model itself can be told from one inside the backbone.
     named = base.named_children() if backbone is base else base.named_modules()
-    outputs = getattr(getattr(base, "config", None), "num_labels", None)
     return [
         path
         for path, module in named
-        if isinstance(module, torch.nn.Linear) and id(module) not in inside and module.out_features == outputs
+        if isinstance(module, torch.nn.Linear)
+        and id(module) not in inside
+        and module.out_features == outputs
+        # What PEFT's modules_to_save keeps of the layer that it replaced.
+        and "original_module" not in path.split(".")
     ]
 
 

@@ -1,0 +1,163 @@
+"""The best checkpoint: by which metric, in which direction, and when to stop waiting for a better one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ...errors import PluginError
+from ...metrics import greater_is_better
+from ..heads import Kind
+from .metrics import BEST_METRIC, TaskMetrics
+
+logger = logging.getLogger(__name__)
+
+NAME = "task"
+
+
+def choose_metric(options: Any, trainer: Any, kind: Kind) -> None:
+    """Set `metric_for_best_model`, `greater_is_better` and `load_best_model_at_end` on the trainer's arguments.
+
+    The script's own metric stays, but for its direction: Trainer takes any metric not called a loss for one that is
+    better when greater, and does not tell that guess from what the script says. The best model is loaded at the end
+    where the arguments allow it; each change is logged.
+    """
+    args = trainer.args
+    if args.eval_strategy == "no" or trainer.eval_dataset is None:
+        return
+    metric = options.metric or args.metric_for_best_model or _default_metric(trainer, kind)
+    direction = options.greater_is_better
+    if direction is None:
+        direction = greater_is_better(metric)
+        if metric == args.metric_for_best_model and args.greater_is_better == metric.endswith("loss"):
+            # Not what Trainer guesses from the name, so the script said it.
+            direction = args.greater_is_better
+    changes = {"metric_for_best_model": metric, "greater_is_better": direction}
+    unfit = cannot_load_best(args)
+    if unfit is None:
+        changes["load_best_model_at_end"] = True
+    else:
+        logger.warning("%s: the run ends with its last weights, not with its best: %s", options.name, unfit)
+    for name, value in changes.items():
+        if getattr(args, name) != value:
+            logger.info("%s: %s was %s, is %s", options.name, name, getattr(args, name), value)
+            setattr(args, name, value)
+
+
+def _default_metric(trainer: Any, kind: Kind) -> str:
+    metric = BEST_METRIC[kind] if isinstance(trainer.compute_metrics, TaskMetrics) else "loss"
+    # Trainer calls a metric of one of several sets by the set's name.
+    first = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
+    return metric if first is None else f"{first}_{metric}"
+
+
+def cannot_load_best(args: Any) -> str | None:
+    """Why these arguments do not allow `load_best_model_at_end`, and the mend; None where they do."""
+    if args.load_best_model_at_end or args.save_strategy == "best":
+        return None
+    if args.save_only_model and (getattr(args, "deepspeed", None) or getattr(args, "fsdp", None)):
+        return "save_only_model=True, which DeepSpeed and FSDP cannot load. Set it to False."
+    if args.save_strategy != args.eval_strategy:
+        return (
+            f"save_strategy={_value(args.save_strategy)} and eval_strategy={_value(args.eval_strategy)} differ. "
+            "Set save_strategy=best."
+        )
+    if args.eval_strategy == "steps":
+        # Shares of the run are floats; whole multiples of them may be off by a rounding.
+        times = args.save_steps / args.eval_steps
+        if (args.save_steps < 1) != (args.eval_steps < 1) or abs(times - round(times)) > 1e-9 or round(times) < 1:
+            return f"save_steps={args.save_steps} is no multiple of eval_steps={args.eval_steps}. Make it one."
+    return None
+
+
+def _value(strategy: Any) -> str:
+    return str(getattr(strategy, "value", strategy))
+
+
+class BestMetricCallback(TrainerCallback):
+    """Checks at the first evaluation that the metric exists, and stops the run when it no longer improves.
+
+    Its state is saved in the host's checkpoints, so that a resumed run stops where the uninterrupted one does, and a
+    stopped run stays stopped.
+
+    Args:
+        patience: evaluations without improvement before the run stops; None never stops it.
+        threshold: an improvement is a change of more than this, in the metric's unit.
+    """
+
+    def __init__(self, patience: int | None = 3, threshold: float = 0.0) -> None:
+        self.patience, self.threshold = patience, threshold
+        self._trainer: Any = None
+        self._restored = self._training = False
+        self._seen: set[str] = set()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best: float | None = None
+        self.bad, self.stopped = 0, False
+
+    def set_trainer(self, trainer: Any) -> None:
+        """Give the callback its trainer, which knows how many evaluation sets there are."""
+        self._trainer = trainer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far, evaluations since, and whether they stopped the run."""
+        return {"best": self.best, "bad": self.bad, "stopped": self.stopped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; the next `on_train_begin` goes on from there."""
+        self.best, self.bad, self.stopped = state["best"], state["bad"], state["stopped"]
+        self._restored = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._restored:
+            self._forget()
+        self._restored, self._training, self._began_at, self._seen = False, True, state.global_step, set()
+        self._evaluated, self._found = 0, False
+        if self.stopped:
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._training = False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: dict[str, float], **kwargs: Any) -> None:
+        key = args.metric_for_best_model
+        if not self._training or key is None or not any(name.startswith("eval_") for name in metrics):
+            return
+        key = key if key.startswith("eval_") else f"eval_{key}"
+        self._seen |= set(metrics)
+        self._evaluated += 1
+        self._found |= key in metrics
+        sets = self._trainer.eval_dataset if self._trainer is not None else None
+        if not self._found and self._evaluated >= (len(sets) if isinstance(sets, dict) else 1):
+            raise PluginError(
+                f"{NAME}: the best checkpoint is to be the one of best {key!r}, which is not among what the evaluation "
+                f"gave: {', '.join(sorted(self._seen))}. Name one of these: {NAME}:metric=..., or "
+                "metric_for_best_model."
+            )
+        # eval_on_start of a resumed run: the uninterrupted run had no such evaluation.
+        if key in metrics and not state.global_step == self._began_at > 0:
+            self._judge(float(metrics[key]), args.greater_is_better, state, control)
+
+    def _judge(self, value: float, greater: bool, state: Any, control: Any) -> None:
+        gain = float("inf") if self.best is None else (value - self.best) * (1 if greater else -1)
+        # A value that is not a number never improves, not even as the first.
+        if value == value and gain > self.threshold:
+            self.best, self.bad = value, 0
+            return
+        self.bad += 1
+        if self.patience is not None and self.bad >= self.patience:
+            self.stopped = True
+            control.should_training_stop = True
+            logger.info(
+                "%s: stopped at step %d: no improvement on %s in %d evaluations",
+                NAME,
+                state.global_step,
+                self.best,
+                self.bad,
+            )

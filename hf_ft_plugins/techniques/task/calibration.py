@@ -1,0 +1,178 @@
+"""Calibration after training: a temperature and decision thresholds, fitted on one half, judged on the other.
+
+Temperature scaling and the expected calibration error are those of Guo et al. 2017 (arXiv:1706.04599): logits are
+divided by one number, so that probabilities change and the most likely class does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..heads import Kind
+from .metrics import probabilities
+
+BINS = 15
+# Outside of this, what the half was fitted on was perfectly separable or pure noise.
+COLDEST, HOTTEST = 0.05, 20.0
+FEWEST_ROWS = 20
+MOST_CUTS = 500
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on one half of the evaluation set, and how it did on the other.
+
+    Attributes:
+        temperature: logits are divided by it; 1 where the fitted one did not lower the other half's loss.
+        fitted_temperature: what was fitted.
+        thresholds: of several labels, the probability above which each is given; of two classes, that of the second
+            class; 0.5 where another did not raise F1 on the other half. None with more classes.
+        nll_before, nll, ece_before, ece: of the other half; loss in nats, error in 0 to 1.
+        rows: of the half that they were judged on; tokens, where these are classified.
+    """
+
+    temperature: float
+    fitted_temperature: float
+    thresholds: tuple[float, ...] | None
+    nll_before: float
+    nll: float
+    ece_before: float
+    ece: float
+    rows: int
+
+    def as_config(self, folded: bool) -> dict[str, Any]:
+        """What is saved in the model's config; `folded`: its weights are divided by the temperature already."""
+        told = asdict(self) | {"thresholds": list(self.thresholds) if self.thresholds else None}
+        return told | {"temperature_in_weights": folded}
+
+
+def halves(rows: int, seed: int, strata: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Two halves of `rows` positions, sorted; with `strata` (a class for each row), alike in every class."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(rows)
+    if strata is not None:
+        order = order[np.argsort(strata[order], kind="stable")]
+    return np.sort(order[::2]), np.sort(order[1::2])
+
+
+def nll(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log likelihood in nats; of several labels, the mean over rows and labels."""
+    if kind == "multi_label":
+        return float(np.mean(np.logaddexp(0, logits) - labels * logits))
+    top = logits.max(axis=-1)
+    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
+    return float(np.mean(total - logits[np.arange(len(labels)), labels]))
+
+
+def fit_temperature(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The number by which to divide the logits for the lowest `nll`, within 0.05 and 20."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        # Convex in the inverse temperature.
+        lambda inverse: nll(kind, logits * inverse, labels),
+        bounds=(1 / HOTTEST, 1 / COLDEST),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(1 / found.x)
+
+
+def reliability(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """How sure and how right the model is, in 15 bins of equal width.
+
+    Of one class, how sure is the probability of the chosen class and how right the share of right choices; of several
+    labels, the probability of each label and the share of rows that have it.
+
+    Returns:
+        `sure`, `right` float64 [15] (NaN where a bin is empty), `count` int64 [15].
+    """
+    shares = probabilities(kind, logits)
+    if kind == "multi_label":
+        sure, right = shares.ravel(), labels.ravel()
+    else:
+        sure, right = shares.max(axis=-1), (shares.argmax(axis=-1) == labels).astype(np.float64)
+    # Bins are closed on the right, as in the paper.
+    bins = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        return {
+            "sure": np.bincount(bins, sure, BINS) / count,
+            "right": np.bincount(bins, right, BINS) / count,
+            "count": count,
+        }
+
+
+def ece(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error, in 0 to 1: the mean gap between sure and right, weighted by the bins' counts."""
+    table = reliability(kind, logits, labels)
+    gaps = np.nan_to_num(np.abs(table["sure"] - table["right"]))
+    return float((gaps * table["count"]).sum() / table["count"].sum())
+
+
+def best_threshold(shares: np.ndarray, truth: np.ndarray, *, both_classes: bool) -> float:
+    """The probability above which to say yes, for the highest F1; `both_classes`: for the mean of both classes' F1."""
+    # Evenly spaced ranks: more cuts than these tell no more and take quadratic time.
+    candidates = np.unique(np.quantile(shares, np.linspace(0, 1, min(len(shares), MOST_CUTS))))
+    if len(candidates) < 2:
+        return 0.5
+    cuts = (candidates[1:] + candidates[:-1]) / 2
+    scores = [f1(shares > cut, truth, both_classes=both_classes) for cut in cuts]
+    best = np.flatnonzero(np.isclose(scores, max(scores)))
+    # Of equally good ones the nearest to 0.5, which owes least to the sample.
+    return float(min(cuts[best], key=lambda cut: abs(cut - 0.5)))
+
+
+def f1(chosen: np.ndarray, truth: np.ndarray, *, both_classes: bool) -> float:
+    """F1 of a yes, or the mean of a yes' and a no's; 0 where there is none."""
+
+    def of(said: np.ndarray, true: np.ndarray) -> float:
+        either = said.sum() + true.sum()
+        return float(2 * (said & true).sum() / either) if either else 0.0
+
+    return (of(chosen, truth) + of(~chosen, ~truth)) / 2 if both_classes else of(chosen, truth)
+
+
+def fit_thresholds(kind: Kind, fit: tuple[Any, Any], judge: tuple[Any, Any]) -> tuple[float, ...] | None:
+    """The threshold of each label, of two classes of the second; 0.5 where another is no better on the other half.
+
+    Args:
+        fit, judge: logits float64 [N, C], divided by the temperature, and labels, of either half.
+    """
+    if kind == "multi_label":
+        columns, truths = range(fit[0].shape[1]), [half[1] > 0.5 for half in (fit, judge)]
+    elif kind == "single_label" and fit[0].shape[1] == 2:
+        columns, truths = range(1, 2), [np.stack([half[1] != 1, half[1] == 1], axis=1) for half in (fit, judge)]
+    else:
+        return None
+    fitted, judged = (probabilities(kind, half[0]) for half in (fit, judge))
+    both = kind == "single_label"
+    chosen = []
+    for column in columns:
+        cut = best_threshold(fitted[:, column], truths[0][:, column], both_classes=both)
+        gain = f1(judged[:, column] > cut, truths[1][:, column], both_classes=both) - f1(
+            judged[:, column] > 0.5, truths[1][:, column], both_classes=both
+        )
+        chosen.append(cut if gain > 0 else 0.5)
+    return tuple(chosen)
+
+
+def calibrate(kind: Kind, fit: tuple[Any, Any], judge: tuple[Any, Any]) -> Calibration:
+    """Fit on `fit` and judge on `judge`: logits float64 [N, C] and labels, as `metrics.flat_predictions` gives them."""
+    temperature = fit_temperature(kind, *fit)
+    before = nll(kind, *judge)
+    kept = temperature if nll(kind, judge[0] / temperature, judge[1]) < before else 1.0
+    scaled = judge[0] / kept, judge[1]
+    return Calibration(
+        temperature=kept,
+        fitted_temperature=temperature,
+        thresholds=fit_thresholds(kind, (fit[0] / kept, fit[1]), scaled),
+        nll_before=before,
+        nll=nll(kind, *scaled),
+        ece_before=ece(kind, *judge),
+        ece=ece(kind, *scaled),
+        rows=len(judge[1]),
+    )

@@ -1,0 +1,181 @@
+"""After training: predict the evaluation set once, calibrate the model on it, and report what it gets wrong.
+
+Trainer loads the best model before `on_train_end`, so there the final weights are known. Checkpoints hold the weights
+as they were trained: only the model in memory, and what `save_model` writes of it, is calibrated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+from transformers import Trainer, TrainerCallback
+
+from ..heads import Kind, base_of, output_layers
+from . import calibration, report
+from .calibration import Calibration
+from .metrics import evaluate, flat_predictions
+
+logger = logging.getLogger(__name__)
+
+CONFIG_KEY = "hf_ft_task"
+PROBED_ROWS = 64
+
+
+class FinishCallback(TrainerCallback):
+    """Runs `finish` when training ends; takes the technique and what it predicts."""
+
+    def __init__(self, options: Any, kind: Kind) -> None:
+        self.options, self.kind = options, kind
+        self._trainer: Any = None
+
+    def set_trainer(self, trainer: Any) -> None:
+        """Give the callback the trainer whose model it is to calibrate."""
+        self._trainer = trainer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        finish(self.options, self._trainer, self.kind)
+
+
+def finish(options: Any, trainer: Any, kind: Kind) -> None:
+    """Calibrate `trainer.model` in place and write the report to `output_dir/task`. Every rank takes part."""
+    name, dataset = options.name, trainer.eval_dataset
+    if isinstance(dataset, dict):
+        split, dataset = next(iter(dataset.items()))
+        logger.info("%s: calibration and report are of the evaluation set %r", name, split)
+    if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        logger.warning("%s: no evaluation set with a length, so neither calibration nor report.", name)
+        return
+    predictions, label_ids = predict(trainer, dataset)
+    if not np.isfinite(predictions).all():
+        logger.warning("%s: the model predicts NaN or infinity, so neither calibration nor report.", name)
+        return
+    found, judged = None, None
+    if options.calibrate and kind != "regression":
+        fit, judge = _split(kind, predictions, label_ids, trainer.args.seed)
+        if min(len(fit[1]), len(judge[1])) < calibration.FEWEST_ROWS:
+            logger.warning(
+                "%s: the evaluation set has %d rows, too few to calibrate on one half and judge on the other (%d).",
+                name,
+                len(dataset),
+                2 * calibration.FEWEST_ROWS,
+            )
+        else:
+            found, judged = calibration.calibrate(kind, fit, judge), judge
+    if found is not None:
+        folded = _apply(trainer, dataset, predictions, found, name)
+        base_of(trainer.model).config.update({CONFIG_KEY: found.as_config(folded)})
+        predictions = predictions / (found.temperature if folded else 1.0)
+        entry = {"temperature": found.temperature, "ece_before": found.ece_before, "ece": found.ece}
+        # Trainer's own method: TRL's overrides empty their running averages into whatever is logged next.
+        Trainer.log(trainer, {f"{name}/{key}": value for key, value in entry.items()})
+    if trainer.is_world_process_zero():
+        names = report.class_names(base_of(trainer.model).config)
+        folder = report.write(
+            report.Findings(kind, names, predictions, label_ids, found, judged),
+            dataset,
+            trainer.args.output_dir,
+            options.worst_examples,
+        )
+        shown = evaluate(kind, *flat_predictions(kind, predictions, label_ids))
+        logger.info("%s: %s; report in %s", name, ", ".join(f"{k} {v:.4g}" for k, v in shown.items()), folder)
+
+
+def predict(trainer: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of every row in the order of the rows, equal on every rank."""
+    with _plainly(trainer):
+        loader = trainer.get_test_dataloader(dataset)
+        output = trainer.evaluation_loop(loader, "Calibration", prediction_loss_only=False, metric_key_prefix="task")
+    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    return np.asarray(logits, dtype=np.float64), np.asarray(output.label_ids)
+
+
+@contextlib.contextmanager
+def _plainly(trainer: Any) -> Iterator[None]:
+    """Logits as the model gives them, in the order of the rows, and nothing else computed."""
+    settings = [
+        (trainer, "compute_metrics", None),
+        (trainer, "preprocess_logits_for_metrics", None),
+        (trainer.args, "eval_do_concat_batches", True),
+        # Grouping by length also reorders evaluation data.
+        (trainer.args, "train_sampling_strategy", "random"),
+    ]
+    were = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in were:
+            setattr(owner, name, value)
+
+
+def _split(kind: Kind, predictions: np.ndarray, label_ids: np.ndarray, seed: int) -> tuple[Any, Any]:
+    # Of tokens too, rows are dealt out: tokens of one sentence are no independent check of each other.
+    strata = label_ids if kind == "single_label" else None
+    positions = calibration.halves(len(label_ids), seed, strata)
+    fit, judge = (flat_predictions(kind, predictions[half], label_ids[half]) for half in positions)
+    return fit, judge
+
+
+def _apply(trainer: Any, dataset: Any, predictions: np.ndarray, found: Calibration, name: str) -> bool:
+    """Divide the head by the temperature, so that a `pipeline` gives calibrated probabilities; whether it took."""
+    if found.temperature == 1.0:
+        return False
+    layer = _head(trainer)
+    if layer is None:
+        logger.warning(
+            "%s: the model does not end in one linear layer of its own, so the temperature %.4g stands only in "
+            "config.%s: divide logits by it.",
+            name,
+            found.temperature,
+            CONFIG_KEY,
+        )
+        return False
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    fold_temperature(layer, found.temperature)
+    rows = range(min(PROBED_ROWS, len(dataset)))
+    probe = dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows)
+    logits, _ = predict(trainer, probe)
+    expected = predictions[: len(rows)][tuple(slice(size) for size in logits.shape)] / found.temperature
+    # Padding is -100 in both; half-precision weights round.
+    real = expected != -100 / found.temperature
+    if np.allclose(logits[real], expected[real], rtol=2e-2, atol=2e-2 * np.abs(expected[real]).max()):
+        return True
+    logger.warning(
+        "%s: dividing the head did not divide the logits, so it was undone: the temperature %.4g stands only in "
+        "config.%s.",
+        name,
+        found.temperature,
+        CONFIG_KEY,
+    )
+    with torch.no_grad():
+        for parameter, value in zip(layer.parameters(), before, strict=True):
+            parameter.copy_(value)
+    return False
+
+
+def _head(trainer: Any) -> torch.nn.Linear | None:
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return None
+    base = base_of(trainer.model)
+    paths = output_layers(trainer.model, base.config.num_labels)
+    layer = base.get_submodule(paths[0]) if len(paths) == 1 else None
+    # An adapter on the head is a sum of two products; dividing one of them would not divide the sum.
+    adapted = any("lora" in part or part == "base_layer" for part in (paths[0].split(".") if paths else ()))
+    return None if adapted else layer
+
+
+def fold_temperature(layer: torch.nn.Linear, temperature: float) -> None:
+    """Divide weight and bias, in place: the layer's outputs are divided, and the largest stays the largest."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.div_(temperature)

@@ -1,0 +1,131 @@
+"""The technique `task`: from a labelled data set to a sound classifier or regressor with nothing but defaults.
+
+The head and `problem_type` follow the data's labels (`labels.py`), the metrics follow the head (`metrics.py`), the best
+checkpoint follows the metrics (`best.py`). Imbalance changes the training loss (`losses.py`) or the order of examples
+(`sampler.py`), nothing else. After training the model is calibrated on the evaluation set (`calibration.py`) and what
+it gets wrong is written to `output_dir/task` (`report.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from ...technique import Technique, option
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Technique):
+    """See the options' help, `TaskLoss`, `BalancedSampler`, `TaskMetrics` and `BestMetricCallback`."""
+
+    name: ClassVar[str] = "task"
+    summary: ClassVar[str] = "classification and regression: head, metrics, best checkpoint, imbalance, calibration"
+
+    imbalance: Literal["none", "weights", "sampler", "logit_adjust", "focal"] = option(
+        "none",
+        help="what to do for rare classes while training: weights by class, sampler (as many rows of each class), "
+        "logit_adjust (logits shifted by the classes' frequencies), focal (hard examples count more)",
+    )
+    tau: float = option(1.0, help="logit_adjust: strength of the shift; 1 is right for the mean accuracy over classes")
+    gamma: float = option(2.0, help="focal: how much less easy examples count")
+    metric: str | None = option(
+        None,
+        help="what the best checkpoint is best by; none: the script's metric_for_best_model, else macro_f1 "
+        "(several labels: average_precision; numbers: rmse; a script's own compute_metrics: loss)",
+    )
+    greater_is_better: bool | None = option(None, help="direction of the metric; none: by its name")
+    early_stopping_patience: int | None = option(
+        3, help="stop after this many evaluations without improvement; none: never"
+    )
+    early_stopping_threshold: float = option(0.0, help="an improvement is a change of more than this")
+    calibrate: bool = option(True, help="fit a temperature and thresholds on half of the evaluation set after training")
+    worst_examples: int = option(50, help="how many examples of the highest loss the report lists")
+
+    def check(self) -> None:
+        self.require(self.tau > 0, "tau", "it must be above 0.")
+        self.require(self.gamma > 0, "gamma", "it must be above 0; imbalance=none is gamma 0.")
+        patience = self.early_stopping_patience
+        self.require(patience is None or patience >= 1, "early_stopping_patience", "it must be 1 or more, or none.")
+        self.require(self.early_stopping_threshold >= 0, "early_stopping_threshold", "it must be 0 or more.")
+        self.require(self.worst_examples >= 0, "worst_examples", "it must be 0 or more.")
+
+    def conflict(self, other: Technique) -> str | None:
+        if other.name == "text2text":
+            return "task trains heads on labels, text2text trains text generation, and each supplies loss and metrics."
+        return None
+
+    def ft_model(self, model: Any, train_dataset: Any, args: Any) -> None:
+        from ..heads import fit_head
+        from .labels import read_labels, refuse_not_a_number
+
+        labels = read_labels(train_dataset, model, self.name)
+        refuse_not_a_number(train_dataset, model, args, self.name)
+        if labels is not None:
+            logger.info("%s: %s", self.name, fit_head(model, labels, self.name, args.seed))
+
+    def ft_metrics(self, model: Any, args: Any) -> Any:
+        from .labels import kind_of
+        from .metrics import TaskMetrics
+
+        return None if args.prediction_loss_only else TaskMetrics(kind_of(model, self.name))
+
+    def ft_callbacks(self) -> list[Any]:
+        from .best import BestMetricCallback
+
+        return [BestMetricCallback(self.early_stopping_patience, self.early_stopping_threshold)]
+
+    def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
+        from .labels import read_labels
+        from .sampler import BalancedSampler
+
+        if self.imbalance != "sampler":
+            return None
+        labels = read_labels(dataset, trainer.model, self.name)
+        assert labels is not None
+        assert labels.values is not None, "refuse_unfit has seen to it"
+        seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+        return BalancedSampler(labels.values, seed)
+
+    def ft_trainer(self, trainer: Any) -> None:
+        from .best import choose_metric
+        from .finish import FinishCallback
+        from .labels import kind_of, read_labels, refuse_unfit
+        from .losses import supply_loss
+
+        labels = read_labels(trainer.train_dataset, trainer.model, self.name)
+        kind = kind_of(trainer.model, self.name)
+        refuse_unfit(self, trainer, labels)
+        supply_loss(self, trainer, kind, labels)
+        choose_metric(self, trainer, kind)
+        # Last: other callbacks may still change the weights when training ends.
+        finish = FinishCallback(self, kind)
+        finish.set_trainer(trainer)
+        trainer.add_callback(finish)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(imbalance="weights", early_stopping_patience=None)
+
+    @classmethod
+    def example_setting(cls) -> dict[str, Any]:
+        from .labels import tiny_rows
+
+        return {"train_dataset": tiny_rows(24), "eval_dataset": tiny_rows(40, seed=1)}
+
+    def acted(self, trainer: Any) -> bool:
+        """The loss is weighted, the metrics are ours, and the report of the evaluation set is written."""
+        from pathlib import Path
+
+        from .losses import TaskLoss
+
+        loss = trainer.compute_loss_func
+        evaluated = any("eval_macro_f1" in entry for entry in trainer.state.log_history)
+        return (
+            isinstance(loss, TaskLoss)
+            and loss.weights is not None
+            and evaluated
+            and (Path(trainer.args.output_dir) / "task" / "report.json").is_file()
+        )
