@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["single_label", "multi_label", "regression", "token"]
 LABEL_COLUMNS = ("labels", "label")
+IGNORED = -100
 
 
 @dataclass(frozen=True)
