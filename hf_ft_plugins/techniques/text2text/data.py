@@ -12,7 +12,7 @@ import torch
 from ...errors import PluginError
 from .batches import TokenBudgetBatchSampler
 from .collator import TextPairCollator
-from .streaming import PooledBudgetBatches
+from .streaming import POOL, PooledBudgetBatches
 from .technique import data_seed
 from .texts import prepared_texts, text_lengths
 from .tokens import lengths_of, pair_lengths
@@ -123,7 +123,7 @@ def budgeted(
         targets,
         sampler=sampler,
         # Another technique's order is kept but for what comes within one pool.
-        pool=None if sampler is None else options.pool,
+        pool=options.pool or (None if sampler is None else POOL),
         target_tokens=enough,
         max_tokens=most,
         per_step=args.gradient_accumulation_steps * max(1, args.world_size),
@@ -164,7 +164,7 @@ def pooled(options: Any, trainer: Any, stream: Any) -> PooledBudgetBatches | Non
         max_tokens=options.max_tokens,
         target_tokens=options.target_tokens,
         pairs=args.train_batch_size,
-        pool=options.pool,
+        pool=options.pool or POOL,
         per_step=args.gradient_accumulation_steps * world_size,
         rank=args.process_index,
         world_size=world_size,

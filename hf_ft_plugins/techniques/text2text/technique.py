@@ -54,17 +54,26 @@ class Text2Text(Technique):
     )
     noise_density: float = option(0.15, help="span_corruption: share of tokens taken out")
     mean_span_length: float = option(3.0, help="span_corruption: mean tokens of a span that is taken out (ByT5: 20)")
-    pool: int = option(8192, help="streaming data: how many pairs are read and sorted together")
+    pool: int | None = option(
+        None,
+        help="how many pairs are sorted together: fewer pad more, and mix a batch's lengths; none: all (streams: 8192)",
+    )
 
     def check(self) -> None:
-        for name in ("target_tokens", "max_tokens", "max_source_length", "max_target_length", "pad_to_multiple_of"):
+        for name in (
+            "target_tokens",
+            "max_tokens",
+            "max_source_length",
+            "max_target_length",
+            "pad_to_multiple_of",
+            "pool",
+        ):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "it must be 1 or more.")
         self.require(self.examples >= 0, "examples", "it must be 0 or more.")
         self.require(0 <= self.max_empty_share <= 1, "max_empty_share", "it must lie in [0, 1].")
         self.require(0 < self.noise_density < 1, "noise_density", "it must lie between 0 and 1.")
         self.require(self.mean_span_length >= 1, "mean_span_length", "it must be 1 or more.")
-        self.require(self.pool >= 1, "pool", "it must be 1 or more.")
         self.require(
             self.objective == "seq2seq" or not self.source_prefix, "source_prefix", "only objective=seq2seq takes one."
         )
