@@ -14,11 +14,12 @@ import time
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ..heads import base_of
+from ..heads import base_of, head_names
 from .layers import HEAD, MARK, NAME, LayerGroup, backbone_and_head, layer_groups
 from .probe import NotCacheable, fit_probe
 
@@ -231,6 +232,11 @@ class GradualUnfreezing(TrainerCallback):
                 raise PluginError(f"{NAME}: cache_features=always is not possible here: {reason}.") from reason
             logger.warning("%s: the head is trained in the run's own steps: %s.", NAME, reason)
             return False
+        if args.world_size > 1:
+            # Each rank has fitted the whole; a GPU's sums may differ in their last bits.
+            named = dict(base_of(model).named_parameters())
+            for name in head_names(model):
+                dist.broadcast(named[name].data, src=0)
         self._trainer.log(
             {f"{NAME}/probe_loss": losses[-1], f"{NAME}/probe_runtime": round(time.perf_counter() - began, 3)}
         )
