@@ -237,7 +237,7 @@ def test_script_whose_trainers_are_all_of_another_class_is_an_error(tmp_path):
     modules = {
         "__init__": "",
         "trainer": "class Trainer: pass",
-        "trainer_callback": "class TrainerCallback: pass\nclass DefaultFlowCallback: pass",
+        "trainer_callback": "class TrainerCallback: pass\nclass DefaultFlowCallback: pass\nclass TrainerState: pass",
         "trainer_utils": "def seed_worker(): pass",
     }
     (tmp_path / "transformers").mkdir()

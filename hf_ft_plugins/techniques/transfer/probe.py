@@ -58,11 +58,11 @@ def fit_probe(
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
-        model.eval()
+        model.train(False)
         try:
             features = _Features.of(model, backbone, batches)
             model.train()
-            backbone.eval()
+            backbone.train(False)
             return _fitted(model, backbone, features, loss or _own_loss, learning_rate, weight_decay, steps)
         finally:
             model.train(was_training)
