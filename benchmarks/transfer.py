@@ -22,7 +22,6 @@ the two ends with, less a point; evaluations are not counted. Rounds are interle
 
 from __future__ import annotations
 
-import copy
 import gzip
 import io
 import json
@@ -33,8 +32,8 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ class Setting:
     name: str
     data: Callable[[int], dict[str, Examples]]  # seed -> train, dev, test, and tests out of distribution
     model: Callable[[int, bool], Any]  # seed, from scratch?
-    rates: tuple[float, float, float]
+    rates: tuple[float, ...]
     steps: int
     batch: int
     rows: tuple[str, ...]
@@ -228,20 +227,20 @@ def reviews(split: str) -> Examples:
     with gzip.open(next((DATA / "sentiment_mr").glob(f"*{split}*.jsonl.gz")), "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     encoded = tokenizer(
-        [row["text"] for row in rows], truncation=True, max_length=40, padding="max_length", return_tensors="pt"
+        [row["text"] for row in rows], truncation=True, max_length=32, padding="max_length", return_tensors="pt"
     )
     return dict(encoded), torch.tensor([row["label"] for row in rows])
 
 
-def few_reviews(seed: int, each: int) -> dict[str, Examples]:
+def few_reviews(seed: int, each: int, quick: bool) -> dict[str, Examples]:
     random = np.random.default_rng(seed)
     labels = reviews("train")[1].numpy()
     few = np.concatenate([random.permutation(np.flatnonzero(labels == label))[:each] for label in (0, 1)])
     some = np.random.default_rng(0).permutation(1000)
     return {
         "train": chosen(reviews("train"), few),
-        "dev": chosen(reviews("dev"), some[:200]),
-        "test": chosen(reviews("test"), some[:400]),
+        "dev": chosen(reviews("dev"), some[: 80 if quick else 200]),
+        "test": chosen(reviews("test"), some[: 160 if quick else 400]),
     }
 
 
@@ -293,10 +292,10 @@ def trainer_of(model: Any, rows: list[Any], folder: str, device: str, *technique
     return trainer
 
 
-def one_run(setting: str, row: str, rate: float, seed: int, device: str, threads: int) -> dict[str, float]:
+def one_run(setting: str, row: str, rate: float, seed: int, device: str, threads: int, quick: bool) -> dict[str, float]:
     """Accuracies in points on every part but the training set."""
     torch.set_num_threads(threads)
-    task = SETTINGS[setting]
+    task = settings(quick)[setting]
     data = task.data(seed)
     own_seed = seed + (OTHER_SEED if row == AGAIN else 0)
     model = task.model(own_seed, row == SCRATCH)
@@ -325,60 +324,59 @@ def _in_a_process(job: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, floa
     return job, one_run(*job)
 
 
-IMAGE_ROWS = (STOCK, AGAIN, SCRATCH, *OURS)
-TEXT_ROWS = (STOCK, AGAIN, *OURS)
-SETTINGS = {
-    setting.name: setting
-    for setting in (
-        Setting("digits", digits, digits_model, (3e-4, 1e-3, 3e-3), 200, 16, IMAGE_ROWS),
-        Setting("flowers", flowers, mobilenet, (3e-4, 1e-3, 3e-3), 100, 32, IMAGE_ROWS),
-        *(
-            Setting(
-                f"sentiment, {each} a class",
-                lambda seed, each=each: few_reviews(seed, each),
-                minilm,
-                (2e-5, 1e-4, 5e-4),
-                {8: 30, 32: 40, 128: 60}[each],
-                16,
-                TEXT_ROWS,
-            )
-            for each in (8, 32, 128)
-        ),
-    )
-}
+@cache
+def settings(quick: bool) -> dict[str, Setting]:
+    """By name; quick ones have fewer steps and rows, and but for digits only the middle rate."""
+    rows: tuple[str, ...] = (STOCK, AGAIN, *(OURS[:1] if quick else OURS))
+    image_rows = rows if quick else (*rows, SCRATCH)
+    share = 0.5 if quick else 1.0
+    found = [
+        Setting("digits", digits, digits_model, (3e-4, 1e-3, 3e-3), 200, 16, image_rows),
+        Setting("flowers", flowers, mobilenet, (3e-4, 1e-3, 3e-3), round(100 * share), 32, image_rows),
+    ]
+    for each, steps in ((8, 30), (32, 40), (128, 60)):
+        data = partial(few_reviews, each=each, quick=quick)
+        name = f"sentiment with {each} a class"
+        found.append(Setting(name, data, minilm, (2e-5, 1e-4, 5e-4), round(steps * share), 16, rows))
+    if quick:
+        found = [found[0], *(replace(setting, rates=setting.rates[1:2]) for setting in found[1:])]
+    return {setting.name: setting for setting in found}
+
 
 Measured = dict[str, dict[str, np.ndarray]]  # row -> part -> accuracies [rates, seeds]
 
 
-def measure(names: list[str], seeds: dict[str, int], device: str) -> dict[str, Measured]:
+def measure(names: list[str], seeds: dict[str, int], device: str, quick: bool) -> dict[str, Measured]:
     """All runs, two processes at a time on a CPU: what is measured does not depend on time."""
     threads = 1 if device == "cpu" else torch.get_num_threads()
     jobs = [
-        (name, row, rate, seed, device, threads)
+        (name, row, rate, seed, device, threads, quick)
         for name in names
         for seed in range(seeds[name])
-        for rate in SETTINGS[name].rates
-        for row in SETTINGS[name].rows
+        for rate in settings(quick)[name].rates
+        for row in settings(quick)[name].rows
     ]
     processes = (os.cpu_count() or 1) if device == "cpu" else 1
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         console = Console(stderr=True)
         found = dict(track(pool.imap(_in_a_process, jobs), "runs", total=len(jobs), console=console))
-    return {
-        name: {
+    measured: dict[str, Measured] = {}
+    for name in names:
+        setting, over_seeds = settings(quick)[name], range(seeds[name])
+        parts = found[name, STOCK, setting.rates[0], 0, device, threads, quick]
+        measured[name] = {
             row: {
                 part: np.array(
                     [
-                        [found[name, row, rate, seed, device, threads][part] for seed in range(seeds[name])]
-                        for rate in SETTINGS[name].rates
+                        [found[name, row, rate, seed, device, threads, quick][part] for seed in over_seeds]
+                        for rate in setting.rates
                     ]
                 )
-                for part in found[name, row, SETTINGS[name].rates[0], 0, device, threads]
+                for part in parts
             }
-            for row in SETTINGS[name].rows
+            for row in setting.rows
         }
-        for name in names
-    }
+    return measured
 
 
 # ---- results ----
@@ -391,15 +389,16 @@ def at_its_best(run: dict[str, np.ndarray]) -> tuple[int, np.ndarray, np.ndarray
     return best, run["test"][best], np.mean(out, axis=0) if out else None
 
 
-def results_of(name: str, measured: Measured, about: dict[str, Any]) -> list[Result]:
+def results_of(setting: Setting, measured: Measured, about: dict[str, Any]) -> list[Result]:
+    name = setting.name
     _, stock, stock_out = at_its_best(measured[STOCK])
     _, again, again_out = at_its_best(measured[AGAIN])
     results = []
-    for row in SETTINGS[name].rows:
+    for row in setting.rows:
         if row == STOCK:
             continue
         best, inside, outside = at_its_best(measured[row])
-        rate = SETTINGS[name].rates[best]
+        rate = setting.rates[best]
         gates: dict[str, tuple[str, Callable[[float, float], bool]]] = {}
         if row in OURS:
             gates["in distribution"] = _gate(name, float(noise_floor(again / stock) * stock.mean()))
@@ -439,13 +438,15 @@ def _gate(name: str, noise: float) -> tuple[str, Callable[[float, float], bool]]
     return "ours >= baseline + 3", lambda ours, base: ours >= base + 3
 
 
-def detail_table(name: str, measured: Measured) -> Table:
+def detail_table(setting: Setting, measured: Measured) -> Table:
     parts = list(next(iter(measured.values())))
-    table = Table("row", "rate", *parts, title=f"{name}: accuracy in points, mean ± standard deviation over seeds")
+    table = Table(
+        "row", "rate", *parts, title=f"{setting.name}: accuracy in points, mean ± standard deviation over seeds"
+    )
     for row, run in measured.items():
-        for index, rate in enumerate(SETTINGS[name].rates):
+        for index, rate in enumerate(setting.rates):
             cells = [f"{run[part][index].mean():.1f} ± {run[part][index].std():.1f}" for part in parts]
-            table.add_row(row if index == 0 else "", f"{rate:g}", *cells, end_section=index == 2)
+            table.add_row(row if index == 0 else "", f"{rate:g}", *cells, end_section=index == len(setting.rates) - 1)
     return table
 
 
@@ -533,21 +534,21 @@ def main() -> None:
     if (DATA / "flowers5_128px").exists() and (DATA / "ckpt_mobilenet_v1_025_128").exists():
         names.append("flowers")
     if (DATA / "sentiment_mr").exists() and (DATA / "ckpt_minilm_l6").exists():
-        names += [name for name in SETTINGS if name.startswith("sentiment")]
-    skipped = [name for name in SETTINGS if name not in names]
+        names += [name for name in settings(args.quick) if name.startswith("sentiment")]
+    skipped = [name for name in settings(args.quick) if name not in names]
     if skipped:
         print(f"skipped, FT_DATA names no folder with their data: {'; '.join(skipped)}", file=sys.stderr)
     seeds = {name: (1 if name != "digits" else 2) if args.quick else 5 for name in names}
     results = []
     if "flowers" in names:
-        results.append(probe_result(1 if args.quick else 5, 100 if args.quick else 200, args.device))
-    measured = measure(names, seeds, args.device)
+        results.append(probe_result(1 if args.quick else 5, 60 if args.quick else 200, args.device))
+    measured = measure(names, seeds, args.device, args.quick)
     for name in names:
-        setting = SETTINGS[name]
+        setting = settings(args.quick)[name]
         about = conditions(args.device, seeds=seeds[name], rates=setting.rates, max_steps=setting.steps)
-        results += results_of(name, measured[name], about)
+        results += results_of(setting, measured[name], about)
         if not args.json:
-            Console(width=160).print(detail_table(name, copy.copy(measured[name])))
+            Console(width=160).print(detail_table(setting, measured[name]))
     show(results, as_json=args.json)
 
 
