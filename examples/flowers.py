@@ -6,7 +6,7 @@ first and is then taken to the digits 5 to 9. `--dataset_name` and `--image_fold
 `--model_name_or_path` starts from another model.
 
     python examples/flowers.py
-    hf-ft compare --with transfer:strategy=gradual examples/flowers.py
+    hf-ft compare --with transfer examples/flowers.py
 """
 
 import os
