@@ -511,9 +511,9 @@ def main() -> None:
     trained_on = made_up if real is None else real
     results = padding_results(sets, about)
     results += collation_results(trained_on.select(range(5000)), 2 if args.quick else 9, about)
-    results += speed_results("translation", made_up, 5 if args.quick else 28, args.device, about, packed=True)
+    results += speed_results("translation", made_up, 3 if args.quick else 28, args.device, about, packed=True)
     if real is not None:
-        results += speed_results("Tatoeba", real, 5 if args.quick else 28, args.device, about)
+        results += speed_results("Tatoeba", real, 3 if args.quick else 28, args.device, about)
     results += packing_results(about)
     results += accumulation_results(trained_on, args.device, about)
     if real is not None:
