@@ -151,6 +151,12 @@ class Technique:
         return cls(**options)
 
 
+def data_seed(args: Any) -> int:
+    """The seed, of a trainer's arguments, of what happens to the data."""
+    seed: int = args.seed if args.data_seed is None else args.data_seed
+    return seed
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the closest of `known`, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -46,21 +46,6 @@ from hf_ft_plugins.testing import (
 datasets = pytest.importorskip("datasets")
 
 
-def without_dropout(seed=0):
-    torch.manual_seed(seed)
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    )
-
-
 # ---- layers ----
 
 SHAPES = {
@@ -376,7 +361,7 @@ def test_a_head_that_reads_the_inputs_is_not_cached():
 
 
 def test_features_that_are_not_finite_are_named():
-    model = without_dropout()
+    model = tiny_model()
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight[31] = float("nan")
     row = next(index for index, row in enumerate(tiny_dataset()) if 31 in row["input_ids"])

@@ -1,7 +1,9 @@
 """What a data set's labels say about a model's head, and a head that fits them. Used by `transfer` and `task`.
 
-labels = labels_of(train_dataset, model)
-print(fit_head(model, labels))
+    labels = labels_of(train_dataset, "transfer")
+    print(fit_head(model, labels, "transfer"))
+
+Errors name the technique that asks.
 """
 
 from __future__ import annotations
@@ -55,7 +57,6 @@ class Labels:
 class HeadReport:
     """What `fit_head` did, by parameters' names."""
 
-    kept: tuple[str, ...]
     replaced: tuple[str, ...]
     classes: tuple[str, ...]
 
@@ -68,7 +69,7 @@ class HeadReport:
 def labels_of(dataset: Any, technique: str) -> Labels | None:
     """The labels of a `datasets.Dataset`, by its features; None where it has no features or no column of labels.
 
-    A `ClassLabel` or a column of whole numbers or of texts is one class a row; a list of `ClassLabel` is one class a
+    A `ClassLabel` or a column of whole numbers is one class a row; a list of `ClassLabel` is one class a
     token; a list of numbers of equal length is several classes a row; a fractional number is a regression.
 
     Raises:
@@ -148,22 +149,20 @@ def head_names(model: Any) -> list[str]:
     where there is no head of its own.
     """
     base, backbone = base_of(model), backbone_of(model)
-    if backbone is base:
-        layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-        layers = (
-            [layer]
-            if layer is not None
-            else [
-                base.get_submodule(path)
-                for path in output_layers(base, getattr(getattr(base, "config", None), "num_labels", -1))
-            ]
-        )
-        own = {id(parameter) for output in layers for parameter in output.parameters()}
-        first = base.get_input_embeddings() if layer is not None else None
-        inputs = {id(parameter) for parameter in first.parameters()} if first is not None else set()
-        return [name for name, parameter in base.named_parameters() if id(parameter) in own - inputs]
-    inside = {id(parameter) for parameter in backbone.parameters()}
-    return [name for name, parameter in base.named_parameters() if id(parameter) not in inside]
+    if backbone is not base:
+        inside = _ids(backbone)
+        return [name for name, parameter in base.named_parameters() if id(parameter) not in inside]
+    layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if layer is not None:
+        head = _ids(layer) - _ids(base.get_input_embeddings())
+    else:
+        outputs = getattr(getattr(base, "config", None), "num_labels", -1)
+        head = set().union(*(_ids(base.get_submodule(path)) for path in output_layers(base, outputs)))
+    return [name for name, parameter in base.named_parameters() if id(parameter) in head]
+
+
+def _ids(module: Any) -> set[int]:
+    return {id(parameter) for parameter in module.parameters()} if module is not None else set()
 
 
 def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadReport:
@@ -207,8 +206,7 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     if hasattr(base, "num_labels"):
         base.num_labels = outputs
     config.problem_type = labels.problem_type if labels.kind != "token" else config.problem_type
-    kept = tuple(name for name, _ in base.named_parameters() if name not in set(replaced))
-    return HeadReport(kept, tuple(replaced), labels.names)
+    return HeadReport(tuple(replaced), labels.names)
 
 
 def output_layers(model: Any, outputs: int) -> list[str]:

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from ...technique import Technique, option
+from ...technique import Technique, data_seed, option
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,7 @@ class Task(Technique):
         labels = read_labels(dataset, trainer.model, self.name)
         assert labels is not None
         assert labels.values is not None, "refuse_unfit has seen to it"
-        seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
-        return BalancedSampler(labels.values, seed)
+        return BalancedSampler(labels.values, data_seed(trainer.args))
 
     def ft_trainer(self, trainer: Any) -> None:
         from .best import choose_metric

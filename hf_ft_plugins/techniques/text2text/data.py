@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
+from ...technique import data_seed
 from .batches import TokenBudgetBatchSampler
 from .collator import TextPairCollator
 from .streaming import POOL, PooledBudgetBatches
-from .technique import data_seed
 from .texts import prepared_texts, text_lengths
 from .tokens import lengths_of, pair_lengths
 

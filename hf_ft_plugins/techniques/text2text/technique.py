@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
-from ...technique import Technique, option
+from ...technique import Technique, data_seed, option
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,8 @@ class Text2Text(Technique):
         from .collator import TextPairCollator
 
         tokenizer = processing_class or getattr(collator, "tokenizer", None)
-        if getattr(collator, "objective", "seq2seq") != self.objective and not self._replaces(collator):
+        why_it_stays = _why_it_stays(collator)
+        if getattr(collator, "objective", "seq2seq") != self.objective and why_it_stays:
             raise PluginError(
                 f"{self.name}: option objective={self.objective} needs a collator that has it, and the script's own is "
                 f"a {type(collator).__name__}. Leave it out, or pass TextPairCollator(..., objective="
@@ -97,11 +98,8 @@ class Text2Text(Technique):
         if isinstance(collator, TextPairCollator):
             # A copy, whose epoch stays the first: every evaluation corrupts texts alike.
             return dataclasses.replace(collator) if split != "train" and self.objective != "seq2seq" else None
-        if collator is not None and type(collator).__name__ not in REPLACED_COLLATORS:
-            logger.warning("%s: the script's own collator, %s, stays.", self.name, type(collator).__name__)
-            return None
-        if getattr(collator, "max_length", None) is not None or getattr(collator, "label_pad_token_id", -100) != -100:
-            logger.warning("%s: the script's collator stays, for its max_length or label_pad_token_id.", self.name)
+        if why_it_stays:
+            logger.warning("%s: the script's %s.", self.name, why_it_stays)
             return None
         if tokenizer is None or model is None:
             raise PluginError(
@@ -114,13 +112,6 @@ class Text2Text(Technique):
             getattr(collator, "pad_to_multiple_of", None),
             packing=self.packing if split == "train" else "none",
             seed=data_seed(args),
-        )
-
-    def _replaces(self, collator: Any) -> bool:
-        return (
-            (collator is None or type(collator).__name__ in REPLACED_COLLATORS)
-            and getattr(collator, "max_length", None) is None
-            and getattr(collator, "label_pad_token_id", -100) == -100
         )
 
     def new_collator(
@@ -240,7 +231,9 @@ class Text2Text(Technique):
         return packed and weighed and isinstance(batches, (TokenBudgetBatchSampler, PooledBudgetBatches))
 
 
-def data_seed(args: Any) -> int:
-    """The seed of what happens to the data."""
-    seed: int = args.seed if args.data_seed is None else args.data_seed
-    return seed
+def _why_it_stays(collator: Any) -> str | None:
+    if collator is not None and type(collator).__name__ not in REPLACED_COLLATORS:
+        return f"own collator, {type(collator).__name__}, stays"
+    if getattr(collator, "max_length", None) is not None or getattr(collator, "label_pad_token_id", -100) != -100:
+        return "collator stays, for its max_length or label_pad_token_id"
+    return None

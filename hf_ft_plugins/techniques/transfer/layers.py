@@ -104,6 +104,16 @@ def backbone_and_head(model: Any) -> list[LayerGroup]:
     return [group for group in groups if group.parameters]
 
 
+def groups_of(model: Any, *, by_layer: bool) -> list[LayerGroup]:
+    """`layer_groups` where the layers need an order, else `backbone_and_head`, which every model allows."""
+    return layer_groups(model) if by_layer else backbone_and_head(model)
+
+
+def depth_factors(groups: Sequence[LayerGroup], decay: float) -> dict[str, float]:
+    """By group, its share of the rate: 1 for the topmost, `decay` ** n for the n-th below it."""
+    return {group.name: decay**depth for depth, group in enumerate(reversed(groups))}
+
+
 def _owner(parameter: str, owners: dict[str, str]) -> str:
     path = parameter
     while path:
@@ -214,7 +224,7 @@ def layerwise_lr(optimizer: Any, model: Any, decay: float, *, groups: Sequence[L
     groups = layer_groups(model) if groups is None else groups
     inner = lr_scale.innermost(optimizer)
     split_by_layer(inner.param_groups, model, groups)
-    for depth, group in enumerate(reversed(groups)):
-        members = [held for held in inner.param_groups if held.get(MARK) == group.name]
-        if members:
-            lr_scale.set_scale(inner, DEPTH, decay**depth, members)
+    factors = depth_factors(groups, decay)
+    for held in inner.param_groups:
+        if MARK in held:
+            lr_scale.set_scale(inner, DEPTH, factors[held[MARK]], [held])

@@ -3,8 +3,8 @@
     fit_probe(model, DataLoader(dataset, batch_size=64, collate_fn=collator))
 
 Exact: the head sees what the frozen backbone in evaluation mode would give it, the model's own forward pass and loss
-run on top, and it is checked that they give the same logits. Where features would differ from pass to pass, or do not
-suffice, `NotCacheable` says why.
+run on top, and on the first batch it is checked that they give the same logits. Where features would differ from pass
+to pass, or do not suffice, `NotCacheable` says why.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ def _rows(examples: int, size: int, number: int) -> Iterator[torch.Tensor]:
 class _Features:
     """What the head reads of every example, and what the backbone gave beside it, as empty tensors of its shape."""
 
-    def __init__(self, output: Any, read: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
+    def __init__(self, output: Any, read: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
         self._output = output
         self._read = read
-        self._inputs = inputs
+        self._labels = labels
 
     def __len__(self) -> int:
         return len(next(iter(self._read.values())))
@@ -153,12 +153,10 @@ class _Features:
             examples += len(batch["labels"])
         if first_output is None:
             raise NotCacheable("there are no examples")
-        return cls(
-            first_output, {name: torch.cat(parts) for name, parts in read.items()}, {"labels": torch.cat(labels)}
-        )
+        return cls(first_output, {name: torch.cat(parts) for name, parts in read.items()}, torch.cat(labels))
 
     def batch(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: values[rows.to(values.device)] for name, values in self._inputs.items()}
+        return {"labels": self._labels[rows.to(self._labels.device)]}
 
     @contextlib.contextmanager
     def instead_of(self, backbone: Any, rows: torch.Tensor) -> Iterator[None]:
@@ -207,10 +205,6 @@ def _answering(backbone: Any, output: Any) -> Iterator[None]:
         del backbone.forward
 
 
-def _logits(result: Any) -> torch.Tensor:
-    return result["logits"]
-
-
 def _what_the_head_reads(model: Any, backbone: Any, batch: dict[str, torch.Tensor], output: Any) -> dict[str, int]:
     """Names of the outputs that the logits depend on, each with how many positions of its second dimension; 0: all.
 
@@ -224,7 +218,7 @@ def _what_the_head_reads(model: Any, backbone: Any, batch: dict[str, torch.Tenso
     }
     size = len(batch["labels"])
     with torch.enable_grad(), _answering(backbone, _like(output, leaves, size)):
-        logits = _logits(model(**batch))
+        logits = model(**batch)["logits"]
         gradients = torch.autograd.grad(logits.sum(), list(leaves.values()), allow_unused=True)
     cuts = {}
     for (name, value), gradient in zip(leaves.items(), gradients, strict=True):
@@ -234,10 +228,10 @@ def _what_the_head_reads(model: Any, backbone: Any, batch: dict[str, torch.Tenso
         cuts[name] = 1 if only_first else 0
     fed = {name: output[name][:, :cut] if cut else output[name] for name, cut in cuts.items()}
     with torch.no_grad():
-        expected = _logits(model(**batch))
+        expected = model(**batch)["logits"]
         try:
             with _answering(backbone, _like(output, fed, size)):
-                given = _logits(model(labels=batch["labels"]))
+                given = model(labels=batch["labels"])["logits"]
         except (TypeError, ValueError, AttributeError) as error:
             raise NotCacheable(f"the head reads more than the backbone's output ({error})") from error
     if not torch.allclose(given, expected, rtol=1e-5, atol=1e-6):

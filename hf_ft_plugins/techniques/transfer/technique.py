@@ -74,12 +74,11 @@ class Transfer(Technique):
         if self.freeze:
             logger.info("%s: frozen for good: %s", self.name, ", ".join(freeze(model, *self.freeze)))
 
-    def ft_param_groups(self, model: Any, groups: list[dict[str, Any]], trainer: Any) -> None:
-        from .layers import backbone_and_head, layer_groups, layerwise_lr
+    def ft_param_groups(self, model: Any, trainer: Any) -> None:
+        from .layers import groups_of, layerwise_lr
 
         if self.layer_decay < 1 or self.strategy != "full":
-            layers = layer_groups(model) if self.by_layer else backbone_and_head(model)
-            layerwise_lr(trainer.optimizer, model, self.layer_decay, groups=layers)
+            layerwise_lr(trainer.optimizer, model, self.layer_decay, groups=groups_of(model, by_layer=self.by_layer))
 
     def ft_callbacks(self) -> list[Any]:
         from .unfreezing import GradualUnfreezing
@@ -99,11 +98,11 @@ class Transfer(Technique):
         ]
 
     def plan_for(self, model: Any) -> str | None:
-        from .layers import backbone_and_head, layer_groups
+        from .layers import depth_factors, groups_of
 
-        groups = layer_groups(model) if self.by_layer else backbone_and_head(model)
-        depth = {group.name: depth for depth, group in enumerate(reversed(groups))}
-        return "\n".join(f"{self.layer_decay ** depth[group.name]:7.4f} of the rate: {group}" for group in groups)
+        groups = groups_of(model, by_layer=self.by_layer)
+        factors = depth_factors(groups, self.layer_decay)
+        return "\n".join(f"{factors[group.name]:7.4f} of the rate: {group}" for group in groups)
 
     @classmethod
     def example(cls) -> Self:

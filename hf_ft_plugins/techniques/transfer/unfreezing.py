@@ -19,8 +19,8 @@ from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ..heads import base_of, head_names
-from .layers import HEAD, MARK, NAME, LayerGroup, backbone_and_head, layer_groups
+from ..heads import IGNORED, base_of, head_names
+from .layers import HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import NotCacheable, fit_probe
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class GradualUnfreezing(TrainerCallback):
         self._trainer: Any = None
         self._groups: list[LayerGroup] = []
         self._learns: dict[str, torch.nn.Parameter] = {}
-        self._thaw: list[int | None] = []
+        self._thaw: dict[str, int | None] = {}
         self._frozen: list[str] | None = None
         self._hook: Any = None
 
@@ -111,7 +111,7 @@ class GradualUnfreezing(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._end()
-        self._groups = layer_groups(model) if self.by_layer else backbone_and_head(model)
+        self._groups = groups_of(model, by_layer=self.by_layer)
         base = base_of(model)
         self._learns = {name: weight for name, weight in base.named_parameters() if weight.requires_grad}
         self._refuse_where_it_cannot_work(args, model)
@@ -121,7 +121,8 @@ class GradualUnfreezing(TrainerCallback):
         if self.cached and self.strategy == "probe":
             control.should_training_stop = True
         strategy = "full" if self.cached and self.strategy == "lpft" else self.strategy
-        self._thaw = thaw_steps(strategy, len(self._groups), state.max_steps, self.unfrozen_at)
+        steps = thaw_steps(strategy, len(self._groups), state.max_steps, self.unfrozen_at)
+        self._thaw = {group.name: since for group, since in zip(self._groups, steps, strict=True)}
         self._set(args, state, kwargs.get("optimizer"))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -132,9 +133,7 @@ class GradualUnfreezing(TrainerCallback):
 
     def _set(self, args: Any, state: Any, optimizer: Any) -> None:
         step = state.global_step
-        frozen = [
-            group.name for group, since in zip(self._groups, self._thaw, strict=True) if since is None or step < since
-        ]
+        frozen = [name for name, since in self._thaw.items() if since is None or step < since]
         if frozen != self._frozen:
             self._freeze(frozen)
             logger.info("%s: step %d: %s", NAME, step, f"frozen: {', '.join(frozen)}" if frozen else "all layers learn")
@@ -154,8 +153,7 @@ class GradualUnfreezing(TrainerCallback):
         for held in optimizer.param_groups:
             if MARK not in held:
                 continue
-            index = next(i for i, group in enumerate(self._groups) if group.name == held[MARK])
-            since = self._thaw[index]
+            since = self._thaw[held[MARK]]
             if held[MARK] == HEAD:
                 factor = self._probe_rate(args) / args.learning_rate if alone else 1.0
             elif since is None or state.global_step < since:
@@ -243,11 +241,15 @@ class GradualUnfreezing(TrainerCallback):
         return True
 
     def _loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        items = (batch["labels"] != -100).sum() if "labels" in batch else None
+        items = (batch["labels"] != IGNORED).sum() if "labels" in batch else None
         return self._trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
 
 
 def _finds_unused(args: Any, model: Any) -> bool:
     if args.ddp_find_unused_parameters is not None:
         return bool(args.ddp_find_unused_parameters)
-    return not (getattr(model, "is_gradient_checkpointing", False) or args.gradient_checkpointing)
+    # Called after gradients in transformers 5.17, where the other name is not there yet; deprecated since.
+    name = (
+        "is_activation_checkpointing" if hasattr(model, "is_activation_checkpointing") else "is_gradient_checkpointing"
+    )
+    return not (getattr(model, name, False) or args.gradient_checkpointing)
