@@ -1,7 +1,6 @@
 """From a labelled data set to a sound classifier or regressor with nothing but defaults. See `technique.py`."""
 
-from importlib import import_module
-from typing import Any
+from ...lazy import lazily
 
 _HOMES = {
     "Task": "technique",
@@ -11,10 +10,4 @@ _HOMES = {
     "BestMetricCallback": "best",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    # Lazily: `hf-ft list` reads the technique and needs no torch.
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _HOMES)

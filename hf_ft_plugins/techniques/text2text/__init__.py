@@ -1,7 +1,6 @@
 """Text to text: collator and its objectives, batches by a budget of tokens, loss per real token, metrics."""
 
-from importlib import import_module
-from typing import Any
+from ...lazy import lazily
 
 _HOMES = {
     "Text2Text": "technique",
@@ -16,10 +15,4 @@ _HOMES = {
     "pack_aware": "segments",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    # Lazily: `hf-ft list` reads the technique and needs no torch.
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, _HOMES)
