@@ -21,15 +21,11 @@ against stock linear. Gates hold without regard to the noise.
 from __future__ import annotations
 
 import gc
-import gzip
-import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +48,7 @@ from transformers import (
 
 from hf_ft_plugins import with_plugins
 
+from .data import MINILM, has_reviews, reviews
 from .report import Result, arguments, conditions, noise_floor, show
 
 BENCHMARK = "adaptive_lr"
@@ -141,20 +138,12 @@ def with_wrong_labels(labels: np.ndarray, share: float, classes: int, random: np
 # ---- text ----
 
 
-def text_data() -> Path | None:
-    folder = Path(os.environ.get("FT_DATA", "../shared/data"))
-    needed = ("ckpt_minilm_l6/model.safetensors", "sentiment_mr/train.jsonl.gz", "sentiment_mr/test.jsonl.gz")
-    return folder if all((folder / name).is_file() for name in needed) else None
-
-
-def sentiment(seed: int, *, folder: Path, train: int, dev: int, test: int, max_length: int) -> Task:
-    checkpoint = str(folder / "ckpt_minilm_l6")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+def sentiment(seed: int, *, train: int, dev: int, test: int, max_length: int) -> Task:
+    tokenizer = AutoTokenizer.from_pretrained(MINILM)
     collate = DataCollatorWithPadding(tokenizer)
 
     def rows(part: str, count: int) -> list[dict[str, Any]]:
-        with gzip.open(folder / "sentiment_mr" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            examples = [json.loads(line) for line in lines]
+        examples = reviews(part)
         chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
         texts = [examples[index]["text"] for index in chosen]
         encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
@@ -168,7 +157,7 @@ def sentiment(seed: int, *, folder: Path, train: int, dev: int, test: int, max_l
     both = rows("train", train + dev)
     tested = by_length(rows("test", test))
     return Task(
-        new_model=lambda: AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32),
+        new_model=lambda: AutoModelForSequenceClassification.from_pretrained(MINILM, dtype=torch.float32),
         collate=collate,
         train=both[:train],
         dev=by_length(both[train:]),
@@ -390,8 +379,7 @@ def settings(quick: bool) -> list[Setting]:
         Setting(name="digits, noisy dev", task=lambda seed: digits(seed, noisy_dev=True), **on_digits),
         Setting(name="digits, clean dev", task=lambda seed: digits(seed, noisy_dev=False), **on_digits),
     ]
-    folder = text_data()
-    if folder is None:
+    if not has_reviews():
         print("sentiment: skipped, FT_DATA names no folder with ckpt_minilm_l6 and sentiment_mr", file=sys.stderr)
         return chosen
     size = (
@@ -402,7 +390,7 @@ def settings(quick: bool) -> list[Setting]:
     chosen.append(
         Setting(
             name="sentiment",
-            task=lambda seed: sentiment(seed, folder=folder, **size),
+            task=lambda seed: sentiment(seed, **size),
             rates=(2e-5, 2e-4, 2e-3),
             seeds=1 if quick else 2,
             rows=(STOCK, AGAIN, "plateau", "rollback"),

@@ -22,14 +22,11 @@ ratios, one per seed: stock with another initialization and order of the data ag
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +50,7 @@ from transformers import (
 
 from hf_ft_plugins import with_plugins
 
+from .data import MINILM, has_reviews, reviews
 from .report import Result, arguments, conditions, noise_floor, show
 
 BENCHMARK = "task"
@@ -138,21 +136,13 @@ def digits(seed: int) -> Data:
 # ---- text ----
 
 
-def text_data() -> Path | None:
-    folder = Path(os.environ.get("FT_DATA", "../shared/data"))
-    needed = ("ckpt_minilm_l6/model.safetensors", "sentiment_mr/train.jsonl.gz", "sentiment_mr/test.jsonl.gz")
-    return folder if all((folder / name).is_file() for name in needed) else None
-
-
-def sentiment(seed: int, *, folder: Path, negatives: int, tested: int, max_length: int) -> Data:
+def sentiment(seed: int, *, negatives: int, tested: int, max_length: int) -> Data:
     """`negatives` negative reviews to train on and as many for the dev set, a fiftieth as many positive ones."""
-    checkpoint = str(folder / "ckpt_minilm_l6")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(MINILM)
     random = np.random.default_rng(seed)
 
     def read(part: str) -> tuple[list[str], np.ndarray]:
-        with gzip.open(folder / "sentiment_mr" / f"{part}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+        rows = reviews(part)
         return [row["text"] for row in rows], np.array([row["label"] for row in rows])
 
     def part(texts: Sequence[str], labels: np.ndarray, rows: np.ndarray) -> Dataset:
@@ -167,9 +157,7 @@ def sentiment(seed: int, *, folder: Path, negatives: int, tested: int, max_lengt
     train = np.concatenate([both[labels[both] == label][: counts[label]] for label in (0, 1)])
     test_texts, test_labels = read("test")
     return Data(
-        new_model=lambda: AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, num_labels=2, dtype=torch.float32
-        ),
+        new_model=lambda: AutoModelForSequenceClassification.from_pretrained(MINILM, num_labels=2, dtype=torch.float32),
         collate=DataCollatorWithPadding(tokenizer),
         train=part(texts, labels, train),
         dev=part(texts, labels, np.setdiff1d(both, train)),
@@ -298,14 +286,13 @@ def settings_of(quick: bool) -> list[Setting]:
     seeds = 3 if quick else 5
     rows = (STOCK, AGAIN, GATED) if quick else (STOCK, AGAIN, *OURS)
     found = [Setting("digits", digits, 150, 30, 32, 3e-3, seeds, rows)]
-    folder = text_data()
-    if folder is None:
+    if not has_reviews():
         print(f"{BENCHMARK}: no sentiment data; set FT_DATA to its folder", file=sys.stderr)
         return found
 
     def text(seed: int) -> Data:
         sizes = {"negatives": 500, "tested": 200} if quick else {"negatives": 1500, "tested": 1000}
-        return sentiment(seed, folder=folder, max_length=32, **sizes)
+        return sentiment(seed, max_length=32, **sizes)
 
     steps = (60, 30) if quick else (200, 20)
     return [*found, Setting("sentiment", text, *steps, 16, 5e-5, seeds, rows)]

@@ -22,14 +22,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
+import itertools
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +59,7 @@ from hf_ft_plugins.techniques.text2text import (
 )
 from hf_ft_plugins.techniques.text2text.batches import padded_tokens
 
+from .data import DATA, lines_of
 from .packing_exactness import differences
 from .report import Result, arguments, conditions, noise_floor, quartiles, show
 
@@ -94,11 +92,10 @@ def lognormal(number: int, source: float, target: float, sigma: float, correlati
 
 def tatoeba(split: str, number: int) -> Dataset | None:
     """Pairs as bytes' ids, or None where the data is not."""
-    file = Path(os.environ.get("FT_DATA", "../shared/data")) / "tatoeba_eng_fra" / f"{split}.jsonl.gz"
+    file = DATA / "tatoeba_eng_fra" / f"{split}.jsonl.gz"
     if not file.is_file():
         return None
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for _, line in zip(range(number), lines, strict=False)]
+    rows = list(itertools.islice(lines_of(file), number))
     sources, targets = TOKENIZER([row["en"] for row in rows]), TOKENIZER([row["fr"] for row in rows])
     return Dataset.from_dict(
         {"input_ids": sources["input_ids"], "attention_mask": sources["attention_mask"], "labels": targets["input_ids"]}

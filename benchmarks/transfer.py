@@ -22,9 +22,7 @@ the two ends with, less a point; evaluations are not counted. Rounds are interle
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import multiprocessing
 import os
 import sys
@@ -34,7 +32,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,10 +60,10 @@ from transformers import (
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.techniques.transfer import fit_probe
 
+from .data import DATA, MINILM, has_reviews, reviews
 from .report import Result, arguments, conditions, noise_floor, show
 
 BENCHMARK = "transfer"
-DATA = Path(os.environ.get("FT_DATA", "../shared/data"))
 STOCK, AGAIN, SCRATCH = "stock", "stock, other seed (A/A)", "stock from scratch"
 OURS = ("transfer", "transfer:strategy=gradual")
 OTHER_SEED = 1000
@@ -218,14 +215,12 @@ def flowers(seed: int, each: int = 40) -> dict[str, Examples]:
 
 def minilm(seed: int, scratch: bool) -> Any:
     set_seed(seed)
-    return AutoModelForSequenceClassification.from_pretrained(DATA / "ckpt_minilm_l6", num_labels=2)
+    return AutoModelForSequenceClassification.from_pretrained(MINILM, num_labels=2)
 
 
 @cache
-def reviews(split: str) -> Examples:
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "ckpt_minilm_l6")
-    with gzip.open(next((DATA / "sentiment_mr").glob(f"*{split}*.jsonl.gz")), "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+def encoded_reviews(part: str) -> Examples:
+    tokenizer, rows = AutoTokenizer.from_pretrained(MINILM), reviews(part)
     encoded = tokenizer(
         [row["text"] for row in rows], truncation=True, max_length=32, padding="max_length", return_tensors="pt"
     )
@@ -234,13 +229,13 @@ def reviews(split: str) -> Examples:
 
 def few_reviews(seed: int, each: int, quick: bool) -> dict[str, Examples]:
     random = np.random.default_rng(seed)
-    labels = reviews("train")[1].numpy()
+    labels = encoded_reviews("train")[1].numpy()
     few = np.concatenate([random.permutation(np.flatnonzero(labels == label))[:each] for label in (0, 1)])
     some = np.random.default_rng(0).permutation(1000)
     return {
-        "train": chosen(reviews("train"), few),
-        "dev": chosen(reviews("dev"), some[: 80 if quick else 200]),
-        "test": chosen(reviews("test"), some[: 160 if quick else 400]),
+        "train": chosen(encoded_reviews("train"), few),
+        "dev": chosen(encoded_reviews("dev"), some[: 80 if quick else 200]),
+        "test": chosen(encoded_reviews("test"), some[: 160 if quick else 400]),
     }
 
 
@@ -533,7 +528,7 @@ def main() -> None:
     names = ["digits"]
     if (DATA / "flowers5_128px").exists() and (DATA / "ckpt_mobilenet_v1_025_128").exists():
         names.append("flowers")
-    if (DATA / "sentiment_mr").exists() and (DATA / "ckpt_minilm_l6").exists():
+    if has_reviews():
         names += [name for name in settings(args.quick) if name.startswith("sentiment")]
     skipped = [name for name in settings(args.quick) if name not in names]
     if skipped:
