@@ -104,6 +104,24 @@ def ft_batch_sampler(trainer: Any, dataset: Any, sampler: Any) -> Any:
 
 
 @_spec
+def ft_batches(trainer: Any, batches: list[dict[str, Any]]) -> None:
+    """**all**. The collated batches of one optimizer step on this rank, before the first forward pass; change them in
+    place. What each rank does here it does as often as the others.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_training_step(trainer: Any, model: Any, inputs: dict[str, Any]) -> Any:
+    """**owner**. Forward and backward pass of one batch instead of Trainer's; None keeps Trainer's.
+
+    Adds to the gradients of the parameters, those of all ranks by the last batch of the optimizer step, and returns the
+    loss, detached, of which Trainer logs the sum over the step's batches and the mean over ranks.
+    """
+    raise NotImplementedError
+
+
+@_spec
 def ft_param_groups(trainer: Any, model: Any, groups: list[dict[str, Any]]) -> None:
     """**all**. The optimizer's parameter groups, when it has been made and before its first step; change the list in
     place: split groups, each part with the hyperparameters of the whole, none empty.

@@ -185,6 +185,16 @@ class Host(Inputs, StreamPasses, WholeCheckpoints):
 
     # ---- training loop ----
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        if batches:
+            self._ask_all("ft_batches", trainer=self, batches=batches)
+        return batches, num_items_in_batch
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = self._ask_owner("ft_training_step", trainer=self, model=model, inputs=inputs)
+        return super().training_step(model, inputs, *args, **kwargs) if loss is None else loss  # type: ignore[misc]
+
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
         return self.last_grad_norm

@@ -193,4 +193,7 @@ class Inputs:
         for part in (self.train_order, self.train_batches, self.data_collator):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(kwargs["epoch"])
+        skipped = kwargs["steps_trained_in_current_epoch"] if kwargs["epoch"] == kwargs["epochs_trained"] else 0
+        if skipped and hasattr(self.train_batches, "seek") and not self.args.ignore_data_skip:
+            self.train_batches.seek(skipped)
         return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]

@@ -324,6 +324,13 @@ class LogEverything(Technique):
         self.fired.append(("ft_batch_sampler", {"trainer": trainer, "dataset": dataset}))
         return None
 
+    def ft_batches(self, trainer: Any, batches: list[Any]) -> None:
+        self.fired.append(("ft_batches", {"trainer": trainer, "batches": batches}))
+
+    def ft_training_step(self, trainer: Any, model: Any, inputs: Any) -> Any:
+        self.fired.append(("ft_training_step", {"trainer": trainer, "model": model, "inputs": inputs}))
+        return None
+
     def ft_param_groups(self, trainer: Any, groups: list[dict[str, Any]]) -> None:
         self.fired.append(("ft_param_groups", {"trainer": trainer, "groups": groups}))
 
