@@ -142,8 +142,9 @@ def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, Task
         taught = [data for source, data in sources if name in source_tasks(source, column_names(data), tasks)]
         if not taught:
             found = sorted({column for _, data in sources for column in column_names(data)})
+            wanted = " and ".join(columns_of(name, spec))
             raise PluginError(
-                f"{NAME}: no data for task {name!r}: no data set has {' and '.join(map(repr, columns_of(name, spec)))}; "
+                f"{NAME}: no data for task {name!r}: no data set has the columns {wanted}; "
                 f"the columns are {', '.join(found) or '(none)'}. Say TaskSpec(columns=...), or leave the task out."
             )
         column = columns_of(name, spec)[-1]

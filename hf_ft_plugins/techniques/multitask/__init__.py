@@ -1,0 +1,20 @@
+"""Multi-task: one model, several tasks, one Trainer."""
+
+from ...lazy import lazily
+
+_HOMES = {
+    "MultiTask": "technique",
+    "MultiTaskCallback": "callback",
+    "MultiTaskCollator": "collator",
+    "MultiTaskConfig": "model",
+    "MultiTaskMetrics": "metrics",
+    "MultiTaskModel": "model",
+    "MultiTaskSampler": "sampler",
+    "TaggedConcat": "data",
+    "TaggedRow": "data",
+    "TaskSpec": "tasks",
+    "multitask_dataset": "data",
+    "with_labels": "tasks",
+}
+__all__ = list(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

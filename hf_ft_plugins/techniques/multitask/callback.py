@@ -1,0 +1,322 @@
+"""What a run with several tasks has to remember from step to step, and what it logs.
+
+Per optimizer step: how many items each task has in all its batches on all ranks, so that every task's loss is a mean
+over them whatever the accumulation; each task's mean loss, for the log, for the weights of its balancing, and for an
+adaptive mix.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers.trainer_callback import TrainerCallback
+
+from ..heads import base_of
+from .balance import FAMO, dwa_weights, gradnorm_update
+from .sampler import MultiTaskSampler
+from .task_heads import count_items
+from .tasks import NAME, TaskSpec, tasks_of
+
+logger = logging.getLogger(__name__)
+
+SCORE = "multitask_score"
+
+
+class MultiTaskCallback(TrainerCallback):
+    """Part of `multitask`; `set_trainer` and `weigh` must be called, as the host does.
+
+    Args:
+        balance: how the tasks' losses are weighed against each other (see `balance.py` and `surgery.py`).
+        update_every: optimizer steps between changes of the weights of `dwa`.
+    """
+
+    def __init__(self, balance: str = "sum", update_every: int = 256) -> None:
+        self.balance = balance
+        self.update_every = update_every
+        self.trainer: Any = None
+        self.specs: dict[str, TaskSpec] = {}
+        self.sampler: MultiTaskSampler | None = None
+        # Of the present optimizer step: each task's items and rows on all ranks, batches left on this rank.
+        self.items: Tensor | None = None
+        self.left = 0
+        self.batches = 0
+        self.weights: list[float] = []
+        self.famo: FAMO | None = None
+        self.first_losses: list[float | None] = []
+        # Of `gradients.py`: each task's gradients in the present step, and their norms in the last.
+        self.held: dict[str, Any] = {}
+        self.gradient_norms: dict[str, float] = {}
+        self._sums: Tensor | None = None
+        self._rows: Tensor | None = None
+        self._hook: Any = None
+        # Since the last log: sum of losses, items, rows of each task; rows of all.
+        self._logged: Tensor | None = None
+        # Since the last change of weights: sum of losses and items of each task; and the means of the time before.
+        self._watched: Tensor | None = None
+        self._before: list[float] | None = None
+        self._micro_steps = 0
+        self._block: Tensor | None = None
+        self._pending_sampler: Mapping[str, Any] | None = None
+        self._scores: dict[str, float] = {}
+
+    def set_trainer(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.specs = tasks_of(trainer.model)
+        self.weights = [1.0] * len(self.specs)
+        self.first_losses = [None] * len(self.specs)
+        if self.balance == "famo":
+            self.famo = FAMO(len(self.specs))
+
+    def follow(self, sampler: MultiTaskSampler) -> None:
+        """Tell this sampler each source's losses, where its mix is adaptive, and keep its state in checkpoints."""
+        self.sampler = sampler
+        if self._pending_sampler is not None:
+            sampler.load_state_dict(self._pending_sampler)
+            self._pending_sampler = None
+
+    @property
+    def world_size(self) -> int:
+        return int(self.trainer.args.world_size)
+
+    # ---- one optimizer step ----
+
+    def weigh(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Give each batch of an optimizer step its `task_scale`: a task's weight over its items in all of them.
+
+        float32 [tasks], times batches and ranks, by which Trainer and DDP divide.
+        """
+        names = list(self.specs)
+        device = self.trainer.args.device
+        counts = torch.zeros(2 * len(names) + 1, dtype=torch.int64, device=device)
+        for batch in batches:
+            for index, name in enumerate(names):
+                if name in batch["labels"]:
+                    labels = batch["labels"][name]
+                    counts[index] += count_items(self.specs[name].kind, labels).to(device)
+                    counts[len(names) + index] += labelled_rows(labels).to(device)
+            counts[-1] += len(next(iter(batch["labels"].values())))
+        self._reduce(counts)
+        self.items = counts[: len(names)]
+        self._rows = counts[len(names) :]
+        self.left = self.batches = len(batches)
+        weights = torch.tensor(
+            [spec.weight * weight for spec, weight in zip(self.specs.values(), self.weights, strict=True)]
+        ).to(device)
+        scale = weights / self.items.clamp(min=1) * (len(batches) * self.world_size)
+        for batch in batches:
+            batch["task_scale"] = scale.float()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._watch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._report_too_long()
+
+    def _watch(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._sums = torch.zeros(len(self.specs), dtype=torch.float64, device=self.trainer.args.device)
+        # Not the base model of a PEFT model, whose hooks do not run.
+        outer = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        self._hook = outer.register_forward_hook(self._see)
+
+    def _see(self, module: Any, arguments: Any, output: Any) -> None:
+        if not module.training or output.task_sums is None:
+            return
+        assert self._sums is not None
+        source_loss = torch.zeros((), dtype=torch.float64, device=self._sums.device)
+        for index, name in enumerate(self.specs):
+            if name in output.task_sums:
+                loss = output.task_sums[name].detach().double()
+                self._sums[index] += loss
+                source_loss += loss / output.task_items[name].clamp(min=1)
+        if self.sampler is not None and self.sampler.adaptive:
+            self._see_source(source_loss)
+
+    def _see_source(self, loss: Tensor) -> None:
+        assert self.sampler is not None
+        if self._block is None:
+            self._block = torch.zeros(2, len(self.sampler.sizes), dtype=torch.float64, device=loss.device)
+        source = self.sampler.source_at(self._micro_steps)
+        self._block[0, source] += loss
+        self._block[1, source] += 1
+        self._micro_steps += 1
+        block = self.sampler.block_of(self._micro_steps)
+        if block != self.sampler.block_of(self._micro_steps - 1):
+            self._reduce(self._block)
+            sums, counts = self._block.tolist()
+            means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+            self.sampler.tell(block - 1, means)
+            self._block = None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A zero gradient would still move an idle head, by the optimizer's momentum and weight decay.
+        if self.items is None or self.world_size == 1:
+            return
+        model = base_of(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        for name, items in zip(self.specs, self.items.tolist(), strict=True):
+            if not items:
+                for parameter in model.heads[name].parameters():
+                    parameter.grad = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.items is None or self._rows is None or self._sums is None:
+            return
+        sums = self._sums.clone()
+        self._sums.zero_()
+        self._reduce(sums)
+        new = torch.cat([sums, self.items.double(), self._rows.double()])
+        self._logged = new if self._logged is None else self._logged + new
+        if self.balance == "sum" or self.balance == "uncertainty":
+            return
+        means = [
+            total / items if items else None for total, items in zip(sums.tolist(), self.items.tolist(), strict=True)
+        ]
+        self.first_losses = [
+            first if first is not None else mean for first, mean in zip(self.first_losses, means, strict=True)
+        ]
+        if self.balance == "dwa":
+            self._average(torch.stack([sums, self.items.double()]), state.global_step)
+        elif self.famo is not None:
+            self._follow_famo(means)
+        elif self.balance == "gradnorm":
+            learn_gradnorm(self, means)
+
+    def _average(self, new: Tensor, step: int) -> None:
+        self._watched = new if self._watched is None else self._watched + new
+        if step % self.update_every:
+            return
+        sums, items = self._watched.tolist()
+        now = [total / count if count else math.nan for total, count in zip(sums, items, strict=True)]
+        if self._before is not None:
+            self.weights = dwa_weights(now, self._before)
+        self._before, self._watched = now, None
+
+    def _follow_famo(self, means: Sequence[float | None]) -> None:
+        if any(mean is None for mean in means):
+            return
+        assert self.famo is not None
+        losses = [float(mean or 0.0) for mean in means]
+        self.famo.observe(losses)
+        factors = self.famo.weights(losses)
+        # Times the tasks: weights of a mean of 1 leave the learning rate as it is under `sum`.
+        self.weights = [factor * len(factors) for factor in factors]
+
+    def _reduce(self, values: Tensor) -> None:
+        if self.world_size > 1 and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(values)
+
+    # ---- what is told ----
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" not in logs or "learning_rate" not in logs or self._logged is None:
+            return
+        tasks = len(self.specs)
+        values = self._logged.tolist()
+        entry: dict[str, float] = {}
+        weights = self._effective_weights()
+        for index, name in enumerate(self.specs):
+            loss, items, rows = values[index], values[tasks + index], values[2 * tasks + index]
+            if items:
+                entry[f"loss_{name}"] = loss / items
+            entry[f"share_{name}"] = rows / values[-1] if values[-1] else 0.0
+            entry[f"weight_{name}"] = weights[index]
+        self._logged = None
+        logs.update(entry)
+        state.log_history[-1].update(entry)
+
+    def _effective_weights(self) -> list[float]:
+        model = base_of(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        learned = getattr(model, "log_variances", None)
+        factors = self.weights if learned is None else torch.exp(-learned.detach().float()).tolist()
+        return [spec.weight * factor for spec, factor in zip(self.specs.values(), factors, strict=True)]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        sets = self.trainer.eval_dataset
+        if not isinstance(sets, dict):
+            return
+        for name in sets:
+            key = f"eval_{name}_{SCORE}"
+            if key in metrics:
+                self._scores[name] = metrics[key]
+        if set(self._scores) == set(sets):
+            total = sum(self._scores.values()) / len(self._scores)
+            self._scores = {}
+            metrics[f"eval_{SCORE}"] = total
+            self.trainer.log({f"eval_{SCORE}": total})
+
+    def _report_too_long(self) -> None:
+        for split, collator in (("training", self.trainer.data_collator), ("evaluation", self.trainer.eval_collator)):
+            counts = getattr(collator, "too_long", None)
+            if counts:
+                named = ", ".join(f"{count}{f' of {source!r}' if source else ''}" for source, count in counts.items())
+                logger.warning("%s: rows cut in %s, each time that one was read: %s.", NAME, split, named)
+
+    # ---- resume ----
+
+    def state_dict(self) -> dict[str, Any]:
+        tensors = {"logged": self._logged, "watched": self._watched, "block": self._block}
+        return {
+            "weights": self.weights,
+            "first_losses": self.first_losses,
+            "before": self._before,
+            "micro_steps": self._micro_steps,
+            "famo": self.famo.state_dict() if self.famo is not None else None,
+            "sampler": self.sampler.state_dict() if self.sampler is not None else None,
+            **{name: tensor.tolist() if tensor is not None else None for name, tensor in tensors.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weights = list(state["weights"])
+        self.first_losses = list(state["first_losses"])
+        self._before = state["before"]
+        self._micro_steps = state["micro_steps"]
+        if self.famo is not None and state["famo"] is not None:
+            self.famo.load_state_dict(state["famo"])
+        if state["sampler"] is not None:
+            if self.sampler is not None:
+                self.sampler.load_state_dict(state["sampler"])
+            else:
+                self._pending_sampler = state["sampler"]
+        for name in ("logged", "watched", "block"):
+            value = state[name]
+            device = self.trainer.args.device
+            tensor = None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
+            setattr(self, f"_{name}", tensor)
+
+
+def learn_gradnorm(callback: MultiTaskCallback, means: Sequence[float | None]) -> None:
+    """Learn the weights of the tasks that the last optimizer step had; two at least, else they stay."""
+    present = [index for index, mean in enumerate(means) if mean is not None]
+    if len(present) < 2:
+        return
+    names = list(callback.specs)
+    new = gradnorm_update(
+        torch.tensor([callback.weights[index] for index in present]),
+        torch.tensor([callback.gradient_norms[names[index]] for index in present]),
+        torch.tensor([float(means[index] or 0.0) for index in present]),
+        torch.tensor([float(callback.first_losses[index] or 0.0) for index in present]),
+    )
+    for index, weight in zip(present, new.tolist(), strict=True):
+        callback.weights[index] = weight
+
+
+def callback_of(trainer: Any) -> MultiTaskCallback:
+    """The trainer's `MultiTaskCallback`."""
+    return next(part for part in trainer.callback_handler.callbacks if isinstance(part, MultiTaskCallback))
+
+
+def labelled_rows(labels: Tensor) -> Tensor:
+    """Rows that have a label; int64 scalar from [rows, ...]."""
+    flat = labels.reshape(len(labels), -1)
+    present = ~flat.isnan() if flat.is_floating_point() else flat != -100
+    return present.any(dim=1).sum()

@@ -1,0 +1,192 @@
+"""The technique `multitask`: one model, several tasks, one Trainer.
+
+The script's model is a `MultiTaskModel`; its data are one data set whose rows carry the labels of several tasks, or a
+mapping of data sets. This decides from which a batch is drawn, weighs the tasks' losses over the whole accumulated
+batch, and says how each task is doing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from ...errors import PluginError
+from ...technique import Technique, data_seed, option
+
+GRADIENT_BALANCES = ("pcgrad", "cagrad", "gradnorm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTask(Technique):
+    """See the options' help, `MultiTaskModel`, `MultiTaskCollator`, `MultiTaskSampler` and `MultiTaskMetrics`."""
+
+    name: ClassVar[str] = "multitask"
+    summary: ClassVar[str] = (
+        "one model, several tasks: which data a batch is drawn from, and what each task's loss counts"
+    )
+
+    mix: Literal[
+        "proportional",
+        "temperature",
+        "unimax",
+        "uniform",
+        "round_robin",
+        "annealed",
+        "weights",
+        "loss_ratio",
+        "progress",
+    ] = option(
+        "proportional",
+        help="how often a data set is drawn from: by its size, by size^(1/temperature), evenly up to max_passes "
+        "(unimax), evenly, in turn, from its size towards evenly (annealed), by weights, or by how its loss falls",
+    )
+    temperature: float = option(2.0, help="mix=temperature: 1 is proportional, more is more even")
+    max_passes: float = option(4.0, help="mix=unimax: how often a data set may be repeated in the run")
+    weights: tuple[float, ...] = option((), help="mix=weights: one for each data set, in their order; a+b")
+    batches: Literal["homogeneous", "mixed"] = option(
+        "homogeneous", help="homogeneous: a batch, on all ranks, is of one data set; mixed: each row is drawn by itself"
+    )
+    balance: Literal["sum", "uncertainty", "dwa", "gradnorm", "famo", "pcgrad", "cagrad"] = option(
+        "sum",
+        help="how the tasks' losses are weighed: as the tasks' weights say (sum), by learned variances, by how fast "
+        "they fall (dwa), by their gradients' norms (gradnorm), so that all fall alike (famo), or by gradients that do "
+        "not work against each other (pcgrad, cagrad)",
+    )
+    update_every: int = option(
+        256, help="batches between changes of an adaptive mix, optimizer steps between changes of dwa's weights"
+    )
+    steps_per_epoch: int | None = option(None, help="batches in an epoch on each rank; none: as many as the rows fill")
+    max_length: int | None = option(None, help="tokens in a row; none: what model and tokenizer take")
+
+    def check(self) -> None:
+        self.require(self.temperature > 0, "temperature", "it must be above 0.")
+        self.require(self.max_passes > 0, "max_passes", "it must be above 0.")
+        self.require(self.update_every >= 1, "update_every", "it must be 1 or more.")
+        self.require(self.max_length is None or self.max_length >= 1, "max_length", "it must be 1 or more.")
+        self.require(
+            self.steps_per_epoch is None or self.steps_per_epoch >= 1, "steps_per_epoch", "it must be 1 or more."
+        )
+        self.require(
+            (self.mix == "weights") == bool(self.weights), "weights", "give one for each data set with mix=weights."
+        )
+        self.require(
+            self.batches == "homogeneous" or not self.adaptive, "batches", f"mix={self.mix} learns from batches of one."
+        )
+
+    @property
+    def adaptive(self) -> bool:
+        return self.mix in ("loss_ratio", "progress")
+
+    def conflict(self, other: Technique) -> str | None:
+        return {
+            "task": "multitask takes heads, labels and metrics from the model's own tasks, and task those of one task.",
+            "text2text": "multitask draws and collates batches for its heads, text2text for text generation.",
+        }.get(other.name)
+
+    def ft_model(self, model: Any) -> None:
+        from ..heads import base_of
+        from .tasks import tasks_of
+
+        tasks_of(model)
+        if self.balance == "uncertainty":
+            base_of(model).learn_balance()
+
+    def ft_dataset(self, dataset: Any, split: str, model: Any) -> Any:
+        from .data import multitask_dataset
+        from .tasks import tasks_of
+
+        return multitask_dataset(dataset, tasks_of(model), split, need_all=split == "train")
+
+    def ft_collator(self, collator: Any, split: str, model: Any, processing_class: Any) -> Any:
+        import copy
+
+        from .collator import MultiTaskCollator
+
+        if isinstance(collator, MultiTaskCollator):
+            own = copy.copy(collator)
+            own.training, own.too_long = split == "train", type(collator.too_long)()
+            return own
+        tokenizer = processing_class or getattr(collator, "tokenizer", None)
+        if tokenizer is None:
+            raise PluginError(f"{self.name}: the trainer has no tokenizer. Pass processing_class=tokenizer.")
+        if type(collator).__name__ not in ("DataCollatorWithPadding", "function"):
+            raise PluginError(
+                f"{self.name}: the script's collator is a {type(collator).__name__}, which knows nothing of several "
+                "tasks. Leave it out, or pass MultiTaskCollator(tokenizer, model)."
+            )
+        return MultiTaskCollator(tokenizer, model, self.max_length, training=split == "train")
+
+    def ft_metrics(self, model: Any, args: Any) -> Any:
+        from .metrics import MultiTaskMetrics
+        from .tasks import tasks_of
+
+        return None if args.prediction_loss_only else MultiTaskMetrics(tasks_of(model))
+
+    def ft_callbacks(self) -> list[Any]:
+        from .callback import MultiTaskCallback
+
+        return [MultiTaskCallback(self.balance, self.update_every)]
+
+    def ft_trainer(self, trainer: Any) -> None:
+        from ..heads import base_of
+        from .refusals import refuse_unfit
+
+        refuse_unfit(self, trainer)
+        base_of(trainer.model).touches_idle_heads = trainer.args.world_size > 1
+
+    def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
+        from .callback import callback_of
+        from .sampler import MultiTaskSampler
+
+        args = trainer.args
+        sampler = MultiTaskSampler(
+            dataset.sizes,
+            args.train_batch_size,
+            names=list(dataset.sources),
+            mix=self.mix,
+            temperature=self.temperature,
+            max_passes=self.max_passes,
+            weights=self.weights or None,
+            unit="batch" if self.batches == "homogeneous" else "example",
+            world_size=args.world_size,
+            seed=data_seed(args),
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=max(1, round(args.num_train_epochs)),
+            update_every=self.update_every,
+        )
+        callback_of(trainer).follow(sampler)
+        return sampler
+
+    def ft_batches(self, trainer: Any, batches: list[dict[str, Any]]) -> None:
+        from .callback import callback_of
+
+        callback_of(trainer).weigh(batches)
+
+    def ft_training_step(self, trainer: Any, model: Any, inputs: dict[str, Any]) -> Any:
+        if self.balance not in GRADIENT_BALANCES:
+            return None
+        from .callback import callback_of
+        from .gradients import gradnorm_step, surgery_step
+
+        if self.balance == "gradnorm":
+            return gradnorm_step(callback_of(trainer), trainer, model, inputs)
+        return surgery_step(self.balance, callback_of(trainer), trainer, model, inputs)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(mix="uniform")
+
+    @classmethod
+    def example_setting(cls) -> dict[str, Any]:
+        from .tiny import tiny_setting
+
+        return tiny_setting()
+
+    def acted(self, trainer: Any) -> bool:
+        """Batches are drawn by our sampler, and each task's loss and the score of all are in the log."""
+        from .sampler import MultiTaskSampler
+
+        entries = trainer.state.log_history
+        drawn = isinstance(getattr(trainer, "train_batches", None), MultiTaskSampler)
+        told = any("loss_tag" in entry and "share_mood" in entry for entry in entries)
+        return drawn and told and any("eval_multitask_score" in entry for entry in entries)
