@@ -118,10 +118,12 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     assert trainer.optimizer is None
     trainer.train()
     training = ["ft_sampler", "ft_batch_sampler", "ft_param_groups", "ft_scheduler"]
+    # Two batches a step, evaluated after each third and the last.
+    stepping = ["ft_batches", "ft_training_step", "ft_training_step"]
     evaluating = ["ft_eval_sampler", "ft_evaluation"]
-    # Evaluated at steps 3, 6, 9, 12 and 14.
-    assert [name for name, _ in LogEverything.fired] == [*built, *training, *evaluating * 5]
-    assert {*built, *training, *evaluating} == set(hook_names())
+    steps = [hook for step in range(1, 15) for hook in stepping + evaluating * (step % 3 == 0 or step == 14)]
+    assert [name for name, _ in LogEverything.fired] == [*built, *training, *steps]
+    assert {*built, *training, *stepping, *evaluating} == set(hook_names())
     assert LogEverything.fired[-1][1]["prefix"] == "eval"
     scheduler_call = dict(LogEverything.fired)["ft_scheduler"]
     assert scheduler_call["num_training_steps"] == 14

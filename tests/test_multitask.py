@@ -12,6 +12,7 @@ from hf_ft_plugins.errors import ConflictError, PluginError
 from hf_ft_plugins.techniques.multitask import (
     MultiTask,
     MultiTaskCollator,
+    MultiTaskMetrics,
     MultiTaskModel,
     TaskSpec,
     multitask_dataset,
@@ -38,6 +39,12 @@ def quiet(model):
         elif isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
     return model
+
+
+def both_evaluated():
+    """Each data set evaluated by itself, under its name."""
+    sets = {"trees": tiny_tagged(8, seed=1), "moods": tiny_moods(6, seed=1)}
+    return {name: multitask_dataset(rows, TASKS, name, need_all=False) for name, rows in sets.items()}
 
 
 # ---- tasks and data ----
@@ -345,9 +352,11 @@ def test_an_idle_head_stays_as_it_is(tmp_path):
     setting = tiny_setting()
     technique = MultiTask(mix="weights", weights=(1.0, 1e-9))
     trainer = tiny_trainer(tmp_path, technique, weight_decay=0.5, **setting)
-    before = copy.deepcopy(trainer.model.heads["mood"].state_dict())
+    idle = trainer.model.idle_parameters(["tag", "parse"])
+    before = [parameter.detach().clone() for parameter in idle]
     trainer.train()
-    assert all(torch.equal(before[name], value) for name, value in trainer.model.heads["mood"].state_dict().items())
+    assert len(idle) == 4, "head and pooler"
+    assert all(torch.equal(old, new) for old, new in zip(before, idle, strict=True))
 
 
 # ---- whole runs ----
@@ -396,7 +405,7 @@ def test_the_log_says_each_tasks_loss_and_share_and_evaluation_one_score(tmp_pat
         metric_for_best_model="multitask_score",
         load_best_model_at_end=True,
         save_steps=3,
-        **tiny_setting(),
+        **(tiny_setting() | {"eval_dataset": both_evaluated()}),
     )
     trainer.train()
     entry = next(entry for entry in trainer.state.log_history if "loss_tag" in entry)
@@ -410,15 +419,8 @@ def test_the_log_says_each_tasks_loss_and_share_and_evaluation_one_score(tmp_pat
 
 def test_parts_work_in_a_stock_trainer(tmp_path):
     setting = tiny_setting()
-    model = setting["model"]
-    setting["train_dataset"] = multitask_dataset(setting["train_dataset"], model.specs)
-    setting["eval_dataset"] = {
-        name: multitask_dataset(rows, model.specs, name, need_all=False)
-        for name, rows in setting["eval_dataset"].items()
-    }
-    from hf_ft_plugins.techniques.multitask import MultiTaskMetrics
-
-    trainer = tiny_trainer(tmp_path, compute_metrics=MultiTaskMetrics(model.specs), **setting)
+    setting["eval_dataset"] = both_evaluated()
+    trainer = tiny_trainer(tmp_path, compute_metrics=MultiTaskMetrics(TASKS), **setting)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()

@@ -65,6 +65,9 @@ class MultiTaskCallback(TrainerCallback):
         self._pending_sampler: Mapping[str, Any] | None = None
         self._scores: dict[str, float] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"trainer": None, "_hook": None}
+
     def set_trainer(self, trainer: Any) -> None:
         self.trainer = trainer
         self.specs = tasks_of(trainer.model)
@@ -111,6 +114,11 @@ class MultiTaskCallback(TrainerCallback):
         scale = weights / self.items.clamp(min=1) * (len(batches) * self.world_size)
         for batch in batches:
             batch["task_scale"] = scale.float()
+
+    def present(self) -> list[str]:
+        """The tasks that have an item in the present optimizer step, on any rank."""
+        assert self.items is not None
+        return [name for name, items in zip(self.specs, self.items.tolist(), strict=True) if items]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._watch()
@@ -159,14 +167,12 @@ class MultiTaskCallback(TrainerCallback):
             self._block = None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A zero gradient would still move an idle head, by the optimizer's momentum and weight decay.
-        if self.items is None or self.world_size == 1:
+        # A zero gradient would still move what is idle, by the optimizer's momentum and weight decay.
+        if self.items is None:
             return
         model = base_of(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        for name, items in zip(self.specs, self.items.tolist(), strict=True):
-            if not items:
-                for parameter in model.heads[name].parameters():
-                    parameter.grad = None
+        for parameter in model.idle_parameters(self.present()):
+            parameter.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.items is None or self._rows is None or self._sums is None:

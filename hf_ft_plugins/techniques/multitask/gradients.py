@@ -89,8 +89,7 @@ def surgery_step(method: str, callback: MultiTaskCallback, trainer: Any, model: 
 
 
 def _combine(method: str, callback: MultiTaskCallback, trainer: Any, base: Any, held: TaskGradients) -> None:
-    assert callback.items is not None
-    present = [name for name, items in zip(callback.specs, callback.items.tolist(), strict=True) if items]
+    present = callback.present()
     held.over_ranks(present, callback.world_size)
     # A number of its own for each step of a run.
     seed = (data_seed(trainer.args) * 1_000_003 + trainer.state.global_step) % 2**63
@@ -130,8 +129,7 @@ def gradnorm_step(callback: MultiTaskCallback, trainer: Any, model: Any, inputs:
     trainer.accelerator.backward(loss)
     callback.left -= 1
     if callback.left == 0:
-        assert callback.items is not None
-        present = [name for name, items in zip(every, callback.items.tolist(), strict=True) if items]
+        present = callback.present()
         held.over_ranks(present, callback.world_size)
         callback.gradient_norms = {
             name: float(torch.stack([part.double().norm() for part in held.of[name]]).norm()) for name in present

@@ -9,7 +9,7 @@ A batch runs the encoder once, and the heads of the tasks for which it has label
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -101,7 +101,8 @@ class MultiTaskModel(PreTrainedModel):
             }
         )
         self.dropout = nn.Dropout(head_dropout(encoder.config))
-        self.touches_idle_heads = False
+        # DDP waits for a gradient of each parameter where it does not look for those without.
+        self.touches_idle = False
         if config.balance == "uncertainty":
             self.learn_balance()
         self.post_init()
@@ -245,7 +246,7 @@ class MultiTaskModel(PreTrainedModel):
             else:
                 how = specs[name].options.get("pooling", "auto")
                 pooled = getattr(encoded, "pooler_output", None)
-                if how == "auto" and pooled is not None:
+                if _pooled(specs[name]) and pooled is not None:
                     features[name] = self.dropout(pooled.flatten(1))
                 else:
                     mask = attention_mask if attention_mask is not None else torch.ones_like(hidden[..., 0])
@@ -278,16 +279,29 @@ class MultiTaskModel(PreTrainedModel):
                 f"{NAME}: a batch has labels for {', '.join(labels) or 'no task'}, and the model's tasks are "
                 f"{', '.join(specs)}."
             )
-        if self.training and self.touches_idle_heads:
-            idle = [p for name in specs if name not in scores for p in self.heads[name].parameters() if p.requires_grad]
-            total = total + sum((0.0 * parameter.sum() for parameter in idle), start=torch.zeros_like(total))
+        if self.training and self.touches_idle:
+            idle = [0.0 * parameter.sum() for parameter in self.idle_parameters(scores) if parameter.requires_grad]
+            total = total + sum(idle, start=torch.zeros_like(total))
         output.loss = total
+
+    def idle_parameters(self, tasks: Container[str]) -> list[nn.Parameter]:
+        """What has no part in the losses of these tasks: the other heads, and a pooler that none of them reads."""
+        idle = [parameter for name, head in self.heads.items() if name not in tasks for parameter in head.parameters()]
+        if not any(name in tasks and _pooled(spec) for name, spec in self.specs.items()):
+            pooler = getattr(self.encoder, "pooler", None)
+            idle += pooler.parameters() if isinstance(pooler, nn.Module) else []
+        return idle
 
     def export(self, task: str) -> PreTrainedModel:
         """The encoder with one task's head as a plain `AutoModelFor...` (see `export.py`)."""
         from .export import exported
 
         return exported(self, task)
+
+
+def _pooled(spec: TaskSpec) -> bool:
+    """Whether a task reads the encoder's pooler, where there is one."""
+    return spec.kind not in (*WORD_KINDS, "causal_lm") and spec.options.get("pooling", "auto") == "auto"
 
 
 def hidden_size(config: Any) -> int:

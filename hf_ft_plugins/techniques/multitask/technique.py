@@ -132,7 +132,7 @@ class MultiTask(Technique):
         from .refusals import refuse_unfit
 
         refuse_unfit(self, trainer)
-        base_of(trainer.model).touches_idle_heads = trainer.args.world_size > 1
+        base_of(trainer.model).touches_idle = trainer.args.world_size > 1
 
     def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
         from .callback import callback_of

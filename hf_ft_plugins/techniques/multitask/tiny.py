@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .collator import MultiTaskCollator
+from .data import multitask_dataset
 from .model import MultiTaskModel
 from .tasks import TaskSpec
 
@@ -89,13 +90,13 @@ def tiny_multitask_model(seed: int = 0) -> MultiTaskModel:
 
 
 def tiny_setting() -> dict[str, Any]:
-    """What `tiny_trainer` is to be made with: two data sets, one of them of two tasks."""
+    """What `tiny_trainer` is to be made with: two data sets, one of them, and the one to evaluate on, of two tasks."""
     tokenizer = tiny_tokenizer()
     model = tiny_multitask_model()
     return {
         "model": model,
-        "train_dataset": {"trees": tiny_tagged(), "moods": tiny_moods()},
-        "eval_dataset": {"trees": tiny_tagged(8, seed=1), "moods": tiny_moods(6, seed=1)},
+        "train_dataset": multitask_dataset({"trees": tiny_tagged(), "moods": tiny_moods()}, TASKS),
+        "eval_dataset": multitask_dataset(tiny_tagged(8, seed=1), TASKS, "eval", need_all=False),
         "processing_class": tokenizer,
         "data_collator": MultiTaskCollator(tokenizer, model),
     }
