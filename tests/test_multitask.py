@@ -398,6 +398,32 @@ def test_control_without_its_state_an_adaptive_mix_differs(tmp_path, monkeypatch
     assert difference(outcome(straight), outcome(again))
 
 
+def test_gone_on_with_in_steps_of_another_size_no_row_is_passed_over_or_read_again(tmp_path, caplog):
+    seen = []
+
+    class Looks(MultiTaskCollator):
+        def __call__(self, rows):
+            seen.extend((row.source, row.index) for row in rows)
+            return super().__call__(rows)
+
+    def trainer_of(folder, rows, **changes):
+        setting = tiny_setting()
+        setting |= {"train_dataset": tiny_tagged(48), "model": two_tasks(), "eval_dataset": None}
+        setting["data_collator"] = Looks(tiny_tokenizer(), setting["model"])
+        settings = {"save_strategy": "steps", "eval_strategy": "no", "gradient_accumulation_steps": 1}
+        return tiny_trainer(folder, MultiTask(), per_device_train_batch_size=rows, **(setting | settings | changes))
+
+    trainer_of(tmp_path, 4, max_steps=6, save_steps=6).train()
+    first = seen[: 6 * 4]
+    seen.clear()
+    trainer_of(tmp_path, 2, max_steps=12, save_steps=12).train(resume_from_checkpoint=True)
+    assert "goes on after the 24 rows" in caplog.text
+    second = seen[: 6 * 2]
+    seen.clear()
+    trainer_of(tmp_path, 2, max_steps=18, save_steps=18).train(resume_from_checkpoint=True)
+    assert sorted(first + second + seen[: 6 * 2]) == sorted(("", index) for index in range(48))
+
+
 def test_the_log_says_each_tasks_loss_and_share_and_evaluation_one_score(tmp_path):
     trainer = tiny_trainer(
         tmp_path,

@@ -8,7 +8,6 @@ adaptive mix.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers.trainer_callback import TrainerCallback
 
+from ...errors import PluginError
 from ..heads import base_of
-from .balance import FAMO, dwa_weights, gradnorm_update
+from .balancer import Balancer
 from .sampler import MultiTaskSampler
 from .task_heads import count_items
 from .tasks import NAME, TaskSpec, tasks_of
@@ -46,21 +46,17 @@ class MultiTaskCallback(TrainerCallback):
         self.items: Tensor | None = None
         self.left = 0
         self.batches = 0
-        self.weights: list[float] = []
-        self.famo: FAMO | None = None
-        self.first_losses: list[float | None] = []
-        # Of `gradients.py`: each task's gradients in the present step, and their norms in the last.
+        self.balancer = Balancer(balance, 0)
+        # Of `gradients.py`: each task's gradients in the present step.
         self.held: dict[str, Any] = {}
-        self.gradient_norms: dict[str, float] = {}
         self._sums: Tensor | None = None
         self._rows: Tensor | None = None
         self._hook: Any = None
         # Since the last log: sum of losses, items, rows of each task; rows of all.
         self._logged: Tensor | None = None
-        # Since the last change of weights: sum of losses and items of each task; and the means of the time before.
-        self._watched: Tensor | None = None
-        self._before: list[float] | None = None
         self._micro_steps = 0
+        self._rows_seen = 0
+        self._resumed: dict[str, int] | None = None
         self._block: Tensor | None = None
         self._pending_sampler: Mapping[str, Any] | None = None
         self._scores: dict[str, float] = {}
@@ -71,10 +67,7 @@ class MultiTaskCallback(TrainerCallback):
     def set_trainer(self, trainer: Any) -> None:
         self.trainer = trainer
         self.specs = tasks_of(trainer.model)
-        self.weights = [1.0] * len(self.specs)
-        self.first_losses = [None] * len(self.specs)
-        if self.balance == "famo":
-            self.famo = FAMO(len(self.specs))
+        self.balancer = Balancer(self.balance, len(self.specs), self.update_every)
 
     def follow(self, sampler: MultiTaskSampler) -> None:
         """Tell this sampler each source's losses, where its mix is adaptive, and keep its state in checkpoints."""
@@ -109,7 +102,7 @@ class MultiTaskCallback(TrainerCallback):
         self._rows = counts[len(names) :]
         self.left = self.batches = len(batches)
         weights = torch.tensor(
-            [spec.weight * weight for spec, weight in zip(self.specs.values(), self.weights, strict=True)]
+            [spec.weight * weight for spec, weight in zip(self.specs.values(), self.balancer.weights, strict=True)]
         ).to(device)
         scale = weights / self.items.clamp(min=1) * (len(batches) * self.world_size)
         for batch in batches:
@@ -122,6 +115,33 @@ class MultiTaskCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._watch()
+        rows = self._rows_a_step()
+        if self._resumed is None or args.ignore_data_skip:
+            return
+        if self._resumed["rows_a_step"] == rows:
+            if self.sampler is not None:
+                self.sampler.shift = self._resumed["shift"]
+            return
+        if self.sampler is None or self.sampler.adaptive:
+            raise PluginError(
+                f"{NAME}: the checkpoint was made with {self._resumed['rows_a_step']} rows in a step of all ranks, and "
+                f"this run has {rows}: an adaptive mix cannot be gone on with. Resume on as many ranks as before."
+            )
+        # Trainer counts steps, of another size now, and would pass over too much, or read the same again.
+        epochs, steps = divmod(state.global_step, -(-self.sampler.steps // args.gradient_accumulation_steps))
+        counted = epochs * self.sampler.steps + steps * args.gradient_accumulation_steps
+        self.sampler.shift = self._resumed["rows_seen"] // rows - counted
+        logger.warning(
+            "%s: the checkpoint was made with %d rows in a step of all ranks, this run has %d. It goes on after the "
+            "%d rows that were seen; the batches are other ones.",
+            NAME,
+            self._resumed["rows_a_step"],
+            rows,
+            self._resumed["rows_seen"],
+        )
+
+    def _rows_a_step(self) -> int:
+        return int(self.trainer.args.train_batch_size) * self.world_size
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._hook is not None:
@@ -177,45 +197,14 @@ class MultiTaskCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.items is None or self._rows is None or self._sums is None:
             return
+        self._rows_seen += self.batches * self._rows_a_step()
         sums = self._sums.clone()
         self._sums.zero_()
         self._reduce(sums)
         new = torch.cat([sums, self.items.double(), self._rows.double()])
         self._logged = new if self._logged is None else self._logged + new
-        if self.balance == "sum" or self.balance == "uncertainty":
-            return
-        means = [
-            total / items if items else None for total, items in zip(sums.tolist(), self.items.tolist(), strict=True)
-        ]
-        self.first_losses = [
-            first if first is not None else mean for first, mean in zip(self.first_losses, means, strict=True)
-        ]
-        if self.balance == "dwa":
-            self._average(torch.stack([sums, self.items.double()]), state.global_step)
-        elif self.famo is not None:
-            self._follow_famo(means)
-        elif self.balance == "gradnorm":
-            learn_gradnorm(self, means)
-
-    def _average(self, new: Tensor, step: int) -> None:
-        self._watched = new if self._watched is None else self._watched + new
-        if step % self.update_every:
-            return
-        sums, items = self._watched.tolist()
-        now = [total / count if count else math.nan for total, count in zip(sums, items, strict=True)]
-        if self._before is not None:
-            self.weights = dwa_weights(now, self._before)
-        self._before, self._watched = now, None
-
-    def _follow_famo(self, means: Sequence[float | None]) -> None:
-        if any(mean is None for mean in means):
-            return
-        assert self.famo is not None
-        losses = [float(mean or 0.0) for mean in means]
-        self.famo.observe(losses)
-        factors = self.famo.weights(losses)
-        # Times the tasks: weights of a mean of 1 leave the learning rate as it is under `sum`.
-        self.weights = [factor * len(factors) for factor in factors]
+        if not self.balancer.fixed:
+            self.balancer.after_step(sums.tolist(), self.items.tolist(), state.global_step)
 
     def _reduce(self, values: Tensor) -> None:
         if self.world_size > 1 and dist.is_available() and dist.is_initialized():
@@ -243,7 +232,7 @@ class MultiTaskCallback(TrainerCallback):
     def _effective_weights(self) -> list[float]:
         model = base_of(self.trainer.accelerator.unwrap_model(self.trainer.model))
         learned = getattr(model, "log_variances", None)
-        factors = self.weights if learned is None else torch.exp(-learned.detach().float()).tolist()
+        factors = self.balancer.weights if learned is None else torch.exp(-learned.detach().float()).tolist()
         return [spec.weight * factor for spec, factor in zip(self.specs.values(), factors, strict=True)]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
@@ -270,50 +259,31 @@ class MultiTaskCallback(TrainerCallback):
     # ---- resume ----
 
     def state_dict(self) -> dict[str, Any]:
-        tensors = {"logged": self._logged, "watched": self._watched, "block": self._block}
         return {
-            "weights": self.weights,
-            "first_losses": self.first_losses,
-            "before": self._before,
             "micro_steps": self._micro_steps,
-            "famo": self.famo.state_dict() if self.famo is not None else None,
+            "rows_seen": self._rows_seen,
+            "rows_a_step": self._rows_a_step(),
+            "shift": self.sampler.shift if self.sampler is not None else 0,
+            "balancer": self.balancer.state_dict(),
             "sampler": self.sampler.state_dict() if self.sampler is not None else None,
-            **{name: tensor.tolist() if tensor is not None else None for name, tensor in tensors.items()},
+            "logged": self._logged.tolist() if self._logged is not None else None,
+            "block": self._block.tolist() if self._block is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.weights = list(state["weights"])
-        self.first_losses = list(state["first_losses"])
-        self._before = state["before"]
         self._micro_steps = state["micro_steps"]
-        if self.famo is not None and state["famo"] is not None:
-            self.famo.load_state_dict(state["famo"])
+        self._rows_seen = state["rows_seen"]
+        self._resumed = {name: state[name] for name in ("rows_seen", "rows_a_step", "shift")}
+        self.balancer.load_state_dict(state["balancer"])
         if state["sampler"] is not None:
             if self.sampler is not None:
                 self.sampler.load_state_dict(state["sampler"])
             else:
                 self._pending_sampler = state["sampler"]
-        for name in ("logged", "watched", "block"):
-            value = state[name]
-            device = self.trainer.args.device
-            tensor = None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
-            setattr(self, f"_{name}", tensor)
-
-
-def learn_gradnorm(callback: MultiTaskCallback, means: Sequence[float | None]) -> None:
-    """Learn the weights of the tasks that the last optimizer step had; two at least, else they stay."""
-    present = [index for index, mean in enumerate(means) if mean is not None]
-    if len(present) < 2:
-        return
-    names = list(callback.specs)
-    new = gradnorm_update(
-        torch.tensor([callback.weights[index] for index in present]),
-        torch.tensor([callback.gradient_norms[names[index]] for index in present]),
-        torch.tensor([float(means[index] or 0.0) for index in present]),
-        torch.tensor([float(callback.first_losses[index] or 0.0) for index in present]),
-    )
-    for index, weight in zip(present, new.tolist(), strict=True):
-        callback.weights[index] = weight
+        self._logged, self._block = (
+            None if values is None else torch.tensor(values, dtype=torch.float64, device=self.trainer.args.device)
+            for values in (state["logged"], state["block"])
+        )
 
 
 def callback_of(trainer: Any) -> MultiTaskCallback:

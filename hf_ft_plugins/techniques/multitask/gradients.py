@@ -118,7 +118,7 @@ def gradnorm_step(callback: MultiTaskCallback, trainer: Any, model: Any, inputs:
     every = list(callback.specs)
     for name in names:
         index = every.index(name)
-        alone = outputs.task_sums[name] * inputs["task_scale"][index] / callback.weights[index]
+        alone = outputs.task_sums[name] * inputs["task_scale"][index] / callback.balancer.weights[index]
         held.add(
             name,
             torch.autograd.grad(
@@ -131,9 +131,9 @@ def gradnorm_step(callback: MultiTaskCallback, trainer: Any, model: Any, inputs:
     if callback.left == 0:
         present = callback.present()
         held.over_ranks(present, callback.world_size)
-        callback.gradient_norms = {
-            name: float(torch.stack([part.double().norm() for part in held.of[name]]).norm()) for name in present
-        }
+        for name in present:
+            norms = torch.stack([part.double().norm() for part in held.of[name]])
+            callback.balancer.gradient_norms[every.index(name)] = float(norms.norm())
         del callback.held["gradnorm"]
     return loss.detach()
 

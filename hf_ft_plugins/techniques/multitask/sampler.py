@@ -66,6 +66,7 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
     Attributes:
         sizes, names, world_size, epoch: as given, or set.
         steps: micro-steps in an epoch.
+        shift: micro-steps by which each epoch begins further on in the stream, where the number of ranks has changed.
         adaptive: whether `tell` must be called.
 
     Raises:
@@ -105,6 +106,7 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
         self.mix, self.unit, self.world_size, self.seed = mix, unit, world_size, seed
         self.adaptive = mix in mixes.ADAPTIVE
         self.epoch = 0
+        self.shift = 0
         # What accelerate asks of a batch sampler. With a size, it would swallow the empty batches of `seek`.
         self.batch_size = None
         self.drop_last = False
@@ -155,7 +157,7 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
     def _batches(self, epoch: int, skipped: int, placeholders: bool) -> Iterator[list[int]]:
         if placeholders:
             yield from itertools.repeat([], skipped * self.world_size)
-        step, end = epoch * self.steps + skipped, (epoch + 1) * self.steps
+        step, end = (self.shift + count for count in (epoch * self.steps + skipped, (epoch + 1) * self.steps))
         together = max(1, CHUNK // self._per_step)
         while step < end:
             block = self.block_of(step)
