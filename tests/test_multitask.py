@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch.utils.data import IterableDataset
-from transformers import AutoModel, BertConfig, BertModel, Trainer
+from transformers import AutoModel, Trainer
 
 from hf_ft_plugins.errors import ConflictError, PluginError
 from hf_ft_plugins.techniques.multitask import (
@@ -269,7 +269,11 @@ def gradients(accumulation, technique, tmp_path, scale=1.0, **changes):
             found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
             return super()._get_grad_norm(model, *args, **kwargs)
 
-    setting = tiny_setting() | {"train_dataset": tiny_tagged(8), "eval_dataset": None, "model": quiet(two_tasks())}
+    setting = tiny_setting() | {
+        "train_dataset": tiny_tagged(8),
+        "eval_dataset": None,
+        "model": quiet(tiny_multitask_model(("tag", "parse"))),
+    }
     techniques = [technique] if technique is not None else []
     setting["data_collator"] = MultiTaskCollator(tiny_tokenizer(), setting["model"])
     trainer = tiny_trainer(
@@ -287,19 +291,6 @@ def gradients(accumulation, technique, tmp_path, scale=1.0, **changes):
     )
     trainer.train()
     return found
-
-
-def two_tasks():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tiny_tokenizer()),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    return MultiTaskModel.from_encoder(BertModel(config), {name: TASKS[name] for name in ("tag", "parse")})
 
 
 def far(first, second):
@@ -408,7 +399,11 @@ def test_gone_on_with_in_steps_of_another_size_no_row_is_passed_over_or_read_aga
 
     def trainer_of(folder, rows, **changes):
         setting = tiny_setting()
-        setting |= {"train_dataset": tiny_tagged(48), "model": two_tasks(), "eval_dataset": None}
+        setting |= {
+            "train_dataset": tiny_tagged(48),
+            "model": tiny_multitask_model(("tag", "parse")),
+            "eval_dataset": None,
+        }
         setting["data_collator"] = Looks(tiny_tokenizer(), setting["model"])
         settings = {"save_strategy": "steps", "eval_strategy": "no", "gradient_accumulation_steps": 1}
         return tiny_trainer(folder, MultiTask(), per_device_train_batch_size=rows, **(setting | settings | changes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,8 +74,8 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def tiny_multitask_model(seed: int = 0) -> MultiTaskModel:
-    """A BERT of two layers, hidden size 16, with dropout, and the three heads of `TASKS`."""
+def tiny_multitask_model(names: Sequence[str] = tuple(TASKS), seed: int = 0) -> MultiTaskModel:
+    """A BERT of two layers, hidden size 16, with dropout, and heads for these of `TASKS`."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(seed)
@@ -86,7 +87,7 @@ def tiny_multitask_model(seed: int = 0) -> MultiTaskModel:
         intermediate_size=32,
         max_position_embeddings=32,
     )
-    return MultiTaskModel.from_encoder(BertModel(config), TASKS, seed=seed)
+    return MultiTaskModel.from_encoder(BertModel(config), {name: TASKS[name] for name in names}, seed=seed)
 
 
 def tiny_setting() -> dict[str, Any]:
