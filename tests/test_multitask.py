@@ -458,6 +458,20 @@ def test_trls_trainers_are_refused_by_name(trainer, tmp_path):
         refuse_unfit(MultiTask(), object.__new__(getattr(trl, trainer)))
 
 
+def test_transfer_leaves_the_heads_of_several_tasks_alone(tmp_path):
+    rows = [{"tokens": row["tokens"], "label": row["mood"]} for row in tiny_moods()]
+    labelled = datasets.Dataset.from_list(rows).cast_column(
+        "label", datasets.ClassLabel(names=["sad", "glad", "mixed"])
+    )
+    config = TaskSpec(kind="sequence", columns=("label",), labels=("sad", "glad", "mixed"))
+    setting = tiny_setting()
+    setting["model"] = MultiTaskModel.from_encoder(setting["model"].encoder, {"mood": config})
+    setting |= {"train_dataset": labelled, "eval_dataset": None, "eval_strategy": "no", "data_collator": None}
+    trainer = tiny_trainer(tmp_path, "transfer", MultiTask(), **setting)
+    trainer.train()
+    assert trainer.model.specs["mood"] == config
+
+
 def test_two_that_supply_heads_refuse_each_other(tmp_path):
     with pytest.raises(ConflictError, match="takes heads, labels and metrics"):
         tiny_trainer(tmp_path, MultiTask(), "task", **tiny_setting())

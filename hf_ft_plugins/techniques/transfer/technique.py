@@ -64,10 +64,12 @@ class Transfer(Technique):
         return self.layer_decay < 1 or self.strategy == "gradual"
 
     def ft_model(self, model: Any, train_dataset: Any, args: Any) -> None:
-        from ..heads import fit_head, labels_of
+        from ..heads import base_of, fit_head, labels_of
         from .layers import freeze
 
-        labels = labels_of(train_dataset, self.name) if self.new_head else None
+        # A model of several tasks has heads by its config.
+        fits = self.new_head and not getattr(base_of(model), "labels_in_config", False)
+        labels = labels_of(train_dataset, self.name) if fits else None
         if labels is not None and hasattr(getattr(model, "config", None), "num_labels"):
             report = fit_head(model, labels, self.name, args.seed)
             logger.info("%s: %s", self.name, report)
