@@ -216,6 +216,8 @@ def _what_the_head_reads(model: Any, backbone: Any, batch: dict[str, torch.Tenso
         for name, value in output.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
+    if not isinstance(batch["labels"], torch.Tensor):
+        raise NotCacheable("the model has several heads")
     size = len(batch["labels"])
     with torch.enable_grad(), _answering(backbone, _like(output, leaves, size)):
         logits = model(**batch)["logits"]
