@@ -229,7 +229,8 @@ def output_layers(model: Any, outputs: int) -> list[str]:
 def _replace(base: Any, path: str, outputs: int, seed: int) -> None:
     old = base.get_submodule(path)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not of the GPUs, whose generators would not be put back.
+        torch.default_generator.manual_seed(seed)
         new = torch.nn.Linear(old.in_features, outputs, bias=old.bias is not None)
         if hasattr(base, "_init_weights"):
             base._init_weights(new)

@@ -43,7 +43,8 @@ class Balancer:
     def after_step(self, sums: Sequence[float], items: Sequence[float], step: int) -> None:
         """Learn from the sums of the tasks' losses in optimizer step `step`, and their items; over all ranks."""
         means = [total / count if count else None for total, count in zip(sums, items, strict=True)]
-        self._first = [old if old is not None else new for old, new in zip(self._first, means, strict=True)]
+        measured = [mean if mean is not None and math.isfinite(mean) else None for mean in means]
+        self._first = [old if old is not None else new for old, new in zip(self._first, measured, strict=True)]
         if self.rule == "dwa":
             self._average(sums, items, step)
         elif self.rule == "gradnorm":

@@ -49,14 +49,14 @@ class TaskGradients:
                     dist.all_reduce(total)
 
     def gramian(self, names: Sequence[str]) -> Tensor:
-        """Inner products of the tasks' gradients; float32 [tasks, tasks]."""
+        """Inner products of the tasks' gradients; float64 [tasks, tasks]."""
         products = torch.zeros(len(names), len(names), dtype=torch.float64)
         for row, first in enumerate(names):
             for column, second in enumerate(names[: row + 1]):
                 pairs = zip(self.of[first], self.of[second], strict=True)
                 product = sum(float((one.double() * two.double()).sum()) for one, two in pairs)
                 products[row, column] = products[column, row] = product
-        return products.float()
+        return products
 
 
 def surgery_step(method: str, callback: MultiTaskCallback, trainer: Any, model: Any, inputs: Any) -> Tensor:

@@ -20,10 +20,11 @@ INSTALL = 'pip install "hf-ft-plugins[multitask]"'
 class MultiTaskMetrics:
     """`compute_metrics` for a `MultiTaskModel`.
 
-    Keys are a task's name and a metric: `accuracy` and `macro_f1` of `sequence`, `micro_f1` and `macro_f1` of
-    `multi_label`, `rmse` and `pearson` of `regression`, `precision`, `recall` and `f1` of whole entities where the
-    labels of `token` or `crf` are B-..., I-... and O, else `accuracy`, `uas` and `las` of `dependency`, `accuracy` of
-    `causal_lm`. `multitask_score` is the mean over tasks of the metric that `main_metric` names.
+    Keys are a task's name and a metric: `accuracy` and `macro_f1` (over the classes that some row has) of `sequence`,
+    `micro_f1` and `macro_f1` of `multi_label`, `rmse` and `pearson` of `regression` (over its numbers, `pearson` the
+    mean of theirs), `precision`, `recall` and `f1` of whole entities where the labels of `token` or `crf` are B-...,
+    I-... and O, else `accuracy`, `uas` and `las` of `dependency`, `accuracy` of `causal_lm`. `multitask_score` is the
+    mean over tasks of the metric that `main_metric` names.
 
     Args:
         tasks: the model's, by name.
@@ -71,22 +72,19 @@ def scores_of(spec: TaskSpec, predicted: np.ndarray, labels: np.ndarray) -> dict
     """
     if spec.kind in ("multi_label", "regression"):
         labels = labels.reshape(len(labels), -1).astype(np.float64)
-        known = (
-            ~(np.isnan(labels) | (labels == ABSENT)).all(axis=1)
-            if spec.kind == "multi_label"
-            else ~np.isnan(labels).any(axis=1)
-        )
-        if not known.any():
+        if spec.kind == "multi_label":
+            labels = np.where(labels == ABSENT, np.nan, labels)
+        if np.isnan(labels).all():
             return None
         scorer = _multi_label if spec.kind == "multi_label" else _regression
-        return scorer(predicted.reshape(len(labels), -1)[known], labels[known])
+        return scorer(predicted.reshape(labels.shape), labels)
     if spec.kind == "sequence":
         known = labels != ABSENT
         return _classes(predicted.argmax(-1)[known], labels[known]) if known.any() else None
     if spec.kind == "dependency":
         return _trees(spec, predicted, labels)
     if spec.kind == "causal_lm":
-        predicted, labels = predicted[:, :-1], labels[:, 1:]
+        predicted, labels = _as_wide(predicted, labels)[:, :-1], labels[:, 1:]
     elif of_entities(spec.labels):
         return _entities(spec, predicted, labels)
     known = labels != ABSENT
@@ -113,12 +111,16 @@ def attachment_scores(
     """The shares of words with the right head (`uas`), and with the right relation, too (`las`).
 
     By the rules of the CoNLL 2018 shared task (Zeman et al. 2018, section 4), on gold words: punctuation counts, and of
-    a relation the part before the colon.
+    a relation the part before the colon. A gold relation of "" is one that nobody gave: any is right.
+
+    Args:
+        gold_heads, heads: int [words].
+        gold_relations, relations: names [words].
     """
     attached = gold_heads == heads
     universal = np.array(
         [
-            gold.partition(":")[0] == found.partition(":")[0]
+            not gold or gold.partition(":")[0] == found.partition(":")[0]
             for gold, found in zip(gold_relations, relations, strict=True)
         ],
         dtype=bool,
@@ -134,7 +136,7 @@ def _trees(spec: TaskSpec, predicted: np.ndarray, labels: np.ndarray) -> dict[st
     names = (*spec.labels, "")  # A relation that is absent is the last name, and no relation's.
     return attachment_scores(
         gold[:, 0],
-        [names[number] for number in gold[:, 1]],
+        [names[max(int(number), -1)] for number in gold[:, 1]],
         found[:, 0],
         [names[max(int(number), -1)] for number in found[:, 1]],
     )
@@ -153,27 +155,38 @@ def _entities(spec: TaskSpec, predicted: np.ndarray, labels: np.ndarray) -> dict
 
 
 def _classes(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import f1_score
-
-    macro = f1_score(labels, predicted, average="macro", labels=np.unique(labels), zero_division=0)
-    return {"accuracy": float((predicted == labels).mean()), "macro_f1": float(macro)}
+    classes = np.unique(labels)
+    scores = _f1(labels[:, None] == classes, predicted[:, None] == classes)
+    return {"accuracy": float((predicted == labels).mean()), "macro_f1": scores["macro_f1"]}
 
 
 def _multi_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import f1_score
+    # What is neither gold nor found has no part in F1.
+    gold, found = labels > 0.5, (logits > 0) & ~np.isnan(labels)
+    return _f1(gold, found)
 
-    gold, found = labels > 0.5, logits > 0
-    return {f"{how}_f1": float(f1_score(gold, found, average=how, zero_division=0)) for how in ("micro", "macro")}
+
+def _f1(gold: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """F1 of all classes together, and the mean of each one's, from bool [rows, classes]; 0 for a class without any."""
+    both, either = 2 * (gold & found).sum(0), gold.sum(0) + found.sum(0)
+    return {
+        "micro_f1": float(both.sum() / max(either.sum(), 1)),
+        "macro_f1": float((both / np.maximum(either, 1)).mean()),
+    }
 
 
 def _regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    with np.errstate(invalid="ignore"):
-        together = [np.corrcoef(values[:, target], labels[:, target])[0, 1] for target in range(labels.shape[1])]
-    return {
-        "rmse": float(np.sqrt(((values - labels) ** 2).mean())),
-        # All alike: nothing of the order is known.
-        "pearson": float(np.nan_to_num(together).mean()),
-    }
+    known = ~np.isnan(labels)
+    targets = [target for target in range(labels.shape[1]) if known[:, target].any()]
+    together = [_pearson(values[known[:, target], target], labels[known[:, target], target]) for target in targets]
+    return {"rmse": float(np.sqrt(((values - labels)[known] ** 2).mean())), "pearson": float(np.mean(together))}
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0  # All alike: nothing of the order is known.
+    first, second = (values - values.mean() for values in (first.astype(np.float64), second))
+    return float(np.nan_to_num((first @ second) / np.sqrt((first @ first) * (second @ second))))
 
 
 def _as_wide(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -138,7 +138,7 @@ class MultiTaskModel(PreTrainedModel):
         )
         config.pad_token_id = getattr(model.config, "pad_token_id", None)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             made = cls(config, model)
         return made.to(device=model.device, dtype=model.dtype)
 

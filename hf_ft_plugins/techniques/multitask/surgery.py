@@ -13,9 +13,13 @@ from torch import Tensor
 from ...errors import PluginError
 from .tasks import NAME
 
+METHODS = ("pcgrad", "cagrad")
 INSTALL = 'pip install "hf-ft-plugins[multitask]"'
 # How far the direction may be from the mean gradient, as a share of its length.
 CAGRAD_C = 0.5
+# A weighed gradient shorter than this share of its parts' lengths has cancelled out, and float32 cannot tell how long
+# it is: products of float32 gradients are off by about 1e-7 of their size, a length by the root of that.
+CANCELLED = 3e-3
 
 
 def surgery_weights(method: str, gramian: Tensor, seed: int) -> Tensor:
@@ -24,7 +28,8 @@ def surgery_weights(method: str, gramian: Tensor, seed: int) -> Tensor:
     - pcgrad: the sum of the gradients, each without what conflicts with the others, in a random order (Yu et al. 2020,
       algorithm 1).
     - cagrad: the direction, close to the mean gradient, that serves the worst-served task best (Liu et al. 2021,
-      algorithm 1, c = 0.5), times the number of tasks, so that the learning rate keeps its meaning.
+      algorithm 1, c = 0.5), times the number of tasks, so that the learning rate keeps its meaning. Deviation: where
+      the gradients cancel, the step away from the mean fades out instead of being divided by a length near 0.
 
     Args:
         method: "pcgrad" or "cagrad".
@@ -32,14 +37,16 @@ def surgery_weights(method: str, gramian: Tensor, seed: int) -> Tensor:
         seed: of the random order; the global random state is left as it was.
 
     Returns:
-        float [tasks]; tasks without a gradient weigh 1.
+        float [tasks]; tasks without a gradient weigh 1, and so do all where an inner product is not finite.
 
     Raises:
-        PluginError: torchjd is not installed.
+        PluginError: no such method, or what it needs (torchjd, scipy) is not installed.
     """
+    if method not in METHODS:
+        raise PluginError(f"{NAME}: there is no gradient surgery {method!r}. Use {' or '.join(METHODS)}.")
     weights = torch.ones(len(gramian), dtype=torch.float64)
     moving = gramian.diagonal() > 0
-    if int(moving.sum()) > 1:
+    if bool(torch.isfinite(gramian).all()) and int(moving.sum()) > 1:
         part = gramian[moving][:, moving].double().cpu()
         weights[moving.cpu()] = _pcgrad(part, seed) if method == "pcgrad" else _cagrad(part)
     return weights.to(gramian)
@@ -51,13 +58,17 @@ def _pcgrad(gramian: Tensor, seed: int) -> Tensor:
     except ImportError as error:
         raise PluginError(f"{NAME}: option balance=pcgrad needs torchjd, which is not installed. {INSTALL}") from error
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also seed every GPU, whose states are not put back.
+        torch.default_generator.manual_seed(seed)
         return PCGradWeighting()(gramian)
 
 
 def _cagrad(gramian: Tensor, c: float = CAGRAD_C) -> Tensor:
     """torchjd's needs a solver of its own (cvxpy, clarabel); this solves the same dual by scipy, over the simplex."""
-    from scipy.optimize import minimize
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise PluginError(f"{NAME}: option balance=cagrad needs scipy, which is not installed. {INSTALL}") from error
 
     count = len(gramian)
     # By the length of the mean gradient, so that the solver's tolerance means the same for any scale of losses.
@@ -84,6 +95,5 @@ def _cagrad(gramian: Tensor, c: float = CAGRAD_C) -> Tensor:
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
     ).x
-    norm = np.sqrt(max(found @ scaled @ found, 0.0))
-    weights = mean + (c * found / norm if norm > 1e-12 else 0.0)
-    return torch.from_numpy(np.asarray(weights * count))
+    norm = max(np.sqrt(max(found @ scaled @ found, 0.0)), CANCELLED * float(found @ np.sqrt(scaled.diagonal())))
+    return torch.from_numpy(np.asarray((mean + c * found / norm) * count))
