@@ -438,6 +438,18 @@ def test_the_log_says_each_tasks_loss_and_share_and_evaluation_one_score(tmp_pat
     assert trainer.state.best_metric == max(scores)
 
 
+def test_data_given_later_are_scored_and_predicted_without_further_words(tmp_path):
+    trainer = tiny_trainer(tmp_path, MultiTask(), **tiny_setting())
+    rows = tiny_tagged(6, seed=2)
+    as_rows = trainer.evaluate(rows, metric_key_prefix="test")
+    as_arrow = trainer.evaluate(datasets.Dataset.from_list(rows), metric_key_prefix="test")
+    assert as_rows["test_parse_las"] == as_arrow["test_parse_las"]
+    predicted = trainer.predict([{"tokens": row["tokens"]} for row in rows])
+    assert predicted.label_ids is None
+    assert predicted.predictions["mood"].shape == (6, 2)
+    assert predicted.predictions["parse"].shape == (6, max(len(row["tokens"]) for row in rows), 2)
+
+
 def test_parts_work_in_a_stock_trainer(tmp_path):
     setting = tiny_setting()
     setting["eval_dataset"] = both_evaluated()

@@ -23,8 +23,9 @@ class MultiTaskCollator:
     """Tokenizes rows and collects the labels of every task that they teach.
 
     A row has its words in a column `tokens` or `words`, or its text in `text` (and `text_pair`), or `input_ids` (and
-    `word_ids`, the number of each token's word, -1 or None for none). A batch always has the key `labels`: a dict that
-    maps each task that one of its rows teaches to a tensor, in which rows without a label are -100 (NaN for numbers).
+    `word_ids`, the number of each token's word, -1 or None for none). A batch has one key `labels`: a dict that maps
+    each task that one of its rows teaches to a tensor, in which rows without a label are -100 (NaN for numbers). Where
+    the rows have columns of no task it is left out, and the model predicts for all.
 
     A row with more tokens than `max_length` is cut, and counted in `too_long`: in training its words beyond have no
     label and it has none at all for a dependency task; in evaluation its labels stay, and count as wrong.
@@ -62,9 +63,10 @@ class MultiTaskCollator:
         rows = [self._tagged(feature) for feature in features]
         batch, word_ids, cut = self._encoded(rows)
         taught = dict.fromkeys(task for row in rows for task in row.tasks)
-        if any(self.tasks[task].kind in WORD_KINDS for task in taught):
+        if any(self.tasks[task].kind in WORD_KINDS for task in taught or self.tasks):
             batch["word_ids"] = word_ids
-        batch["labels"] = {task: self._labels(task, rows, batch, cut) for task in self.tasks if task in taught}
+        if taught:
+            batch["labels"] = {task: self._labels(task, rows, batch, cut) for task in self.tasks if task in taught}
         return batch
 
     def _tagged(self, feature: TaggedRow | Mapping[str, Any]) -> TaggedRow:

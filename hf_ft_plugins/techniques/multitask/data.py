@@ -120,6 +120,12 @@ def multitask_dataset(
     return TaggedConcat(sources, taught)
 
 
+def columns_read(tasks: Mapping[str, TaskSpec]) -> list[str]:
+    """The columns of a row that `MultiTaskCollator` may read."""
+    labels = (column for name, spec in tasks.items() for column in columns_of(name, spec))
+    return [*WORD_COLUMNS, "text", "text_pair", "input_ids", *labels]
+
+
 def words_of(row: Mapping[str, Any]) -> Sequence[str] | None:
     """A row's words, from its column `tokens` or `words`; None where it has neither."""
     return next((row[column] for column in WORD_COLUMNS if row.get(column) is not None), None)

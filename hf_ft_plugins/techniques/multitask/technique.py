@@ -129,9 +129,14 @@ class MultiTask(Technique):
 
     def ft_trainer(self, trainer: Any) -> None:
         from ..heads import base_of
+        from .data import columns_read
         from .refusals import refuse_unfit
+        from .tasks import tasks_of
 
         refuse_unfit(self, trainer)
+        # Data that are given later, to `evaluate` or `predict`, keep the columns that the collator reads.
+        trainer._set_signature_columns_if_needed()
+        trainer._signature_columns += columns_read(tasks_of(trainer.model))
         base_of(trainer.model).touches_idle = trainer.args.world_size > 1
 
     def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
