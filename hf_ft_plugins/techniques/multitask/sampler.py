@@ -32,7 +32,7 @@ from .quotas import FixedQuotas, LearnedQuotas
 Unit = Literal["batch", "example"]
 # Slots that are shuffled together, and about how many positions are computed at once.
 BLOCK: dict[str, int] = {"batch": 8192, "example": 65536}
-CHUNK = 32768
+CHUNK = 8192
 
 
 class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
