@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch.utils.data import IterableDataset
-from transformers import AutoModel, Trainer
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, T5Config, T5Model, Trainer
 
 from hf_ft_plugins.errors import ConflictError, PluginError
 from hf_ft_plugins.techniques.multitask import (
@@ -216,6 +216,44 @@ def test_a_head_that_a_checkpoint_lacks_is_made_anew(tmp_path):
     assert torch.equal(again.heads["mood"].linear.weight, model.heads["mood"].linear.weight)
 
 
+def test_a_model_that_reads_forward_reads_last_tokens_and_keeps_its_language_head(tmp_path):
+    """Its sequences are read where everything before is seen; tied embeddings stay tied."""
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        tie_word_embeddings=True,
+    )
+    plain = LlamaForCausalLM(config).train(False)
+    tasks = {"text": TaskSpec(kind="causal_lm"), "mood": TaskSpec(kind="sequence", labels=("x", "y"))}
+    model = MultiTaskModel.from_encoder(plain.model, tasks).train(False)
+    assert model.config.word_pooling == "last"
+    ids = torch.arange(1, 7)[None]
+    labels = {"text": ids, "mood": torch.tensor([1])}
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+    expected = plain(input_ids=ids, labels=ids)
+    assert torch.equal(out.predictions["text"], expected.logits.argmax(-1))
+    assert (out.task_sums["text"] / out.task_items["text"]).item() == pytest.approx(float(expected.loss), rel=1e-5)
+    other = ids.clone()
+    other[0, -1] = 9
+    changed_end = model(input_ids=other, attention_mask=torch.ones_like(ids)).predictions["mood"]
+    assert not torch.equal(changed_end, out.predictions["mood"])
+    model.save_pretrained(tmp_path)
+    again = MultiTaskModel.from_pretrained(tmp_path).train(False)
+    assert again.heads["text"].linear.weight is again.get_input_embeddings().weight
+    found = again(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+    assert torch.equal(found.loss, out.loss)
+
+
+def test_an_encoder_with_a_decoder_is_refused_with_the_mend():
+    config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=20)
+    with pytest.raises(PluginError, match="T5EncoderModel"):
+        MultiTaskModel.from_encoder(T5Model(config), {"mood": TaskSpec(kind="sequence", labels=("x", "y"))})
+
+
 @pytest.mark.parametrize(
     ("task", "made"), [("tag", "BertForTokenClassification"), ("mood", "BertForSequenceClassification")]
 )
@@ -231,9 +269,7 @@ def test_an_exported_task_is_a_plain_model_with_the_same_outputs(task, made, tmp
     plain = auto.from_pretrained(tmp_path)
     batch = MultiTaskCollator(tiny_tokenizer(), model)([{"tokens": ["the", "old", "Rome"]}])
     logits = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    ours = model(
-        **{name: value for name, value in batch.items() if name != "labels"}, word_ids=torch.tensor([[-1, 0, 1, 2, -1]])
-    )
+    ours = model(**batch)
     if task == "tag":
         assert torch.equal(logits[:, 1:4].argmax(-1), ours.predictions["tag"])
     else:

@@ -483,15 +483,6 @@ def test_heads_are_made_in_any_type_on_any_device(kind):
         torch.set_default_dtype(before)
 
 
-def test_a_language_models_head_can_share_the_embeddings_weights():
-    head = make_head("causal_lm", HIDDEN, range(50))
-    embedding = torch.nn.Embedding(50, HIDDEN)
-    head.tie(embedding.weight)
-    assert head.linear.weight is embedding.weight
-    with pytest.raises(PluginError, match=r"the shape \(51, 10\), and the language model's head \(50, 10\)"):
-        head.tie(torch.nn.Embedding(51, HIDDEN).weight)
-
-
 @pytest.mark.parametrize(
     ("kind", "labels", "options", "said"),
     [

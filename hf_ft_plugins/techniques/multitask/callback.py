@@ -91,6 +91,11 @@ class MultiTaskCallback(TrainerCallback):
         device = self.trainer.args.device
         counts = torch.zeros(2 * len(names) + 1, dtype=torch.int64, device=device)
         for batch in batches:
+            if not isinstance(batch.get("labels"), Mapping):
+                raise PluginError(
+                    f"{NAME}: a training batch has {', '.join(batch)} and no labels by task. Use MultiTaskCollator, or "
+                    "give it labels={task: tensor, ...}."
+                )
             for index, name in enumerate(names):
                 if name in batch["labels"]:
                     labels = batch["labels"][name]

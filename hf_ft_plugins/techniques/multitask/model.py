@@ -15,7 +15,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, initialization
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
 from transformers.utils import ModelOutput
 
 from ...errors import PluginError
@@ -105,6 +113,7 @@ class MultiTaskModel(PreTrainedModel):
         self.touches_idle = False
         if config.balance == "uncertainty":
             self.learn_balance()
+        self._tie_language_heads()
         self.post_init()
 
     @classmethod
@@ -113,7 +122,7 @@ class MultiTaskModel(PreTrainedModel):
         encoder: str | PreTrainedModel,
         tasks: Mapping[str, TaskSpec],
         *datasets: Any,
-        word_pooling: str = "first",
+        word_pooling: str | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> MultiTaskModel:
@@ -123,24 +132,40 @@ class MultiTaskModel(PreTrainedModel):
             encoder: a checkpoint's name or folder, or a model that `AutoModel` would give.
             tasks: the heads, by name.
             datasets: training data from which labels are read that a spec does not name (see `with_labels`).
-            word_pooling: which of a word's tokens stand for it: `first`, `last` or `mean`.
+            word_pooling: which of a word's tokens stand for it: `first`, `last` or `mean`; None for the last in a model
+                that reads forward only, else the first.
             seed: of the heads' new weights; the global random state is left as it was.
             kwargs: for `AutoModel.from_pretrained`.
         """
-        if word_pooling not in ("first", "last", "mean"):
+        if word_pooling not in ("first", "last", "mean", None):
             raise PluginError(f"{NAME}: word_pooling is {word_pooling!r}; it must be first, last or mean.")
         complete = with_labels(tasks, *datasets)
         model = AutoModel.from_pretrained(encoder, **kwargs) if isinstance(encoder, str) else encoder
+        if model.config.is_encoder_decoder:
+            raise PluginError(
+                f"{NAME}: a {type(model).__name__} has an encoder and a decoder, and tasks are heads on one of them. "
+                "Pass its encoder as a model, such as T5EncoderModel.from_pretrained(...)."
+            )
         config = MultiTaskConfig(
             encoder=model.config.to_dict(),
             tasks={name: spec.to_dict() for name, spec in complete.items()},
-            word_pooling=word_pooling,
+            word_pooling=word_pooling or ("last" if reads_forward(model.config) else "first"),
         )
         config.pad_token_id = getattr(model.config, "pad_token_id", None)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             made = cls(config, model)
         return made.to(device=model.device, dtype=model.dtype)
+
+    def _tie_language_heads(self) -> None:
+        """Let language models' heads be the input embeddings, where those of the encoder's own kind are."""
+        names = [name for name, spec in self.specs.items() if spec.kind == "causal_lm"]
+        if not names or not getattr(self.encoder.config.get_text_config(), "tie_word_embeddings", False):
+            return
+        embeddings = self.encoder.get_input_embeddings()
+        path = next(path for path, module in self.named_modules() if module is embeddings)
+        self.config.tie_word_embeddings = True
+        self._tied_weights_keys = {f"heads.{name}.linear.weight": f"{path}.weight" for name in names}
 
     @property
     def specs(self) -> dict[str, TaskSpec]:
@@ -250,7 +275,9 @@ class MultiTaskModel(PreTrainedModel):
                     features[name] = self.dropout(pooled.flatten(1))
                 else:
                     mask = attention_mask if attention_mask is not None else torch.ones_like(hidden[..., 0])
-                    features[name] = pool_sequence(hidden, mask.long(), "first" if how == "auto" else how)
+                    if how == "auto":
+                        how = "last" if reads_forward(self.encoder.config) else "first"
+                    features[name] = pool_sequence(hidden, mask.long(), how)
         return features
 
     def _add_losses(
@@ -313,6 +340,13 @@ def hidden_size(config: Any) -> int:
     raise PluginError(
         f"{NAME}: the config of the encoder, a {type(config).__name__}, does not say its width: hidden_size."
     )
+
+
+def reads_forward(config: Any) -> bool:
+    """Whether models of this config are language models that see only what comes before a token."""
+    kinds = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
+    causal, masked = (type(config) in mapping for mapping in kinds)
+    return causal and not masked
 
 
 def head_dropout(config: Any) -> float:

@@ -207,19 +207,6 @@ class CausalLMHead(LinearHead):
     def __init__(self, hidden_size: int, labels: Sequence[Any]) -> None:
         super().__init__(hidden_size, labels, bias=False)
 
-    def tie(self, weight: nn.Parameter) -> None:
-        """Use an embedding's weights [vocabulary, H] as the layer's own.
-
-        Raises:
-            PluginError: they have another shape.
-        """
-        if weight.shape != self.linear.weight.shape:
-            raise PluginError(
-                f"{NAME}: the embedding has the shape {tuple(weight.shape)}, and the language model's head "
-                f"{tuple(self.linear.weight.shape)}. Leave them untied."
-            )
-        self.linear.weight = weight
-
     def _summed(self, scores: Tensor, labels: Tensor) -> Tensor:
         return _cross_entropy(scores[:, :-1], labels[:, 1:])
 

@@ -7,11 +7,14 @@ batch, and says how each task is doing.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
 from ...technique import Technique, data_seed, option
+
+logger = logging.getLogger(__name__)
 
 GRADIENT_BALANCES = ("pcgrad", "cagrad", "gradnorm")
 
@@ -106,14 +109,12 @@ class MultiTask(Technique):
             own = copy.copy(collator)
             own.training, own.too_long = split == "train", type(collator.too_long)()
             return own
+        if type(collator).__name__ not in ("DataCollatorWithPadding", "function"):
+            logger.warning("%s: the script's own collator, a %s, stays.", self.name, type(collator).__name__)
+            return None
         tokenizer = processing_class or getattr(collator, "tokenizer", None)
         if tokenizer is None:
             raise PluginError(f"{self.name}: the trainer has no tokenizer. Pass processing_class=tokenizer.")
-        if type(collator).__name__ not in ("DataCollatorWithPadding", "function"):
-            raise PluginError(
-                f"{self.name}: the script's collator is a {type(collator).__name__}, which knows nothing of several "
-                "tasks. Leave it out, or pass MultiTaskCollator(tokenizer, model)."
-            )
         return MultiTaskCollator(tokenizer, model, self.max_length, training=split == "train")
 
     def ft_metrics(self, model: Any, args: Any) -> Any:
