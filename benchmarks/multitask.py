@@ -119,10 +119,10 @@ def trained(kind: str, seed: int, steps: int, device: str, *, eval_rows: int | N
     return speed, {name.removeprefix(prefix): 100 * value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def _in_a_process(job: tuple[str, int, int, str, int]) -> tuple[tuple[str, int], dict[str, float]]:
-    kind, seed, steps, device, threads = job
-    torch.set_num_threads(threads)
-    return (kind, seed), trained(kind, seed, steps, device, eval_rows=None)[1]
+def _in_a_process(job: tuple[str, int, int, str, int | None]) -> tuple[tuple[str, int], dict[str, float]]:
+    kind, seed, steps, device, eval_rows = job
+    torch.set_num_threads(1)
+    return (kind, seed), trained(kind, seed, steps, device, eval_rows=eval_rows)[1]
 
 
 def speed(device: str, rounds: int, steps: int, common: dict[str, Any]) -> Result:
@@ -147,22 +147,21 @@ def speed(device: str, rounds: int, steps: int, common: dict[str, Any]) -> Resul
     )
 
 
-def quality(device: str, seeds: int, steps: int, threads: int, common: dict[str, Any]) -> list[Result]:
-    jobs = [(kind, seed, steps, device, threads) for seed in range(seeds) for kind in (JOINT, *TASKS)]
-    processes = 1 if device == "cuda" else max(1, multiprocessing.cpu_count() // threads)
+def quality(device: str, seeds: int, steps: int, eval_rows: int | None, common: dict[str, Any]) -> list[Result]:
+    jobs = [(kind, seed, steps, device, eval_rows) for seed in range(seeds) for kind in (JOINT, *TASKS)]
+    processes = 1 if device == "cuda" else multiprocessing.cpu_count()
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         console = Console(stderr=True)
         found = dict(track(pool.imap_unordered(_in_a_process, jobs), "runs", total=len(jobs), console=console))
-    common = common | {"seeds": seeds, "steps": steps}
+    common = common | {"seeds": seeds, "steps": steps, "test_sentences": eval_rows or "all"}
 
     def over_seeds(kind: str, figure: str) -> list[float]:
         return [found[kind, seed][figure] for seed in range(seeds)]
 
     results = []
     for task, figure in FIGURES.items():
-        single = over_seeds(task, figure)
-        again = [second / first for first, second in zip(single, [*single[1:], single[0]], strict=True) if first]
         ours, baseline = over_seeds(JOINT, figure), over_seeds(task, figure)
+        again = [second / first for first, second in zip(baseline, [*baseline[1:], baseline[0]], strict=True) if first]
         below = statistics.mean(baseline) - statistics.mean(ours)
         results.append(
             Result(
@@ -194,7 +193,7 @@ def main() -> None:
     common = conditions(args.device, batch=BATCH, encoder="MiniLM-L6", sentences=len(rows_of("train")))
     results = [speed(args.device, 2 if args.quick else 5, 10 if args.quick else 20, common)]
     steps = 7840 if cuda else 60 if args.quick else 200
-    results += quality(args.device, 1 if args.quick else 3, steps, 1, common)
+    results += quality(args.device, 1 if args.quick else 3, steps, 300 if args.quick else None, common)
     show(results, as_json=args.json)
 
 
