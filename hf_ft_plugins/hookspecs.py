@@ -31,6 +31,18 @@ def ft_model(model: Any, train_dataset: Any, args: Any, processing_class: Any) -
 
 
 @_spec
+def ft_raw_dataset(dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
+    """**all**. The data set to use instead of what the script passed to one of TRL's trainers, before that trainer
+    tokenizes and cuts it; None changes nothing. Each technique gets what the one before left.
+
+    Asked within the trainer's `__init__`, before the other hooks, and for data that are given later, to `evaluate`.
+    `split` is TRL's name of the data: "train", "eval", or the evaluation set's own name. `transformers.Trainer` does
+    not tokenize, so it never asks.
+    """
+    raise NotImplementedError
+
+
+@_spec
 def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
     """**all**. The data set to use instead, right after the trainer's `__init__`; None changes nothing. Each
     technique gets what the one before left.
@@ -117,6 +129,16 @@ def ft_training_step(trainer: Any, model: Any, inputs: dict[str, Any]) -> Any:
 
     Adds to the gradients of the parameters, those of all ranks by the last batch of the optimizer step, and returns the
     loss, detached, of which Trainer logs the sum over the step's batches and the mean over ranks.
+    """
+    raise NotImplementedError
+
+
+@_spec
+def ft_loss(trainer: Any, inputs: dict[str, Any]) -> Any:
+    """**all**. A context manager in which one batch's loss is computed (`compute_loss`), in training and evaluation;
+    None for none. What it changes on the trainer or the model it puts back.
+
+    `inputs` is the collated batch, on the model's device. The contexts are entered in the order listed.
     """
     raise NotImplementedError
 

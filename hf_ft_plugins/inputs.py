@@ -7,6 +7,7 @@ signature of the script's own class.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -61,6 +62,26 @@ class Inputs:
         self._supplied_collator = self.data_collator
         if self.compute_metrics is None:
             self.compute_metrics = self._ask_owner("ft_metrics", **known)
+
+    def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL's trainers call it, with arguments that differ between them; `transformers.Trainer` has none.
+        prepare = super()._prepare_dataset  # type: ignore[misc]
+        given = inspect.signature(prepare).bind(*args, **kwargs)
+        given.arguments["dataset"] = self._ask_chain(
+            "ft_raw_dataset",
+            dataset=given.arguments["dataset"],
+            split=given.arguments["dataset_name"],
+            args=given.arguments["args"],
+            processing_class=given.arguments["processing_class"],
+            trainer_class=type(self),
+        )
+        return prepare(*given.args, **given.kwargs)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as contexts:
+            for _, context in self._ask_all("ft_loss", trainer=self, inputs=inputs):
+                contexts.enter_context(context)
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _change_model(self, model: Any) -> None:
         self._ask_all(

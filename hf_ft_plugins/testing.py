@@ -31,7 +31,7 @@ VOCABULARY = 32
 LENGTH = 8
 OWN_ARGUMENTS = (
     *("model", "model_init", "callbacks", "train_dataset", "eval_dataset"),
-    *("data_collator", "processing_class", "compute_metrics"),
+    *("data_collator", "processing_class", "compute_metrics", "ref_model"),
 )
 # Of a log entry: what depends on the clock.
 TIMED = ("_runtime", "_per_second")
@@ -73,16 +73,20 @@ def tiny_model(seed: int = 0) -> BertForSequenceClassification:
 
 
 def tiny_trainer(
-    output_dir: Path, *techniques: Technique | str, trainer_class: type = Trainer, **changes: Any
+    output_dir: Path,
+    *techniques: Technique | str,
+    trainer_class: type = Trainer,
+    args_class: type = TrainingArguments,
+    **changes: Any,
 ) -> Trainer:
     """A trainer of the tiny model: 14 steps of 2 x 2 examples (6 steps an epoch), evaluated every 3, saved every 2.
 
     Args:
         output_dir: where its checkpoints go.
         techniques: what it is made a host of; none leaves the class as it is.
-        trainer_class: the class to start from.
-        changes: overrides of the `TrainingArguments`, or of the trainer's own arguments `model`, `callbacks`,
-            `train_dataset`, `eval_dataset`, `data_collator`, `processing_class`, `compute_metrics` and `model_init`.
+        trainer_class, args_class: the trainer's class to start from, and the class of its arguments.
+        changes: overrides of the arguments, or of the trainer's own arguments `model`, `callbacks`, `train_dataset`,
+            `eval_dataset`, `data_collator`, `processing_class`, `compute_metrics`, `ref_model` and `model_init`.
     """
     # A different number of threads changes the last bits of a sum.
     torch.set_num_threads(1)
@@ -108,7 +112,7 @@ def tiny_trainer(
         "seed": 7,
     }
     host = with_plugins(trainer_class, *techniques) if techniques else trainer_class
-    return host(args=TrainingArguments(**(settings | changes)), **own)
+    return host(args=args_class(**(settings | changes)), **own)
 
 
 class Interruption(BaseException):
@@ -239,8 +243,9 @@ def check_trains_and_resumes(*techniques: Technique, folder: Path) -> dict[str, 
     again = resumed(folder / "resumed", *techniques, make_setting=lambda: setting_of(*techniques))
     where = difference(expected, outcome(again))
     assert where is None, f"{names}: the resumed run differs from the uninterrupted one at {where}"
-    stock = with_plugins(Trainer)
-    without = tiny_trainer(folder / "without", trainer_class=stock, **setting_of(*techniques))
+    setting = {"trainer_class": Trainer, **setting_of(*techniques)}
+    stock = with_plugins(setting.pop("trainer_class"))
+    without = tiny_trainer(folder / "without", trainer_class=stock, **setting)
     without.train()
     for technique in techniques:
         assert not technique.acted(without), f"{technique.name}: its effect also shows in a run without it"
@@ -297,6 +302,10 @@ class LogEverything(Technique):
     def ft_model(self, model: Any) -> None:
         self.fired.append(("ft_model", {"model": model}))
 
+    def ft_raw_dataset(self, dataset: Any, split: str) -> Any:
+        self.fired.append(("ft_raw_dataset", {"dataset": dataset, "split": split}))
+        return None
+
     def ft_dataset(self, dataset: Any, split: str) -> Any:
         self.fired.append(("ft_dataset", {"dataset": dataset, "split": split}))
         return None
@@ -326,6 +335,10 @@ class LogEverything(Technique):
 
     def ft_batches(self, trainer: Any, batches: list[Any]) -> None:
         self.fired.append(("ft_batches", {"trainer": trainer, "batches": batches}))
+
+    def ft_loss(self, trainer: Any, inputs: Any) -> Any:
+        self.fired.append(("ft_loss", {"trainer": trainer, "inputs": inputs}))
+        return None
 
     def ft_training_step(self, trainer: Any, model: Any, inputs: Any) -> Any:
         self.fired.append(("ft_training_step", {"trainer": trainer, "model": model, "inputs": inputs}))
