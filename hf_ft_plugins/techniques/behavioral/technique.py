@@ -1,0 +1,143 @@
+"""The technique `behavioral`: what people did with a chatbot, in TRL's trainers, as it was meant.
+
+The log becomes preferences elsewhere (`preferences.py`, `hf-ft behavior inspect`); this gets them through a DPO, KTO,
+reward or SFT trainer: fitted to `max_length`, each with its weight and its probability of being wrong, in batches that
+teach something, at the price of one prompt for two completions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from ...errors import PluginError
+from ...technique import Technique, data_seed, option
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behavioral(Technique):
+    """See the options' help, `load_feedback`, `BehavioralPreferenceCollator` and `MixedLabelSampler`."""
+
+    name: ClassVar[str] = "behavioral"
+    summary: ClassVar[str] = "a chatbot's log as preferences for TRL: weighed, fitted, prompts computed once"
+
+    log: str | None = option(
+        None, help="a log (file or folder) whose preferences are the training data instead of the script's"
+    )
+    weights: bool = option(True, help="scale each row's gradient by its column behavior_weight, where there is one")
+    noise: Literal["auto", "robust", "cdpo", "off"] = option(
+        "auto",
+        help="what DPO does with the column behavior_eps: the robust or the conservative loss of each pair's own flip "
+        "probability, instead of the sigmoid loss; auto: robust where the script's loss is sigmoid or robust",
+    )
+    fit: bool = option(
+        True, help="leave out a prompt's oldest turns where max_length is passed; drop pairs that do not differ within"
+    )
+    share_prefixes: Literal["auto", "on", "off"] = option(
+        "auto",
+        help="DPO: compute what both completions begin with once, and pack pairs; auto: where it is exact, on: or stop",
+    )
+    trained_adapter: Literal["refuse", "reference"] = option(
+        "refuse", help="a PeftModel that has been trained already: refuse it, or let a copy of it be the reference"
+    )
+
+    def conflict(self, other: Technique) -> str | None:
+        if other.name in ("task", "multitask", "text2text"):
+            return (
+                f"behavioral trains on preferences with TRL's trainers, and {other.name} on labels with its own loss."
+            )
+        return None
+
+    def ft_raw_dataset(self, dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
+        from .fit import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, said
+        from .trainers import contract_of, settings_of
+
+        contract = contract_of(trainer_class)
+        if self.log is not None and split == "train":
+            from .preferences import load_feedback
+
+            dataset = load_feedback(self.log, "labels" if contract == "kto" else "pairs", split="train")
+        if not self.fit or contract == "sft" or hasattr(processing_class, "image_processor"):
+            return dataset
+        fitter = Fitter(processing_class, contract, args.max_length, json.dumps(settings_of(self, args), default=str))
+        with args.main_process_first(desc=f"{self.name}: fitting"):
+            dataset, counts = fitted_dataset(dataset, fitter)
+        changed = any(how.startswith(DROPPED) or how in (TRIMMED, CUT) for how in counts)
+        logger.log(
+            logging.WARNING if changed else logging.INFO,
+            "%s: %s data at max_length=%s: %s.",
+            *(self.name, split, args.max_length, said(counts) or "streaming, not counted"),
+        )
+        return dataset
+
+    def ft_collator(self, collator: Any) -> Any:
+        from .collator import BehavioralPreferenceCollator
+
+        if isinstance(collator, BehavioralPreferenceCollator):
+            return None
+        if not type(collator).__module__.startswith("trl."):
+            logger.warning("%s: the script's own collator, a %s, stays.", self.name, type(collator).__name__)
+            return None
+        return BehavioralPreferenceCollator(collator)
+
+    def ft_callbacks(self) -> list[Any]:
+        from .counts import CountsCallback
+
+        return [CountsCallback()]
+
+    def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
+        from .label_order import MixedLabelSampler
+        from .trainers import contract_of
+
+        if contract_of(type(trainer)) != "kto":
+            return None
+        if trainer.args.train_batch_size < 2:
+            raise PluginError(
+                f"{self.name}: KTO estimates its KL term from the other completions of a batch, and "
+                "per_device_train_batch_size is 1. Set it to 2 or more."
+            )
+        return MixedLabelSampler(dataset["label"], trainer.args.train_batch_size, data_seed(trainer.args))
+
+    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+        from .flips import flip_probabilities
+
+        if "robust" not in getattr(trainer, "loss_types", ()) or self.noise == "off":
+            return None
+        return flip_probabilities(trainer, inputs, self.noise)
+
+    def ft_trainer(self, trainer: Any) -> None:
+        from .collator import COLUMNS, FLIP, WEIGHT
+        from .forward import behavioral_forward
+        from .reference import refuse_reference
+        from .trainers import innermost_models, refuse_unfit, sharing
+
+        refuse_unfit(self, trainer)
+        refuse_reference(trainer, trained_adapter=self.trained_adapter)
+        share = sharing(self, trainer)
+        for model in innermost_models(trainer):
+            behavioral_forward(model, share_prefixes=share)
+        unwanted = {WEIGHT: not self.weights, FLIP: self.noise == "off"}
+        trainer._set_signature_columns_if_needed()
+        trainer._signature_columns += [column for column in COLUMNS if not unwanted.get(column)]
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(share_prefixes="on")
+
+    @classmethod
+    def example_setting(cls) -> dict[str, Any]:
+        from .tiny import tiny_setting
+
+        return tiny_setting("dpo")
+
+    def acted(self, trainer: Any) -> bool:
+        """Batches carry weights, the loss each pair's flip probability, and the model shares prefixes."""
+        from .collator import BehavioralPreferenceCollator
+
+        collated = isinstance(trainer.data_collator, BehavioralPreferenceCollator)
+        shared = getattr(trainer.model.forward, "shares_prefixes", False)
+        return collated and shared and trainer.loss_types == ["robust"]
