@@ -17,6 +17,7 @@ from rich.table import Table
 from . import hooks, registry, state
 from .errors import OptionError, PluginError
 from .technique import Technique
+from .techniques.behavioral.inspect_log import app as behavior
 
 app = typer.Typer(
     name="hf-ft",
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(behavior)
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 

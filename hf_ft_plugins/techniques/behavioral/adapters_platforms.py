@@ -1,0 +1,258 @@
+"""Exports of platforms as logs: Open WebUI's feedback, LangSmith's feedback with runs, Langfuse's scores with traces.
+
+Scores of LangSmith and Langfuse are on any scale, and a 1 is the best of some and the worst of others. So a first look
+through the export finds the scale of each name (`scales_of`): 0/1 and -1/1 are thumbs, 0..1, 1..5, 1..10 and 0..100 are
+ratings, moved to 1..5. What a model judged (source EVAL or model) is no behavior of people and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from .events import Event, Message, UnfitError, timestamp
+from .records import Reading, converted
+from .turns import ROLE_NAMES, chained, role_of, text_of, turns_of
+
+Record = dict[str, Any]
+UPS = ("up", "thumbs_up", "thumbs-up", "positive", "good", "like", "yes", "true", "correct")
+DOWNS = ("down", "thumbs_down", "thumbs-down", "negative", "bad", "dislike", "no", "false", "incorrect")
+# Where a run or a trace keeps its text, in the order in which they are tried.
+INPUT_KEYS = ("messages", "input", "question", "query", "prompt", "text", "content")
+OUTPUT_KEYS = (*("messages", "output", "answer", "completion", "response", "text", "content"), "generations", "choices")
+BY_A_MODEL = "scores that a model gave, not a person"
+
+
+def is_open_webui(record: Record) -> bool:
+    data, meta = record.get("data"), record.get("meta")
+    return isinstance(data, dict) and "rating" in data and isinstance(meta, dict) and "message_id" in meta
+
+
+def open_webui(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Event]:
+    """A rating is thumbs; where other models' answers to the same turn were shown, it is a choice too.
+
+    A 1 chooses the answer before all its siblings, as Open WebUI's own leaderboard counts it; a -1 chooses the sibling
+    where there is just one.
+    """
+
+    def convert(place: str, record: Record) -> Iterator[Message | Event]:
+        data, about = record["data"], record["meta"]["message_id"]
+        if str(data.get("rating")) not in ("1", "-1"):
+            reading.left_out["feedback without a rating"] += 1
+            return
+        chat = (record.get("snapshot") or {}).get("chat") or {}
+        # The chat's row in the database, which holds the chat.
+        history = (chat.get("chat") or chat).get("history") or {}
+        said = history.get("messages") or {}
+        if about not in said:
+            reading.left_out["feedback whose snapshot lacks the message"] += 1
+            return
+        chat_id = str(record["meta"].get("chat_id") or chat.get("id") or record["id"])
+        # Messages' ids are unique within their chat; a copied chat keeps them.
+        for identity, message in said.items():
+            parent = message.get("parentId")
+            yield Message(
+                f"{chat_id}/{identity}",
+                None if parent is None else f"{chat_id}/{parent}",
+                role_of(message["role"]),
+                text_of(message.get("content")),
+                model_id=message.get("model"),
+            )
+        rating, ts = int(data["rating"]), timestamp(record.get("updated_at") or record.get("created_at"))
+        user, event = record.get("user_id"), str(record["id"])
+        yield Event(event, ts, user, f"{chat_id}/{about}", "thumbs", rating)
+        models = data.get("sibling_model_ids") or ()
+        siblings = [
+            identity
+            for identity, message in said.items()
+            if identity != about
+            and message["role"] == "assistant"
+            and message.get("parentId") == said[about].get("parentId")
+            and message.get("model") in models
+        ]
+        if siblings and (rating == 1 or len(siblings) == 1):
+            ids = tuple(f"{chat_id}/{one}" for one in (about, *siblings))
+            yield Event(f"{event}:choice", ts, user, None, "choice", ids[0 if rating == 1 else 1], candidates=ids)
+
+    return converted(records, reading, convert)
+
+
+def is_langsmith(record: Record) -> bool:
+    return ({"run_id", "key"} <= record.keys()) or ({"inputs", "outputs", "id"} <= record.keys())
+
+
+def langsmith(records: Any, reading: Reading, reread: Callable[[], Iterable[Record]]) -> Iterator[Message | Event]:
+    """Runs and feedback, in one file or in several of a folder; a correction is an edit."""
+    scales = scales_of((str(one["key"]), one.get("score")) for one in reread() if "run_id" in one and "key" in one)
+
+    def convert(place: str, record: Record) -> Iterator[Message | Event]:
+        if "run_id" not in record:
+            yield from _exchange(f"run/{record['id']}", record.get("inputs"), record.get("outputs"))
+            return
+        source = record.get("feedback_source") or {}
+        if source.get("type") == "model":
+            reading.left_out[BY_A_MODEL] += 1
+            return
+        user = source.get("user_id") or (source.get("metadata") or {}).get("user_id")
+        identity, ts = str(record.get("id") or place), timestamp(record.get("created_at"))
+        user, about = None if user is None else str(user), f"run/{record['run_id']}"
+        correction = record.get("correction")
+        if correction:
+            text = correction if isinstance(correction, str) else _text_in(correction, OUTPUT_KEYS)
+            if text is None:
+                reading.left_out["corrections that hold no text"] += 1
+            else:
+                yield Event(f"{identity}:correction", ts, user, about, "edit", text_after=text)
+        name = str(record["key"])
+        value = record.get("score")
+        if value is None:
+            value = record.get("value")
+        if value is None and correction:
+            return
+        yield from _scored(identity, ts, user, about, value, scales.get(name), reading)
+
+    return converted(records, reading, convert)
+
+
+def is_langfuse(record: Record) -> bool:
+    keys = record.keys()
+    return {"traceId", "name", "value"} <= keys or ({"input", "output", "id"} <= keys and "run_id" not in keys)
+
+
+def langfuse(records: Any, reading: Reading, reread: Callable[[], Iterable[Record]]) -> Iterator[Message | Event]:
+    """Scores and traces (or observations), in one file or several; scores within traces too."""
+    scales = scales_of((str(score.get("name")), score.get("value")) for one in reread() for score in _scores(one))
+
+    def convert(place: str, record: Record) -> Iterator[Message | Event]:
+        if "traceId" not in record or "input" in record:
+            yield from _exchange(f"trace/{record['id']}", record.get("input"), record.get("output"))
+        for number, score in enumerate(_scores(record)):
+            if score.get("source") == "EVAL":
+                reading.left_out[BY_A_MODEL] += 1
+                continue
+            user = score.get("userId") or record.get("userId") or score.get("authorUserId")
+            about = score.get("observationId") or score.get("traceId") or record["id"]
+            value = score.get("stringValue") if score.get("dataType") == "CATEGORICAL" else score.get("value")
+            yield from _scored(
+                identity=str(score.get("id") or f"{place}:{number}"),
+                ts=timestamp(score.get("timestamp") or score.get("createdAt")),
+                user=None if user is None else str(user),
+                about=f"trace/{about}",
+                value=value,
+                scale=scales.get(str(score.get("name"))),
+                reading=reading,
+            )
+
+    return converted(records, reading, convert)
+
+
+def _scores(record: Record) -> list[Record]:
+    if "traceId" in record and "value" in record:
+        return [record]
+    # A list of ids, in some exports.
+    return [score for score in record.get("scores") or () if isinstance(score, dict)]
+
+
+def scales_of(scores: Iterable[tuple[str, Any]]) -> dict[str, tuple[float, float] | None]:
+    """Of each name of scores the lowest and highest value of its scale; None where it is no scale that is known.
+
+    (0, 0) stands for thumbs.
+    """
+    extent: dict[str, list[float]] = {}
+    whole: dict[str, bool] = {}
+    for name, value in scores:
+        if isinstance(value, (int, float)):
+            low_high = extent.setdefault(name, [value, value])
+            low_high[:] = min(low_high[0], value), max(low_high[1], value)
+            whole[name] = whole.get(name, True) and float(value).is_integer()
+    scales: dict[str, tuple[float, float] | None] = {}
+    for name, (low, high) in extent.items():
+        if low >= -1 and high <= 1 and whole[name]:
+            scales[name] = (0, 0)
+        else:
+            known = ((-1, 1), (0, 1), (1, 5), (0, 5), (1, 10), (0, 10), (0, 100))
+            # The narrowest that holds them; from 0 only where a 0 was given, but for 0 to 1.
+            fitting = [(a, b) for a, b in known if a <= low and high <= b and (a == 0 or low < 0 or high > 1)]
+            scales[name] = min(fitting, key=lambda scale: scale[1] - scale[0], default=None)
+    return scales
+
+
+def _scored(
+    identity: str,
+    ts: float,
+    user: str | None,
+    about: str,
+    value: Any,
+    scale: tuple[float, float] | None,
+    reading: Reading,
+) -> Iterator[Event]:
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in UPS or word in DOWNS:
+            yield Event(identity, ts, user, about, "thumbs", 1 if word in UPS else -1)
+        else:
+            reading.left_out["scores that are words of unknown meaning"] += 1
+    elif value is None or isinstance(value, (dict, list)):
+        reading.left_out["feedback without a score"] += 1
+    elif scale is None:
+        reading.left_out["scores on an unknown scale"] += 1
+    elif scale == (0, 0):
+        yield Event(identity, ts, user, about, "thumbs", 1 if value > 0 else -1)
+    else:
+        low, high = scale
+        yield Event(identity, ts, user, about, "rating", 1 + 4 * (float(value) - low) / (high - low))
+
+
+def _exchange(identity: str, given: Any, answered: Any) -> Iterator[Message]:
+    """The prompt's turns and, named `identity`, the answer."""
+    prompt = _turns_in(given, INPUT_KEYS, "user")
+    answer = _turns_in(answered, OUTPUT_KEYS, "assistant")
+    if prompt is None or answer is None:
+        # Its feedback will be counted as being about nothing.
+        raise UnfitError("runs or traces whose input or output holds no text")
+    # Some write the whole conversation as output.
+    if len(answer) > 1 and answer[: len(prompt)] == prompt:
+        answer = answer[len(prompt) :]
+    before = chained(prompt + answer[:-1])
+    last = answer[-1]
+    if last["role"] != "assistant":
+        raise UnfitError("runs or traces whose output is no answer of the assistant")
+    yield from before
+    yield Message(identity, before[-1].id, "assistant", last["content"], last.get("tool_calls"))
+
+
+def _turns_in(value: Any, keys: tuple[str, ...], role: str) -> list[dict[str, Any]] | None:
+    if isinstance(value, str) and value:
+        return [{"role": role, "content": value}]
+    if isinstance(value, list) and value:
+        # LangChain writes a batch of one conversation, and messages as {type, data} or {id, kwargs}.
+        if isinstance(value[0], list):
+            return _turns_in(value[0], keys, role)
+        if all(isinstance(one, dict) for one in value):
+            unwrapped = [_unwrapped(one, role) for one in value]
+            return None if None in unwrapped else turns_of(unwrapped, role)
+    if isinstance(value, dict):
+        if value.get("role") in ROLE_NAMES and "content" in value:
+            return turns_of(value, role)
+        for key in keys:
+            if value.get(key):
+                return _turns_in(value[key], keys, role)
+    return None
+
+
+def _unwrapped(one: Record, role: str) -> Record | None:
+    for key in ("message", "data", "kwargs"):
+        if isinstance(one.get(key), dict) and "role" not in one:
+            inner = one[key]
+            kind = inner.get("type") or one.get("type") or inner.get("role")
+            return {"role": role, **inner, "type": None} if kind not in ROLE_NAMES else {**inner, "role": kind}
+    if one.get("role") or one.get("type") in ROLE_NAMES:
+        return one
+    if isinstance(one.get("text"), str):
+        return {"role": role, "content": one["text"]}
+    return None
+
+
+def _text_in(value: Any, keys: tuple[str, ...]) -> str | None:
+    found = _turns_in(value, keys, "assistant")
+    return found[-1]["content"] if found else None
