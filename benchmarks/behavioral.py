@@ -1,4 +1,4 @@
-"""What `behavioral` promises, on real preferences (OpenAssistant, Anthropic) and a pretrained Llama of 5.7 M parameters.
+"""What `behavioral` promises, on real preferences (OpenAssistant, Anthropic) and a pretrained Llama of 5.7 M weights.
 
     python -m benchmarks.behavioral [--device cuda] [--quick] [--json]
 
