@@ -65,7 +65,7 @@ def _signatures(texts: Sequence[Sequence[str]]) -> np.ndarray:
     np.minimum.at(table, bins, (values >> np.uint64(16)).astype(np.uint32))
     table = table.reshape(len(texts), BINS)
     few = np.flatnonzero(counts.reshape(-1, parts).sum(1) < FEWEST)
-    wholes = np.array([hash(tuple(texts[row])) & 0xFFFFFFFF for row in few.tolist()], np.uint64)
+    wholes = np.array([hash(tuple(texts[row])) % 2**64 for row in few.tolist()], np.uint64)
     spread = np.multiply(wholes[:, None] + np.arange(BINS, dtype=np.uint64), MIX, dtype=np.uint64)
     table[few] = (spread >> np.uint64(32)).astype(np.uint32)
     # An empty bin takes from the next that is full, moved by how far away it is.
