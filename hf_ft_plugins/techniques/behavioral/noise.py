@@ -1,9 +1,11 @@
 """How often each signal is wrong, as this log tells, and how much a row weighs.
 
-Where a signal and an explicit label speak of the same thing, they disagree with probability
-`d = e (1 - x) + x (1 - e)`, e and x their flip probabilities, independent. So `e = (d - x) / (1 - 2x)`; for two labels
-of one kind `e = (1 - sqrt(1 - 2d)) / 2`. The share d is shrunk to what the table expects (Beta-binomial, the table
-counting as `PRIOR_OVERLAPS` observations). Explicit labels are estimated first, among themselves.
+Where a signal and an explicit label of two people (or of one, where the signal is no label) speak of the same thing,
+they disagree with probability `d = e (1 - x) + x (1 - e)`, e and x their flip probabilities, independent. The estimate
+is the most probable one given all overlaps together, the table counting for each signal as `PRIOR_OVERLAPS` judgements
+whose truth is known (as Dawid & Skene, 1979, for judges who err alike on either side, by coordinates on a grid). What
+two kinds of labels share between them, labels of one kind that overlap with each other tell apart; without those the
+table does.
 
 Weights: (1 - 2 epsilon)^2, the information in a label that is flipped so often (Natarajan et al., 2013, scale the
 unbiased loss by 1 / (1 - 2 epsilon)), times the user's, the age's and the propensity's.
@@ -11,7 +13,6 @@ unbiased loss by 1 / (1 - 2 epsilon)), times the user's, the age's and the prope
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,7 +20,9 @@ import numpy as np
 from .signals import RULES
 
 PRIOR_OVERLAPS = 20.0
-LOWEST, HIGHEST = 0.01, 0.49
+# The epsilons that an estimate may be.
+GRID = np.linspace(0.01, 0.49, 481)
+SWEEPS = 100
 # A vote counts as one, the table's (or the log's) epsilon as two more.
 PRIOR_VOTES = 2.0
 MOST_PROPENSITY_WEIGHT = 5.0
@@ -36,34 +39,26 @@ def estimated_epsilons(overlaps: Mapping[tuple[str, str], Sequence[float]]) -> d
 
     Args:
         overlaps: of a signal and an explicit one how often they agreed and disagreed about one thing.
+
+    Returns:
+        epsilons in [0.01, 0.49]; the table's for signals without overlaps.
     """
     epsilons = prior_epsilons()
-    for signal, rule in RULES.items():
-        if rule.explicit and (signal, signal) in overlaps:
-            agreed, differed = overlaps[signal, signal]
-            share = _shrunk(agreed, differed, 2 * rule.epsilon * (1 - rule.epsilon))
-            epsilons[signal] = _clipped((1 - math.sqrt(max(0.0, 1 - 2 * share))) / 2)
-    known = dict(epsilons)
-    for signal, rule in RULES.items():
-        judges = [judge for (judged, judge) in overlaps if judged == signal and judge != signal]
-        if rule.explicit and (signal, signal) in overlaps:
-            continue
-        if judges:
-            agreed = sum(overlaps[signal, judge][0] for judge in judges)
-            differed = sum(overlaps[signal, judge][1] for judge in judges)
-            # The judges' own rate, as often as they judged.
-            wrong = sum(known[judge] * sum(overlaps[signal, judge]) for judge in judges) / (agreed + differed)
-            expected = rule.epsilon * (1 - wrong) + wrong * (1 - rule.epsilon)
-            epsilons[signal] = _clipped((_shrunk(agreed, differed, expected) - wrong) / (1 - 2 * wrong))
+    seen = sorted({signal for overlap in overlaps for signal in overlap})
+    for _ in range(SWEEPS):
+        before = dict(epsilons)
+        for signal in seen:
+            prior = RULES[signal].epsilon
+            surprise = -PRIOR_OVERLAPS * (prior * np.log(GRID) + (1 - prior) * np.log(1 - GRID))
+            for (one, other), (agreed, differed) in overlaps.items():
+                if signal in (one, other):
+                    theirs = GRID if one == other else epsilons[other if signal == one else one]
+                    differ = GRID * (1 - theirs) + theirs * (1 - GRID)
+                    surprise -= differed * np.log(differ) + agreed * np.log(1 - differ)
+            epsilons[signal] = float(GRID[surprise.argmin()])
+        if epsilons == before:
+            break
     return epsilons
-
-
-def _shrunk(agreed: float, differed: float, expected: float) -> float:
-    return (PRIOR_OVERLAPS * expected + differed) / (PRIOR_OVERLAPS + agreed + differed)
-
-
-def _clipped(epsilon: float) -> float:
-    return min(HIGHEST, max(LOWEST, epsilon))
 
 
 def flip_probability(votes: Mapping[str, int], against: int, epsilons: Mapping[str, float]) -> float:

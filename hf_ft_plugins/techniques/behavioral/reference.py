@@ -53,7 +53,7 @@ def _refuse_other_parameters(trainer: Any, reference: Any) -> None:
             "%s: the model's weights are not those of its reference (%s). Meant, if you passed ref_model; else the "
             "reference was loaded from disk again, without what was done to the model since: pass "
             "ref_model=copy.deepcopy(model).",
-            *(NAME, model.config._name_or_path),
+            *(NAME, model.config._name_or_path or "a model without a path"),
         )
 
 

@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations, product
 from json.encoder import encode_basestring as quoted
 from typing import NamedTuple
 
@@ -69,6 +70,7 @@ REWRITTEN = 0.25
 READ_MS_PER_WORD = 200.0
 # Of many answers to one prompt; more pairs say little more.
 MOST_PAIRS = 32
+MOST_COMPARED = 32
 NO_PREFERENCE = "it prefers nothing"
 
 
@@ -167,7 +169,7 @@ def preferences(group: Group, raters: Mapping[str, list[float]], findings: Findi
         for pair, votes in _paired(good, bad).items():
             if pair in pairs:
                 # Compared anyway: then the labels are another opinion on it.
-                count_overlaps([*pairs[pair], *votes], findings.overlaps)
+                count_overlaps(pairs[pair], findings.overlaps, votes)
             else:
                 pairs[pair] = votes
     room = MOST_PAIRS
@@ -345,30 +347,27 @@ def _epsilon(vote: Vote) -> float:
     return RULES[vote.signal].epsilon
 
 
-def count_overlaps(votes: list[Vote], overlaps: dict[tuple[str, str], list[float]]) -> None:
-    """Add how often each signal agreed with each explicit one.
+def count_overlaps(
+    votes: list[Vote], overlaps: dict[tuple[str, str], list[float]], others: list[Vote] | None = None
+) -> None:
+    """Add how often each signal agreed with each explicit one, among votes on one thing, or between `votes` and `others`.
 
-    Something judged by hundreds gives hundreds of overlaps, not the tens of thousands that their pairs are.
+    What one voter says twice is said once: two labels of one voter are no overlap. Something judged by hundreds gives
+    as many overlaps as it has votes, not the tens of thousands that their pairs are.
     """
-    if not any(vote.signal in EXPLICIT for vote in votes):
-        return
-    counts: dict[str, list[int]] = {}
-    for vote in votes:
-        counts.setdefault(vote.signal, [0, 0])[vote.sign > 0] += 1
-    for signal, (low, high) in counts.items():
-        for judge, (against, in_favour) in counts.items():
-            if judge not in EXPLICIT or (judge < signal and signal in EXPLICIT):
-                continue
-            if judge == signal:
-                agree = (low * (low - 1) + high * (high - 1)) / 2
-                differ = low * high
-            else:
-                agree, differ = low * against + high * in_favour, low * in_favour + high * against
-            if agree + differ:
-                scale = min(1.0, len(votes) / (agree + differ))
-                entry = overlaps.setdefault((signal, judge), [0.0, 0.0])
-                entry[0] += agree * scale
-                entry[1] += differ * scale
+    counts: dict[tuple[str, str], list[int]] = {}
+    compared = votes[:MOST_COMPARED]
+    for one, other in combinations(compared, 2) if others is None else product(compared, others[:MOST_COMPARED]):
+        said = one.signal in EXPLICIT, other.signal in EXPLICIT
+        if not any(said) or (all(said) and one.act.voter == other.act.voter):
+            continue
+        judged, judge = (one, other) if said[1] and not (said[0] and one.signal > other.signal) else (other, one)
+        counts.setdefault((judged.signal, judge.signal), [0, 0])[one.sign != other.sign] += 1
+    for signals, (agreed, differed) in counts.items():
+        scale = min(1.0, len(votes) / (agreed + differed))
+        entry = overlaps.setdefault(signals, [0.0, 0.0])
+        entry[0] += agreed * scale
+        entry[1] += differed * scale
 
 
 def _paired(
