@@ -1,9 +1,9 @@
-"""Held-out accuracy of DPO on a noisy log: stock, the robust loss with one rate, and `behavioral` with each pair's own.
+"""Held-out accuracy of DPO on a noisy log: stock, the robust loss with one rate, `behavioral` with each pair's own.
 
-The log is synthetic, because the truth must be known. An answer is eight words, each of a hidden worth; the better answer
-is worth more. Users judge two answers by a vote (wrong one time in twenty), by ratings (one in four) or by asking again
-and going on with the second (.42); one weak judgement in eight is voted on too, by somebody else. How often each signal
-is wrong is told to nobody: `load_feedback` estimates it from where signals overlap with votes and ratings.
+The log is synthetic, because the truth must be known. An answer is eight words, each of a hidden worth; the better
+answer is worth more. Users judge two answers by a vote (wrong one time in twenty), by ratings (one in four) or by
+asking again and going on with the second (.42); one judgement in eight is followed by somebody else's vote. How often
+each signal is wrong is told to nobody: `load_feedback` estimates it from those overlaps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hf_ft_plugins.techniques.behavioral import load_feedback
 # How many pairs have each signal, and how often it is wrong.
 SIGNALS = {"choice": (400, 0.05), "rating": (1200, 0.25), "regenerate-kept": (2400, 0.42)}
 OVERLAP = 8
-VOCABULARY, WORDS, HELD_OUT = 64, 8, 1000
+VOCABULARY, WORDS, HELD_OUT = 384, 8, 1000
 STOCK, AGAIN, ONE_RATE, OURS = "stock", "stock, another order", "robust, one rate", "behavioral"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ ' ' + message['role'] + ' ' + message['content'] + ' end' }}{% endfor %}"
@@ -93,7 +93,7 @@ def write_log(path: Path, truth: Truth) -> None:
             else:
                 first = act(other, "regenerate", value=kept)
                 lines += [first, first | {"id": f"{first['id']}-2", "message_id": kept, "type": "copy", "value": None}]
-            if signal != "choice" and draw.randrange(OVERLAP) == 0:
+            if draw.randrange(OVERLAP) == 0:
                 lines.append(vote(good, bad, draw.random() < SIGNALS["choice"][1]))
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -110,9 +110,9 @@ def _accuracy(how: str, train: Any, held_out: Any, seed: int) -> float:
             model=model,
             args=DPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=32,
+                per_device_train_batch_size=64,
                 per_device_eval_batch_size=200,
-                num_train_epochs=3,
+                num_train_epochs=2,
                 learning_rate=3e-3,
                 gradient_checkpointing=False,
                 bf16=False,

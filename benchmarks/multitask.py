@@ -194,7 +194,7 @@ def main() -> None:
     torch.set_num_threads(1)
     common = conditions(args.device, batch=BATCH, encoder="MiniLM-L6", sentences=len(rows_of("train")))
     results = [speed(args.device, 2 if args.quick else 5, 10 if args.quick else 20, common)]
-    steps = 7840 if cuda else 60 if args.quick else 400
+    steps = 7840 if cuda else 40 if args.quick else 400
     results += quality(args.device, 1 if args.quick else 3, steps, 300 if args.quick else None, common)
     show(results, as_json=args.json)
 

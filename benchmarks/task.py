@@ -283,7 +283,7 @@ def results_of(setting: Setting, measured: Measured, about: dict[str, Any]) -> l
 
 
 def settings_of(quick: bool) -> list[Setting]:
-    seeds = 3 if quick else 5
+    seeds = 2 if quick else 5
     rows = (STOCK, AGAIN, GATED) if quick else (STOCK, AGAIN, *OURS)
     found = [Setting("digits", digits, 150, 30, 32, 3e-3, seeds, rows)]
     if not has_reviews():

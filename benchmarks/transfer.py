@@ -324,7 +324,7 @@ def settings(quick: bool) -> dict[str, Setting]:
     """By name; quick ones have fewer steps and rows, and but for digits only the middle rate."""
     rows: tuple[str, ...] = (STOCK, AGAIN, *(OURS[:1] if quick else OURS))
     image_rows = rows if quick else (*rows, SCRATCH)
-    share = 0.5 if quick else 1.0
+    share = 0.4 if quick else 1.0
     found = [
         Setting("digits", digits, digits_model, (3e-4, 1e-3, 3e-3), 200, 16, image_rows),
         Setting("flowers", flowers, mobilenet, (3e-4, 1e-3, 3e-3), round(100 * share), 32, image_rows),

@@ -513,7 +513,7 @@ def busy(tmp_path_factory):
 
 def test_invariants_of_a_busy_log(busy):
     prompts = {f"question {n}" for n in range(700)}
-    made = preferences_from_log(busy, eval_share=0.2)
+    made = preferences_from_log(busy, eval_share=0.4)
     pairs, labels = list(made.pairs()), list(made.labels())
     assert len(pairs) > 500
     assert len(labels) > 500

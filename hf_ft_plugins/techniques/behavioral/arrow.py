@@ -39,10 +39,7 @@ def dataset_of(file: Path, kind: str, split: str | None) -> Any:
     # Equal rows have one fingerprint, in this process and the next: what is cached of them is found again.
     fingerprint = blake2b(content, key=str(split).encode(), digest_size=8).hexdigest()
     del content
-    tables = [
-        pyarrow.Table.from_pylist([features.encode_example(row) for row in rows], features.arrow_schema)
-        for rows in _chunks(file, split, list(features))
-    ]
+    tables = [Dataset.from_list(rows, features=features).data.table for rows in _chunks(file, split, list(features))]
     table = pyarrow.concat_tables(tables or [features.arrow_schema.empty_table()])
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=fingerprint)
 

@@ -66,7 +66,10 @@ def _signatures(texts: Sequence[Sequence[str]]) -> np.ndarray:
     table = table.reshape(len(texts), BINS)
     few = np.flatnonzero(counts.reshape(-1, parts).sum(1) < FEWEST)
     wholes = np.array([hash(tuple(texts[row])) % 2**64 for row in few.tolist()], np.uint64)
-    spread = np.multiply(wholes[:, None] + np.arange(BINS, dtype=np.uint64), MIX, dtype=np.uint64)
+    spread = wholes[:, None] + np.arange(BINS, dtype=np.uint64) * STEP
+    # Twice, with shifts between: after products alone, two wholes that meet in one bin would meet in all.
+    for shift in (30, 27):
+        spread = (spread ^ (spread >> np.uint64(shift))) * MIX
     table[few] = (spread >> np.uint64(32)).astype(np.uint32)
     # An empty bin takes from the next that is full, moved by how far away it is.
     for step in (1, 2, 4, 8, 16, 32):

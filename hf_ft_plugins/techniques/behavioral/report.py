@@ -128,9 +128,9 @@ def _rows(kind: str, rows: Written) -> dict[str, Any]:
 
 def _noise(signal: str, findings: Findings, prior: dict[str, float], epsilons: dict[str, float]) -> dict[str, Any]:
     overlaps = {
-        judge: {"agreed": round(agreed, 1), "differed": round(differed, 1)}
+        judge if judged == signal else judged: {"agreed": round(agreed, 1), "differed": round(differed, 1)}
         for (judged, judge), (agreed, differed) in findings.overlaps.items()
-        if judged == signal
+        if signal in (judged, judge)
     }
     return {"prior": prior[signal], "estimated": round(epsilons[signal], 4), "overlaps": overlaps}
 

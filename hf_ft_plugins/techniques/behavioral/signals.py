@@ -350,14 +350,14 @@ def _epsilon(vote: Vote) -> float:
 def count_overlaps(
     votes: list[Vote], overlaps: dict[tuple[str, str], list[float]], others: list[Vote] | None = None
 ) -> None:
-    """Add how often each signal agreed with each explicit one, among votes on one thing, or between `votes` and `others`.
+    """Add how often each signal agreed with each explicit one, among votes on one thing, or of `votes` with `others`.
 
-    What one voter says twice is said once: two labels of one voter are no overlap. Something judged by hundreds gives
-    as many overlaps as it has votes, not the tens of thousands that their pairs are.
+    What one voter says twice is said once, and two labels of one voter are no overlap. Something judged by hundreds
+    gives as many overlaps as it has votes, not the tens of thousands that their pairs are.
     """
     counts: dict[tuple[str, str], list[int]] = {}
-    compared = votes[:MOST_COMPARED]
-    for one, other in combinations(compared, 2) if others is None else product(compared, others[:MOST_COMPARED]):
+    compared = _once(votes)
+    for one, other in combinations(compared, 2) if others is None else product(compared, _once(others, compared)):
         said = one.signal in EXPLICIT, other.signal in EXPLICIT
         if not any(said) or (all(said) and one.act.voter == other.act.voter):
             continue
@@ -368,6 +368,14 @@ def count_overlaps(
         entry = overlaps.setdefault(signals, [0.0, 0.0])
         entry[0] += agreed * scale
         entry[1] += differed * scale
+
+
+def _once(votes: list[Vote], known: list[Vote] | None = None) -> list[Vote]:
+    """The first vote of each voter by each signal to each side, without those of `known`."""
+    keyed = {(vote.act.voter, vote.signal, vote.sign): vote for vote in reversed(votes)}
+    for vote in known or ():
+        keyed.pop((vote.act.voter, vote.signal, vote.sign), None)
+    return list(keyed.values())[::-1][:MOST_COMPARED]
 
 
 def _paired(
