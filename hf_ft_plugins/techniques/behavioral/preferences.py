@@ -238,12 +238,12 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
     rows: dict[Kind, Waiting] = {kind: Waiting(work / kind, kind) for kind in KINDS}
 
     @lru_cache(1 << 16)
-    def is_eval(who: str) -> bool:
+    def held_out(who: str) -> bool:
         drawn = blake2b(who.encode("utf-8", "replace"), key=seed.to_bytes(8, "little", signed=True), digest_size=8)
         return int.from_bytes(drawn.digest(), "little") < eval_share * 2**64
 
     for group in store.groups():
-        of_eval = _split(group, is_eval, findings)
+        of_eval = _split(group, held_out, findings)
         context = None
         for preference in preferences(group, store.raters, findings):
             if context is None:
@@ -257,9 +257,9 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
     return findings, rows
 
 
-def _split(group: Group, is_eval: Any, findings: Findings) -> bool:
+def _split(group: Group, held_out: Any, findings: Findings) -> bool:
     """Whether a prompt's rows are for evaluation; users of the other split leave it, so that splits share nothing."""
-    sides = [is_eval(group.turns[group.before[0]] if act.user is None else act.user) for act in group.acts]
+    sides = [held_out(group.turns[group.before[0]] if act.user is None else act.user) for act in group.acts]
     if True not in sides:
         return False
     if False not in sides:
