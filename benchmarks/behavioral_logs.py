@@ -9,6 +9,7 @@ from benchmarks.data import DATA, lines_of
 OASST = DATA / "oasst_feedback" / "ranked_pairs.jsonl.gz"
 HH = DATA / "hh_rlhf_harmless" / "harmless-base-test.jsonl.gz"
 MODEL = DATA / "ckpt_books_lm"
+SMALLER = DATA / "ckpt_stories260K" / "hf"
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 

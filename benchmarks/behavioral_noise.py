@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.report import Result
@@ -110,9 +110,9 @@ def _accuracy(how: str, train: Any, held_out: Any, seed: int) -> float:
             model=model,
             args=DPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=64,
+                per_device_train_batch_size=128,
                 per_device_eval_batch_size=200,
-                num_train_epochs=2,
+                num_train_epochs=3,
                 learning_rate=3e-3,
                 gradient_checkpointing=False,
                 bf16=False,
@@ -130,6 +130,7 @@ def _accuracy(how: str, train: Any, held_out: Any, seed: int) -> float:
             eval_dataset=held_out,
             processing_class=_tokenizer(),
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.ref_model.load_state_dict(model.state_dict())
         trainer.train()
         return float(trainer.evaluate()["eval_rewards/accuracies"])

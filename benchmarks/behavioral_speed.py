@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.behavioral_logs import MODEL, hh_pairs, oasst_pairs, single_turn
@@ -42,9 +42,8 @@ class StepTimes(TrainerCallback):
         self.times.append(self.now() - self.began)
 
 
-def pairs_of(turns: str, count: int, seed: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """Pairs of both logs that fit the model whole, drawn alike from each by `seed`."""
-    limit = tokenizer.model_max_length
+def pairs_of(turns: str, count: int, seed: int, tokenizer: Any, limit: int) -> list[dict[str, Any]]:
+    """Pairs of both logs whose texts have at most `limit` tokens, drawn alike from each by `seed`."""
     chosen = []
     for rows in (oasst_pairs(), hh_pairs()):
         rows = [row for row in rows if single_turn(row) == (turns == "single-turn")]
@@ -92,19 +91,26 @@ def step_times(how: str, rows: list[dict[str, Any]], tokenizer: Any, device: str
             processing_class=tokenizer,
             callbacks=[clock],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return clock.times, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def speed(device: str, batches: int, rounds: int, common: dict[str, Any]) -> list[Result]:
-    """One row for each kind of conversation; `ratio` is the median over steps against stock on the same batch."""
+def speed(device: str, batches: int, rounds: int, longest: int | None, common: dict[str, Any]) -> list[Result]:
+    """One row for each kind of conversation; `ratio` is the median over steps against stock on the same batch.
+
+    Args:
+        batches: in each round.
+        longest: tokens of a prompt with its answer; None: what the model takes.
+    """
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    limit = longest or tokenizer.model_max_length
     results = []
     for turns, gate in GATES.items():
         times: dict[str, list[float]] = {how: [] for how in (STOCK, AGAIN, BUCKETED, SHARED)}
         losses: dict[str, list[float]] = {how: [] for how in times}
         for number in range(rounds):
-            rows = pairs_of(turns, batches * BATCH, number, tokenizer)
+            rows = pairs_of(turns, batches * BATCH, number, tokenizer, limit)
             for how in times:
                 seconds, loss = step_times(how, rows, tokenizer, device)
                 times[how] += seconds
@@ -127,6 +133,7 @@ def speed(device: str, batches: int, rounds: int, common: dict[str, Any]) -> lis
                 common
                 | {
                     "batch": BATCH,
+                    "longest": limit,
                     "steps": len(ratios),
                     "quartiles": quartiles(ratios),
                     "slowest_step_ratio": round(min(ratios), 3),
