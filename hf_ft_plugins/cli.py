@@ -98,6 +98,15 @@ def check(
     model: Annotated[
         str | None, typer.Option(help="A model's folder or hub name: what the techniques would do with it.")
     ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Estimate, for --model, the peak memory of a training step.")
+    ] = False,
+    length: Annotated[int, typer.Option(help="With --memory: tokens of a row.")] = 512,
+    budget: Annotated[float | None, typer.Option(help="With --memory: GiB that there are; more is an error.")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--arg", metavar="NAME=VALUE", help="With --memory: a TrainingArguments field, again for more."),
+    ] = None,
     only_builtin: OnlyBuiltin = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -108,8 +117,12 @@ def check(
     plan = _plan(techniques)
     empty = _without_weights(model) if model else None
     plans = {} if empty is None else {technique.name: technique.plan_for(empty) for technique in techniques}
+    estimate = _memory(model, arguments or [], length, budget) if memory else None
     if as_json:
-        print(json.dumps({"techniques": state.describe(techniques), "hooks": plan, "model": plans}, indent=1))
+        about = {"techniques": state.describe(techniques), "hooks": plan, "model": plans}
+        if estimate is not None:
+            about["memory"] = estimate.as_dict()
+        print(json.dumps(about, indent=1))
         return
     for technique in techniques:
         console.print(f"[bold cyan]{technique}[/]  ({' '.join(registry.origin(technique))})")
@@ -121,6 +134,8 @@ def check(
         if words:
             console.print(f"[bold cyan]{name}[/] on {escape(str(model))}:")
             console.print(words, markup=False, highlight=False)
+    if estimate is not None:
+        console.print(f"memory: {estimate}", highlight=False)
     console.print("[green]no conflicts[/]")
 
 
@@ -255,6 +270,34 @@ def _read_recipe(file: Path) -> list[Any]:
             "each 'name', 'name:option=value' or {name: {option: value}}."
         )
     return content["techniques"]
+
+
+def _memory(model: str | None, given: list[str], length: int, budget: float | None) -> Any:
+    """The estimate for a model's folder or name under TrainingArguments said as NAME=VALUE."""
+    if model is None:
+        raise PluginError("memory: --memory estimates a model; name its folder or hub name with --model.")
+    import tempfile
+
+    import torch
+    from transformers import AutoConfig, HfArgumentParser, TrainingArguments
+
+    from .memory import GIB, estimate_memory, refuse_over_budget
+
+    flags = [part for one in given for part in ("--" + one.split("=", 1)[0], *one.split("=", 1)[1:])]
+    with tempfile.TemporaryDirectory() as folder:
+        (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
+            ["--output_dir", folder, "--report_to", "none", *flags]
+        )
+    config = AutoConfig.from_pretrained(model)
+
+    def estimated(args: Any) -> Any:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return estimate_memory(config, args, length=length, device=device)
+
+    estimate = estimated(args)
+    if budget is not None:
+        refuse_over_budget(estimate, round(budget * GIB), estimated, args)
+    return estimate
 
 
 def _without_weights(name: str) -> Any:

@@ -1,0 +1,154 @@
+"""How near `estimate_memory` is to the peak of a real Trainer run, which it never sees.
+
+    python -m benchmarks.memory [--device cuda] [--quick] [--json]
+
+`baseline` is measured: on the CPU the largest resident memory of a process of its own beyond what it was before the
+model was made, on a GPU `max_memory_allocated`. `ratio` is estimate / measured. glibc keeps freed memory of small
+blocks, and more of it from step to step; the gate's rows run with `MALLOC_MMAP_THRESHOLD_=262144`, with which it gives
+back what is freed, and the conditions name the ratio without (`default_malloc`). `four_bytes` is the ratio of the rule
+of four bytes a parameter. `noise` is the measurement against itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, Trainer, TrainingArguments
+
+from benchmarks.report import Result, arguments, conditions, show
+from hf_ft_plugins.memory import estimate_memory
+
+LENGTH, BATCH, VOCABULARY = 256, 8, 8192
+GATES = {"cpu": 0.15, "cuda": 0.10}
+WIDE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+MODELS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"model_type": "llama", **WIDE},
+    "GPT2LMHeadModel": {"model_type": "gpt2", "n_embd": 512, "n_layer": 8, "n_head": 8},
+    "BertForSequenceClassification": {"model_type": "bert", **WIDE},
+}
+# optim, gradient_checkpointing, an adapter
+RUNS = {
+    "adamw": ("adamw_torch_fused", False, False),
+    "adamw, checkpointing": ("adamw_torch_fused", True, False),
+    "sgd": ("sgd", False, False),
+    "LoRA": ("adamw_torch_fused", False, True),
+}
+# Of glibc's heap, beyond which it asks the system for a block of its own and gives it back.
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+
+
+def config_of(architecture: str, **changes: Any) -> Any:
+    settings = MODELS[architecture] | changes
+    config = AutoConfig.for_model(settings.pop("model_type"), vocab_size=VOCABULARY, **settings)
+    config.architectures = [architecture]
+    return config
+
+
+def args_of(run: str, device: str, folder: str) -> TrainingArguments:
+    optim, checkpointing, _ = RUNS[run]
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=BATCH,
+        optim=optim,
+        gradient_checkpointing=checkpointing,
+        use_cpu=device == "cpu",
+        max_steps=3,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def adapted(model: Any) -> Any:
+    """With LoRA on the attention's inputs."""
+    targets = ["q_proj", "v_proj", "c_attn", "query", "value"]
+    return get_peft_model(model, LoraConfig(target_modules=targets))
+
+
+def measured(architecture: str, run: str, device: str) -> int:
+    """Bytes that a run takes at its peak; to be called in a process of its own."""
+    torch.set_num_threads(1)
+    rows = [{"input_ids": torch.randint(5, VOCABULARY, (LENGTH,))} for _ in range(3 * BATCH)]
+    for row in rows:
+        row["labels"] = torch.tensor(1) if "Classification" in architecture else row["input_ids"]
+
+    def train(**changes: Any) -> None:
+        model = getattr(transformers, architecture)(config_of(architecture, **changes))
+        model = adapted(model) if RUNS[run][2] else model
+        with tempfile.TemporaryDirectory() as folder:
+            Trainer(model, args_of(run, device, folder), train_dataset=rows).train()
+
+    # Code is loaded with the first run, which is not measured.
+    train(**{name: 1 for name in MODELS[architecture] if name in ("num_hidden_layers", "n_layer")})
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        train()
+        return torch.cuda.max_memory_allocated() - before
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    train()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def in_a_process(architecture: str, run: str, device: str, environment: dict[str, str]) -> int:
+    code = f"from benchmarks.memory import measured; print(measured({architecture!r}, {run!r}, {device!r}))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return int(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    args = arguments(__doc__ or "")
+    common = conditions(args.device, length=LENGTH, batch=BATCH)
+    results = []
+    for architecture in MODELS:
+        for run, (_, _, with_adapter) in RUNS.items():
+            real = in_a_process(architecture, run, args.device, GIVEN_BACK)
+            with tempfile.TemporaryDirectory() as folder:
+                estimate = estimate_memory(
+                    config_of(architecture),
+                    args_of(run, args.device, folder),
+                    length=LENGTH,
+                    change=adapted if with_adapter else None,
+                )
+            more: dict[str, Any] = {"four_bytes": round(estimate.weights_only / real, 3)}
+            noise = None
+            if not args.quick:
+                noise = abs(in_a_process(architecture, run, args.device, GIVEN_BACK) / real - 1)
+                if args.device == "cpu":
+                    more["default_malloc"] = round(estimate.peak / in_a_process(architecture, run, "cpu", {}), 3)
+            off = abs(estimate.peak / real - 1)
+            gate = GATES[args.device]
+            results.append(
+                Result(
+                    *("memory", f"MiB at the peak, {architecture}, {run}", estimate.peak / 2**20, real / 2**20),
+                    *(estimate.peak / real, noise, f"within {gate:.0%}", off <= gate, common | more),
+                )
+            )
+    show(results, as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()
