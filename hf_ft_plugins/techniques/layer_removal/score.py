@@ -1,0 +1,167 @@
+"""Which layers are needed least, on a few batches of the data that the model is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import OptionError
+from .remove import Removal, remove_layers
+from .stacks import NAME, block_stacks
+
+Batches = Sequence[dict[str, torch.Tensor]]
+
+
+def choose_layers(
+    model: Any,
+    batches: Batches,
+    number: int,
+    *,
+    method: str = "perplexity",
+    side: str = "",
+    protect_first: int = 1,
+    protect_last: int = 1,
+    seed: int = 0,
+) -> list[int]:
+    """The layers to remove, ascending.
+
+    Args:
+        model: a `PreTrainedModel`; it is as before afterwards.
+        batches: what `model(**batch)` takes, with labels where the method needs a loss; on any device.
+        number: of layers to remove.
+        method: a key of `METHODS`. perplexity: of all that are left, that without which the loss is lowest, again and
+            again (as SLEB, Song et al. 2024, which scores by perplexity too). block_influence: those that turn hidden
+            states least (ShortGPT, Men et al. 2024, equation 1). angular: the run of layers over which they turn least
+            (Gromov et al. 2024, equation 5). last, random: controls.
+        protect_first, protect_last: layers at the ends that stay.
+
+    Raises:
+        OptionError: an option is out of range, or too few layers are left to choose from.
+    """
+    depth = len(block_stacks(model)[side].layers)
+    free = list(range(protect_first, depth - protect_last))
+    if method not in METHODS:
+        raise OptionError(f"{NAME}: method={method!r}; there are {', '.join(METHODS)}.")
+    if not 1 <= number <= len(free):
+        raise OptionError(
+            f"{NAME}: {number} layers of {depth} cannot be removed with protect_first={protect_first} and "
+            f"protect_last={protect_last}: there are {len(free)} to choose from."
+        )
+    if method not in ("last", "random") and not len(batches):
+        raise OptionError(f"{NAME}: method={method!r} needs batches of data to choose by; there are none.")
+    training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            return sorted(METHODS[method](model, batches, number, side, free, seed))
+    finally:
+        model.train(training)
+
+
+def mean_loss(model: Any, batches: Batches) -> float:
+    """The mean of the batches' losses."""
+    losses = [float(_forward(model, batch)["loss"]) for batch in batches]
+    return sum(losses) / len(losses)
+
+
+def score_layers(model: Any, batches: Batches, *, side: str = "") -> dict[str, list[float]]:
+    """What each layer does, for people to look at.
+
+    Returns:
+        `loss`: of the model without this layer alone; `block_influence`: 1 - cosine between what goes in and what comes
+        out, mean over tokens.
+    """
+    training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            depth = len(block_stacks(model)[side].layers)
+            losses = [_loss_without(model, batches, [layer], side) for layer in range(depth)]
+            turned = [_turned(model, batches, side, 1)[layer] for layer in range(depth)]
+    finally:
+        model.train(training)
+    return {"loss": losses, "block_influence": turned}
+
+
+def _by_perplexity(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+    gone: list[int] = []
+    for _ in range(number):
+        left = [layer for layer in free if layer not in gone]
+        gone.append(min(left, key=lambda layer: (_loss_without(model, batches, [*gone, layer], side), layer)))
+    return gone
+
+
+def _loss_without(model: Any, batches: Batches, layers: list[int], side: str) -> float:
+    removal: Removal = remove_layers(model, layers, side=side, check=False)
+    try:
+        return mean_loss(model, batches)
+    finally:
+        removal.restore()
+
+
+def _by_influence(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+    turned = _turned(model, batches, side, 1)
+    return sorted(free, key=lambda layer: (turned[layer], layer))[:number]
+
+
+def _by_angle(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+    turned = _turned(model, batches, side, number)
+    starts = [layer for layer in free if layer + number - 1 <= free[-1]]
+    start = min(starts, key=lambda layer: (turned[layer], layer))
+    return range(start, start + number)
+
+
+def _turned(model: Any, batches: Batches, side: str, over: int) -> list[float]:
+    """1 - cosine between the states before layer n and after layer n + over - 1, mean over real tokens, for each n."""
+    layers = block_stacks(model)[side].layers
+    totals, tokens = [0.0] * (len(layers) - over + 1), 0
+    states: list[torch.Tensor] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    def note_last(module: Any, args: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    hooks.append(layers[-1].register_forward_hook(note_last))
+    try:
+        for batch in batches:
+            states.clear()
+            _forward(model, batch)
+            mask = batch.get("attention_mask" if side != "decoder" else "decoder_attention_mask")
+            real = torch.ones(states[0].shape[:2]) if mask is None else mask
+            real = real.to(states[0].device).bool()
+            tokens += int(real.sum())
+            for start in range(len(totals)):
+                before, after = states[start].float(), states[start + over].float()
+                totals[start] += float((1 - torch.cosine_similarity(before, after, dim=-1))[real].sum())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [total / tokens for total in totals]
+
+
+def _last(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+    return free[-number:]
+
+
+def _random(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+    order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [free[place] for place in order[:number]]
+
+
+def _forward(model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    cached = {"use_cache": False} if model.can_generate() else {}
+    return model(**{name: value.to(model.device) for name, value in batch.items()}, **cached)
+
+
+METHODS: dict[str, Callable[..., Iterable[int]]] = {
+    "perplexity": _by_perplexity,
+    "block_influence": _by_influence,
+    "angular": _by_angle,
+    "last": _last,
+    "random": _random,
+}
