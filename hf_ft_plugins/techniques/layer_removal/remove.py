@@ -47,6 +47,7 @@ class Removal:
         self.stack.config.__dict__.clear()
         self.stack.config.__dict__.update(self._config)
         _number(self._layers)
+        _count(self.stack, len(self._layers) - len(self.removed), len(self._layers))
 
 
 def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: bool = True) -> Removal:
@@ -82,6 +83,7 @@ def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: b
     _edit_config(stack, kept, depth, side)
     setattr(stack.parent, stack.key, nn.ModuleList([removal._layers[layer] for layer in kept]))
     _number(list(stack.layers))
+    _count(stack, depth, len(kept))
     if check:
         from .verify import check_structure
 
@@ -156,6 +158,19 @@ def _edit_patterns(config: Any, kept: list[int], depth: int) -> None:
         config.attention_types = [[[kind], 1] for kind in config.attention_layers]
     if getattr(config, "max_window_layers", None) is not None:
         config.max_window_layers = sum(layer < config.max_window_layers for layer in kept)
+
+
+def _count(stack: Stack, before: int, after: int) -> None:
+    """Tell the module that holds the layers how many there are, where it, or a configuration of its own, keeps that."""
+    places = [vars(stack.parent)]
+    own = getattr(stack.parent, "config", stack.config)
+    if own is not stack.config:
+        # T5's stacks have copies, in which num_layers is of that side.
+        places.append(vars(own))
+    for place in places:
+        for name in (*stack.counts, "num_layers"):
+            if place.get(name) == before:
+                place[name] = after
 
 
 def _number(layers: list[nn.Module]) -> None:

@@ -1,0 +1,18 @@
+"""Taking out the layers that a model needs least, so that what is left is right, saved and loaded: parts.
+
+layers = choose_layers(model, batches, 2)
+removal = remove_layers(model, layers)      # removal.restore() puts them back
+verify_model(model)
+"""
+
+from ...lazy import lazily
+
+_HOMES = {
+    "block_stacks": "stacks",
+    "choose_layers": "score",
+    "remove_layers": "remove",
+    "score_layers": "score",
+    "verify_model": "verify",
+}
+__all__ = list(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)
