@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_ft_plugins.errors import OptionError, PluginError
+from hf_ft_plugins.techniques.layer_removal.quality import measure_quality, repetition
 from hf_ft_plugins.techniques.layer_removal.remove import original_layers, remove_layers
 from hf_ft_plugins.techniques.layer_removal.score import METHODS, choose_layers, mean_loss, score_layers
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
@@ -270,3 +271,32 @@ def test_what_cannot_be_chosen_is_refused(planted):
     with pytest.raises(OptionError, match="method='worst'"):
         choose_layers(model, batches, 1, method="worst")
     assert choose_layers(model, [], 2, method="random", seed=1) == choose_layers(model, [], 2, method="random", seed=1)
+
+
+# ---- quality ----
+
+
+def test_repetition_is_the_share_of_what_came_before():
+    assert repetition([1, 2, 3, 4, 5, 6, 7, 8]) == 0
+    assert repetition([1] * 11) == pytest.approx(7 / 8)
+    assert repetition([1, 2, 3]) == 0
+
+
+def test_quality_tells_a_needed_layer_from_an_idle_one(planted):
+    model, batches = planted
+    prompts = batches[0]["input_ids"][:, :8]
+    original = measure_quality(model, batches, prompts, new_tokens=4)
+    assert original.continuations.shape == (16, 4)
+    assert original.match(original) == 1
+    # It has learned to repeat the first six tokens.
+    assert (original.continuations == batches[0]["input_ids"][:, 8:12]).float().mean() > 0.7
+    removal = remove_layers(model, [2, 3])
+    idle = measure_quality(model, batches, prompts, new_tokens=4)
+    removal.restore()
+    removal = remove_layers(model, [4])
+    needed = measure_quality(model, batches, prompts, new_tokens=4)
+    removal.restore()
+    assert idle.perplexity == pytest.approx(original.perplexity, rel=0.02)
+    assert idle.match(original) > 0.9
+    assert needed.perplexity > 1.1 * original.perplexity
+    assert needed.match(original) < idle.match(original)

@@ -10,6 +10,7 @@ from ...lazy import lazily
 _HOMES = {
     "block_stacks": "stacks",
     "choose_layers": "score",
+    "measure_quality": "quality",
     "remove_layers": "remove",
     "score_layers": "score",
     "verify_model": "verify",
