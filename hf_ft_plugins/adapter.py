@@ -1,0 +1,82 @@
+"""Trainer mix-in: what changes the model (surgery, then an adapter), when `transformers.Trainer.__init__` is done.
+
+Of the script's classes the innermost: TRL's trainers look, after that `__init__`, whether their model has an adapter.
+One that does needs no second model for a reference, and its output layer is fused in the model under the adapter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.trainer import Trainer
+
+from . import hooks
+from .errors import PluginError
+
+
+class Innermost(Trainer):
+    """Comes right before `Trainer` in the method resolution order of a host; made part of it by `with_plugins`."""
+
+    _supply_model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._supply_model()
+
+
+class Adapted:
+    """Comes before a Trainer class in the method resolution order; part of `Inputs`."""
+
+    model: Any
+    model_wrapped: Any
+    args: Any
+    callback_handler: Any
+    _ft_techniques: Any
+    _ask_owner: Any
+    _change_model: Any
+
+    def _supply_model(self) -> None:
+        model = self._supplied_model(self.model)
+        if model is not self.model:
+            # What Trainer derived from the model it derived from the one under the adapter, as it always does.
+            if self.model_wrapped is self.model:
+                self.model_wrapped = model
+            self.model = self.callback_handler.model = model
+
+    def _supplied_model(self, model: Any) -> Any:
+        self._change_model(model)
+        technique = hooks.owner(self._ft_techniques, "ft_adapter")
+        if technique is None:
+            return model
+        if hasattr(model, "peft_config"):
+            raise PluginError(
+                f"{technique.name}: the script's model has adapters already, a {type(model).__name__}. Leave out the "
+                f"technique, or the script's own get_peft_model and peft_config=."
+            )
+        config = self._ask_owner("ft_adapter", model=model, args=self.args)
+        if config is None:
+            return model
+        adapted = with_adapter(model, config, self.args.seed, technique.name)
+        if self.args.gradient_checkpointing:
+            adapted.enable_input_require_grads()
+        return adapted
+
+
+def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
+    """`get_peft_model` with weights that depend on `seed` alone; the global random state is left as it was.
+
+    Raises:
+        PluginError: peft cannot put such an adapter on this model.
+    """
+    import torch
+    from peft import get_peft_model
+
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            raise PluginError(
+                f"{technique}: peft cannot put a {config.peft_type.value} adapter on a {type(model).__name__}: {error}"
+            ) from error

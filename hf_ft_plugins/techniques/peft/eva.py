@@ -1,0 +1,48 @@
+"""EVA's beginning: LoRA's A matrices along the directions in which the layers' inputs vary most.
+
+Paischer et al. 2024 (arXiv:2410.07170). peft has the computation and leaves the pass over the data to the user. Here
+the data are the trainer's, in order, as many batches as the directions need to settle; ranks are dealt out to the
+layers by the variance that they explain.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .layers import NAME
+
+logger = logging.getLogger(__name__)
+
+
+def initialize(trainer: Any) -> None:
+    """Give the trainer's LoRA adapter, with `init_lora_weights="eva"`, its beginning from the training data.
+
+    Every rank gets what the first computes. A resumed run computes it once more, to have the ranks that its
+    checkpoint has. The global random state is left as it was.
+    """
+    from peft.tuners.lora.eva import get_eva_state_dict, initialize_lora_eva_weights
+
+    model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    found: list[Any] = [None]
+    training = model.training
+    if args.process_index == 0:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)
+            found = [
+                get_eva_state_dict(
+                    model,
+                    trainer.feature_batches(),
+                    gather_distributed_inputs=False,
+                    show_progress_bar=False,
+                )
+            ]
+    if args.world_size > 1:
+        dist.broadcast_object_list(found, src=0)
+    initialize_lora_eva_weights(model, eva_state_dict=found[0], gather_distributed_inputs=False)
+    model.train(training)
+    ranks = [sum(tensor.shape[:1]) for name, tensor in model.state_dict().items() if ".lora_A." in name]
+    logger.info("%s: EVA's ranks: %d to %d, %d in all", NAME, min(ranks), max(ranks), sum(ranks))

@@ -1,0 +1,233 @@
+"""How one set of options becomes the configuration of any method of peft, fitted to a model.
+
+config = make_config("dora", model, find_targets(model), r=8)
+model = get_peft_model(model, config)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...errors import OptionError
+from ...technique import nearest
+from .layers import shortest_names, text_config
+from .names import NAME, OWN_OPTIONS, VARIANTS, config_class, fields_of, kind_of
+
+RANK, ALPHA = 16, 2
+# The papers' scale, where it is not alpha = 2 r; None: peft's own default.
+ALPHA_PER_RANK: dict[str, float | None] = {
+    **dict.fromkeys(("pissa", "olora", "rslora", "loha", "lokr"), 1),
+    **dict.fromkeys(("mica", "orthogonal", "randlora", "deft", "supertuning"), None),
+}
+# Methods whose size is no rank, or whose rank of 16 would not be a like size: peft's default stays.
+OWN_RANK = ("oft", "vera", "randlora", "pvera", "miss", "adamss", "vblora", "tinylora", "unilora", "boft")
+# Fields that must divide the layers' sizes, and the largest value taken: peft's default.
+DIVISORS = {
+    "OFT": ("oft_block_size", 32),
+    "BOFT": ("boft_block_size", 4),
+    "C3A": ("block_size", 256),
+    "VBLORA": ("vector_length", 256),
+    "ROAD": ("group_size", 64),
+}
+# Where peft's default is to begin with another model than the pretrained one.
+BEGINS_AT_ZERO = {"FOURIERFT": "init_weights", "C3A": "init_weights"}
+NESTED = {
+    "eva_config": "EvaConfig",
+    "loftq_config": "LoftQConfig",
+    "corda_config": "CordaConfig",
+    "lora_ga_config": "LoraGAConfig",
+}
+TASKS = {
+    "CausalLM": "CAUSAL_LM",
+    "LMHead": "CAUSAL_LM",
+    "SequenceClassification": "SEQ_CLS",
+    "TokenClassification": "TOKEN_CLS",
+    "QuestionAnswering": "QUESTION_ANS",
+}
+
+
+def make_config(
+    method: str,
+    model: Any,
+    targets: Any,
+    *,
+    r: int | None = None,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    modules_to_save: Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """The configuration of `method` for a model.
+
+    Args:
+        method: a name of `KNOWN`, or any type of the installed peft in lower case.
+        model: what gets the adapter; sizes of layers, kind of task and tied weights are read from it.
+        targets: a `Targets`, or None for a method that adapts no layers.
+        r: rank; None: 16, or peft's default where the method's size is no rank like LoRA's.
+        alpha: scale of the update; None: 2 r, or what the method's paper has.
+        dropout: on the adapters' input.
+        options: further fields of the method's own configuration.
+
+    Raises:
+        OptionError: an option that the method does not have, or that does not fit the layers.
+    """
+    cls = config_class(method)
+    fields, kind = fields_of(cls), kind_of(method)
+    settings: dict[str, Any] = dict(VARIANTS.get(method, ("", {}))[1])
+    layers = [model.get_submodule(path) for path in _paths(model, targets)] if targets is not None else []
+    if "target_modules" in fields and targets is not None:
+        settings["target_modules"] = list(targets.modules)
+        settings |= _parameters(method, fields, targets)
+    settings |= _rank(method, fields, r, layers, model, targets) | _dropout(method, fields, dropout)
+    settings |= _alpha(method, fields, settings, alpha)
+    if "modules_to_save" in fields and modules_to_save:
+        settings["modules_to_save"] = list(modules_to_save)
+    if kind in DIVISORS:
+        name, most = DIVISORS[kind]
+        settings[name] = _divisor(layers, most)
+        settings |= {"r": 0} if kind == "OFT" and not settings.get("r") else {}
+        settings |= {name: 0} if kind == "OFT" and settings.get("r") else {}
+    if kind in BEGINS_AT_ZERO:
+        settings[BEGINS_AT_ZERO[kind]] = True
+    if "n_frequency" in fields:
+        smallest = min((size[0] * size[1] for size in map(_sizes, layers) if size is not None), default=0)
+        settings["n_frequency"] = min(fields["n_frequency"].default, smallest)
+    if kind == "IA3":
+        settings["feedforward_modules"] = _scaled_at_their_input(model, targets)
+    if kind == "ADALORA":
+        # Half as many ranks more to begin with, as peft's defaults; they are taken where they matter least.
+        settings |= {"target_r": settings["r"], "init_r": math.ceil(1.5 * settings.pop("r"))}
+        # The run's own number of steps is set when it is known; peft wants one to begin with.
+        settings |= {"total_step": 1}
+    if "ensure_weight_tying" in fields and _touches_tied(model, targets, settings.get("modules_to_save", ())):
+        settings["ensure_weight_tying"] = True
+    settings |= _own(method, fields, options or {})
+    task = _task(model)
+    try:
+        return cls(task_type=task, **settings)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{NAME}: method={method} with {settings}: {error}") from error
+
+
+def _paths(model: Any, targets: Any) -> list[str]:
+    names = tuple(targets.modules)
+    return [
+        path for path, _ in model.named_modules() if any(path == name or path.endswith(f".{name}") for name in names)
+    ]
+
+
+def _parameters(method: str, fields: Mapping[str, Any], targets: Any) -> dict[str, Any]:
+    if not targets.parameters:
+        return {}
+    if "target_parameters" not in fields or method in ("dora", "pissa", "olora", "eva"):
+        raise OptionError(f"{NAME}: method={method} cannot adapt fused experts. Use method=lora, or moe=attention.")
+    return {"target_parameters": list(targets.parameters)}
+
+
+def _sizes(layer: Any) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer."""
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features), int(layer.out_features)
+    weight = getattr(layer, "weight", None)
+    return (int(weight.shape[0]), int(weight.shape[1])) if weight is not None and weight.dim() == 2 else None
+
+
+def _rank(
+    method: str, fields: Mapping[str, Any], r: int | None, layers: Any, model: Any, targets: Any
+) -> dict[str, Any]:
+    if "r" not in fields:
+        if r is not None:
+            raise OptionError(
+                f"{NAME}: method={method} has no rank. Leave out r={r}; its own options: {_named(fields)}."
+            )
+        return {}
+    if r is None and method in OWN_RANK:
+        return {}
+    rank = RANK if r is None else r
+    for path, layer in zip(_paths(model, targets) if targets is not None else (), layers, strict=True):
+        sizes = _sizes(layer)
+        if sizes is not None and rank > min(sizes):
+            raise OptionError(
+                f"{NAME}: option r={rank} is above the size of {path}, {sizes[0]} inputs and {sizes[1]} outputs. "
+                f"Set r to {min(sizes)} or less, or leave such layers out: exclude={path.rpartition('.')[2]}."
+            )
+    return {"r": rank}
+
+
+def _alpha(method: str, fields: Mapping[str, Any], settings: Mapping[str, Any], alpha: float | None) -> dict[str, Any]:
+    name = next((name for name in ("lora_alpha", "alpha", "psoft_alpha", "randlora_alpha") if name in fields), None)
+    if name is None:
+        if alpha is not None:
+            raise OptionError(f"{NAME}: method={method} has no alpha. Leave it out; its own options: {_named(fields)}.")
+        return {}
+    per_rank = ALPHA_PER_RANK.get(method, ALPHA)
+    if alpha is None and (per_rank is None or "r" not in settings):
+        return {}
+    value = settings["r"] * per_rank if alpha is None and per_rank is not None else alpha
+    return {name: int(value) if value is not None and float(value).is_integer() else value}
+
+
+def _dropout(method: str, fields: Mapping[str, Any], dropout: float) -> dict[str, Any]:
+    name = next((name for name in fields if name.endswith("dropout")), None)
+    if name is not None:
+        return {name: dropout}
+    if dropout:
+        raise OptionError(f"{NAME}: method={method} has no dropout. Leave out dropout={dropout}.")
+    return {}
+
+
+def _divisor(layers: Iterable[Any], most: int) -> int:
+    """The largest divisor of all layers' sizes that is not above `most`."""
+    common = math.gcd(*(size for layer in layers for size in _sizes(layer) or ()))
+    return max((size for size in range(1, most + 1) if common % size == 0), default=1)
+
+
+def _scaled_at_their_input(model: Any, targets: Any) -> list[str]:
+    """IA3 scales what goes into the second layer of a feed-forward block, and what comes out of the others."""
+    sizes = {path: _sizes(model.get_submodule(path)) for path in _paths(model, targets)}
+    inputs = Counter(size[0] for size in sizes.values() if size is not None)
+    width = inputs.most_common(1)[0][0]
+    return list(shortest_names(model, [path for path, size in sizes.items() if size is not None and size[0] > width]))
+
+
+def _touches_tied(model: Any, targets: Any, saved: Iterable[str]) -> bool:
+    """Whether an adapter, or a trained copy, would come between the embeddings and an output layer tied to them."""
+    if not getattr(text_config(model), "tie_word_embeddings", False) or not hasattr(model, "get_input_embeddings"):
+        return False
+    names = (*saved, *(targets.modules if targets is not None else ()))
+    tied = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    paths = [path for path, module in model.named_modules() if any(module is layer for layer in tied)]
+    return any(path == name or path.endswith(f".{name}") for path in paths for name in names)
+
+
+def _task(model: Any) -> str | None:
+    name = type(model).__name__
+    if name.endswith("ConditionalGeneration") and getattr(model.config, "is_encoder_decoder", False):
+        return "SEQ_2_SEQ_LM"
+    return next((task for part, task in TASKS.items() if part in name), None)
+
+
+def _own(method: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's further options, checked by name."""
+    own = {}
+    for name, value in options.items():
+        if name in OWN_OPTIONS:
+            raise OptionError(f"{NAME}: say {OWN_OPTIONS[name]}=... instead of config={name}:{value}.")
+        if name not in fields:
+            raise OptionError(
+                f"{NAME}: method={method} has no option {name!r}.{nearest(name, fields)} It has: {_named(fields)}."
+            )
+        if name in NESTED and isinstance(value, Mapping):
+            import peft
+
+            value = getattr(peft, NESTED[name])(**value)
+        own[name] = value
+    return own
+
+
+def _named(fields: Mapping[str, Any]) -> str:
+    hidden = {*OWN_OPTIONS, "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
+    return ", ".join(name for name in fields if name not in hidden | {"inference_mode"})

@@ -1,0 +1,225 @@
+"""The technique `peft`: an adapter on a quantised or plain model, and the way out of it.
+
+The model is changed right after `transformers.Trainer.__init__`, inside the script's own class: what other techniques
+do to the model (a new head, removed layers) comes before the adapter, and TRL's trainers, which look for an adapter
+after that call, find one: DPO loads no second model for its reference. So nothing is handed over as `peft_config=`,
+which TRL wants before the model can be read; it then casts adapters of quantised models to bfloat16, and here they
+stay in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from ...errors import PluginError
+from ...technique import Technique, option
+
+logger = logging.getLogger(__name__)
+
+AUTO = ("auto",)
+LORAPLUS_RATIO = 16.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peft(Technique):
+    """See the options' help, `find_targets`, `make_config`, `quantize`, `AdaLoraCallback` and `ExportCallback`."""
+
+    name: ClassVar[str] = "peft"
+    summary: ClassVar[str] = "an adapter (LoRA, DoRA, ...) on the right layers, quantised or not, and merged exactly"
+
+    method: str = option(
+        "lora",
+        help="lora, rslora, dora, pissa, olora, loraplus, eva, adalora, ia3, vera, oft, boft, loha, lokr, hra, miss, "
+        "or any other type of the installed peft",
+    )
+    r: int | None = option(None, help="rank; none: 16, or peft's own where the method's size is no rank like LoRA's")
+    alpha: float | None = option(None, help="scale of the update; none: 2 r, or the method's own")
+    dropout: float = option(0.0, help="dropout on the adapter's input")
+    targets: tuple[str, ...] = option(
+        AUTO, help="auto: all linear layers of the repeated blocks; else names of layers, or ends of names; a+b"
+    )
+    exclude: tuple[str, ...] = option((), help="names, or ends of names, of layers that auto leaves out; a+b")
+    moe: Literal["attention", "experts"] | None = option(
+        None, help="of a mixture of experts: also the fused experts, or all but them; none: an error if that is little"
+    )
+    quant: Literal["nf4", "int8"] | None = option(None, help="quantise the frozen layers with bitsandbytes")
+    loraplus_ratio: float | None = option(
+        None, help="LoRA's B matrices learn at so many times the rate; none: 16 for method=loraplus, else 1"
+    )
+    modules_to_save: tuple[str, ...] = option(
+        AUTO, help="layers that are trained whole and saved with the adapter; auto: the head of a classifier; a+b"
+    )
+    adapter: str | None = option(None, help="a folder with a trained adapter to go on with instead of a new one")
+    export: Literal["none", "adapter", "merged", "both"] = option(
+        "none", help="when training ends, save the adapter, the merged and verified model, or both, below output_dir"
+    )
+    config: tuple[str, ...] = option((), help="further fields of the method's own configuration: key:value+key:value")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.config, Mapping):
+            pairs = tuple(f"{key}:{json.dumps(value)}" for key, value in self.config.items())
+            object.__setattr__(self, "config", pairs)
+        super().__post_init__()
+
+    def check(self) -> None:
+        from .names import read_options, refuse_method
+
+        self.require(self.r is None or self.r >= 1, "r", "it must be 1 or more.")
+        self.require(self.alpha is None or self.alpha > 0, "alpha", "it must be > 0.")
+        self.require(0 <= self.dropout < 1, "dropout", "it must lie in [0, 1).")
+        self.require(bool(self.targets), "targets", "name layers, or say auto.")
+        ratio, has_b = self.loraplus_ratio, self.method in ("lora", "rslora", "dora", "loraplus", "eva")
+        self.require(ratio is None or ratio > 0, "loraplus_ratio", "it must be > 0.")
+        self.require(ratio is None or has_b, "loraplus_ratio", "it is for lora, rslora, dora, loraplus and eva.")
+        self.require(self.moe is None or self.targets == AUTO, "moe", "it goes with targets=auto.")
+        self.require(not self.exclude or self.targets == AUTO, "exclude", "it goes with targets=auto.")
+        refuse_method(self.method, self.quant, self.export in ("merged", "both"))
+        read_options(self.config)
+
+    # ---- hooks ----
+
+    def ft_adapter(self, model: Any, args: Any) -> Any:
+        from .folders import config_for
+        from .names import has_targets
+        from .quantization import kind_of, never_repack, quantize
+
+        self._refuse_quantised_by_the_script(kind_of(model))
+        config, found = None, None
+        if self.adapter is not None:
+            config = config_for(model, Path(self.adapter))
+        elif has_targets(self.method):
+            found = self._targets(model)
+            logger.info("%s: method=%s on %s", self.name, self.method, found)
+        if self.quant is not None:
+            turned = quantize(model, self.quant, compute_dtype=_compute_dtype(args))
+            logger.info("%s: %d layers are %s", self.name, turned, self.quant)
+        never_repack(model)
+        return config or self._configuration(model, found)
+
+    def ft_callbacks(self) -> list[Any]:
+        from .export import ExportCallback
+        from .names import MUTATING, read_options
+        from .optim import SETTLED, WARMUP, AdaLoraCallback
+
+        callbacks: list[Any] = []
+        if self.method == "adalora":
+            own = read_options(self.config)
+            callbacks.append(AdaLoraCallback(None if "tinit" in own else WARMUP, None if "tfinal" in own else SETTLED))
+        if self.export != "none":
+            callbacks.append(ExportCallback(self.export, mutates=self.method in MUTATING))
+        return callbacks
+
+    def ft_trainer(self, trainer: Any) -> None:
+        from .folders import load_weights
+        from .names import MUTATING
+
+        if self.method in MUTATING and getattr(trainer, "ref_model", self) is None:
+            raise PluginError(
+                f"{self.name}: method={self.method} changes the weights under the adapter, and a "
+                f"{type(trainer).__name__} without ref_model= takes them for its reference. Pass a ref_model, or use "
+                "method=lora."
+            )
+        if self.adapter is not None:
+            load_weights(trainer.model, Path(self.adapter))
+        elif self.method == "eva":
+            from .eva import initialize
+
+            initialize(trainer)
+        learns, there = trainer.model.get_nb_trainable_parameters()
+        logger.info(
+            "%s: %s of %s parameters learn (%.2f %%)", self.name, f"{learns:,}", f"{there:,}", 100 * learns / there
+        )
+
+    def ft_param_groups(self, trainer: Any, model: Any) -> None:
+        from .optim import loraplus
+
+        ratio = LORAPLUS_RATIO if self.loraplus_ratio is None and self.method == "loraplus" else self.loraplus_ratio
+        if ratio not in (None, 1.0):
+            loraplus(trainer.optimizer, model, ratio)
+
+    # ---- what the options mean for a model ----
+
+    def _targets(self, model: Any) -> Any:
+        from .targets import find_norms, find_targets, named_targets
+
+        if self.targets != AUTO:
+            return named_targets(model, self.targets)
+        if self.method == "ln_tuning":
+            return find_norms(model)
+        return find_targets(model, moe=self.moe, exclude=self.exclude)
+
+    def _configuration(self, model: Any, targets: Any) -> Any:
+        from .methods import make_config
+        from .names import read_options
+
+        return make_config(
+            self.method,
+            model,
+            targets,
+            r=self.r,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            modules_to_save=self._saved_whole(model),
+            options=read_options(self.config),
+        )
+
+    def _saved_whole(self, model: Any) -> tuple[str, ...]:
+        from .layers import head_modules
+
+        return head_modules(model) if self.modules_to_save == AUTO else self.modules_to_save
+
+    def _refuse_quantised_by_the_script(self, kind: str | None) -> None:
+        from .names import refuse_method
+
+        if kind is not None:
+            refuse_method(self.method, kind, merged=False)
+
+    def plan_for(self, model: Any) -> str | None:
+        return str(self._targets(model))
+
+    def memory_effects(self, config: Any) -> dict[str, Any]:
+        return {"quant": self.quant, "change": self._without_numbers}
+
+    def _without_numbers(self, model: Any) -> Any:
+        """With the adapter, as the estimate of memory takes it: how it begins is of no account, or cannot be told."""
+        from peft import get_peft_model
+
+        from .names import has_targets, kind_of
+
+        config = self._configuration(model, self._targets(model) if has_targets(self.method) else None)
+        if kind_of(self.method) == "LORA":
+            config.init_lora_weights = True
+        return get_peft_model(model, config)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(r=4, loraplus_ratio=2.0)
+
+    def acted(self, trainer: Any) -> bool:
+        """The blocks are frozen, the adapter has learned, and its B matrices step at their own rate."""
+        from ... import lr_scale
+        from .optim import FACTOR
+
+        learned = [
+            bool(weight.detach().abs().sum() > 0)
+            for name, weight in trainer.model.named_parameters()
+            if "lora_B" in name and weight.requires_grad
+        ]
+        frozen = not any(
+            weight.requires_grad for name, weight in trainer.model.named_parameters() if ".base_layer." in name
+        )
+        factors = {group.get(lr_scale.KEY, {}).get(FACTOR) for group in trainer.optimizer.param_groups}
+        return bool(learned) and all(learned) and frozen and (self.loraplus_ratio is None or len(factors) > 1)
+
+
+def _compute_dtype(args: Any) -> Any:
+    import torch
+
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else None
