@@ -8,10 +8,15 @@ verify_model(model)
 from ...lazy import lazily
 
 _HOMES = {
+    "GateCallback": "gate",
+    "LayerRemoval": "technique",
     "block_stacks": "stacks",
     "choose_layers": "score",
+    "distilling": "distill",
+    "measure_curve": "curve",
     "measure_quality": "quality",
     "remove_layers": "remove",
+    "save_curve": "curve",
     "score_layers": "score",
     "verify_model": "verify",
 }

@@ -18,7 +18,7 @@ NGRAM = 4
 @dataclass(frozen=True)
 class Quality:
     """Attributes:
-    perplexity: exp of the mean loss of the batches.
+    perplexity: exp of the mean loss of the batches; nan without batches.
     repetition: share of a continuation's 4-grams that it has already had, mean over prompts; 0 is none.
     continuations: int64 [B, new tokens], greedy, one of each prompt.
     """
@@ -38,13 +38,13 @@ def measure_quality(model: Any, batches: Batches, prompts: torch.Tensor, *, new_
     """Measure a causal language model or an encoder-decoder.
 
     Args:
-        batches: held out, with labels.
+        batches: held out, with labels; none if only what it writes is of interest.
         prompts: int64 [B, L] without padding.
     """
     training = model.training
     model.train(False)
     try:
-        loss = mean_loss(model, batches)
+        loss = mean_loss(model, batches) if len(batches) else math.nan
         prompts = prompts.to(model.device)
         written = model.generate(
             prompts,
@@ -58,7 +58,12 @@ def measure_quality(model: Any, batches: Batches, prompts: torch.Tensor, *, new_
         model.train(training)
     continuations = written[:, -new_tokens:].cpu()
     repeated = [repetition(row) for row in continuations.tolist()]
-    return Quality(math.exp(loss), sum(repeated) / len(repeated), continuations)
+    return Quality(perplexity_of(loss), sum(repeated) / len(repeated), continuations)
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a loss in nats, infinite where that is too large."""
+    return math.exp(loss) if not loss > 700 else math.inf
 
 
 def repetition(tokens: Sequence[int], size: int = NGRAM) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-from ...errors import OptionError
-from .remove import Removal, remove_layers
-from .stacks import NAME, block_stacks
+from ...errors import OptionError, PluginError
+from .remove import Removal, refuse_architecture, remove_layers
+from .stacks import NAME, Stack, block_stacks
 
 Batches = Sequence[dict[str, torch.Tensor]]
+IGNORED = -100
 
 
 def choose_layers(
@@ -34,16 +36,35 @@ def choose_layers(
         method: a key of `METHODS`. perplexity: of all that are left, that without which the loss is lowest, again and
             again (as SLEB, Song et al. 2024, which scores by perplexity too). block_influence: those that turn hidden
             states least (ShortGPT, Men et al. 2024, equation 1). angular: the run of layers over which they turn least
-            (Gromov et al. 2024, equation 5). last, random: controls.
+            (Gromov et al. 2024, equation 5). taylor: the sum of |weight x gradient| over a layer's parameters, a first
+            guess of what the loss loses (Kim et al. 2024, arXiv:2402.02834, section 3.1; they keep the first and last
+            layers too). last, random: controls.
         protect_first, protect_last: layers at the ends that stay.
 
     Raises:
         OptionError: an option is out of range, or too few layers are left to choose from.
     """
-    depth = len(block_stacks(model)[side].layers)
-    free = list(range(protect_first, depth - protect_last))
+    return sorted(removal_order(model, batches, number, method, side, protect_first, protect_last, seed))
+
+
+def removal_order(
+    model: Any,
+    batches: Batches,
+    number: int,
+    method: str,
+    side: str = "",
+    protect_first: int = 1,
+    protect_last: int = 1,
+    seed: int = 0,
+) -> list[int]:
+    """`choose_layers`, in the order in which they go; but for angular, fewer layers are the first of these."""
+    stacks = block_stacks(model)
+    if side not in stacks:
+        raise OptionError(f"{NAME}: side={side!r}; this model has {', '.join(map(repr, stacks))}.")
+    depth = len(stacks[side].layers)
     if method not in METHODS:
         raise OptionError(f"{NAME}: method={method!r}; there are {', '.join(METHODS)}.")
+    free = _allowed(model, stacks[side], side, range(protect_first, depth - protect_last))
     if not 1 <= number <= len(free):
         raise OptionError(
             f"{NAME}: {number} layers of {depth} cannot be removed with protect_first={protect_first} and "
@@ -55,31 +76,52 @@ def choose_layers(
     model.train(False)
     try:
         with torch.no_grad():
-            return sorted(METHODS[method](model, batches, number, side, free, seed))
+            return list(METHODS[method](model, batches, number, side, free, seed))
     finally:
         model.train(training)
 
 
+def _allowed(model: Any, stack: Stack, side: str, layers: Iterable[int]) -> list[int]:
+    """Those that this architecture can lose."""
+    allowed, refused = [], None
+    for layer in layers:
+        try:
+            refuse_architecture(model, stack, side, [layer])
+            allowed.append(layer)
+        except PluginError as error:
+            refused = error
+    if not allowed and refused is not None:
+        raise refused
+    return allowed
+
+
 def mean_loss(model: Any, batches: Batches) -> float:
-    """The mean of the batches' losses."""
-    losses = [float(_forward(model, batch)["loss"]) for batch in batches]
-    return sum(losses) / len(losses)
+    """The loss per label of all batches, labels of -100 left out."""
+    causal = model.can_generate() and not model.config.is_encoder_decoder
+    total, count = 0.0, 0
+    for batch in batches:
+        labels = batch["labels"]
+        scored = int(((labels[..., 1:] if causal else labels) != IGNORED).sum())
+        if scored:
+            total, count = total + scored * float(_forward(model, batch)["loss"]), count + scored
+    return total / count if count else math.nan
 
 
 def score_layers(model: Any, batches: Batches, *, side: str = "") -> dict[str, list[float]]:
     """What each layer does, for people to look at.
 
     Returns:
-        `loss`: of the model without this layer alone; `block_influence`: 1 - cosine between what goes in and what comes
-        out, mean over tokens.
+        `loss`: of the model without this layer alone, empty where the batches have no labels; `block_influence`: 1 -
+        cosine between what goes in and what comes out, mean over tokens.
     """
     training = model.training
     model.train(False)
     try:
         with torch.no_grad():
             depth = len(block_stacks(model)[side].layers)
-            losses = [_loss_without(model, batches, [layer], side) for layer in range(depth)]
-            turned = [_turned(model, batches, side, 1)[layer] for layer in range(depth)]
+            labelled = "labels" in batches[0]
+            losses = [_loss_without(model, batches, [layer], side) for layer in range(depth) if labelled]
+            turned = _turned(model, batches, side, 1)
     finally:
         model.train(training)
     return {"loss": losses, "block_influence": turned}
@@ -144,8 +186,30 @@ def _turned(model: Any, batches: Batches, side: str, over: int) -> list[float]:
     return [total / tokens for total in totals]
 
 
+def _by_taylor(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+    layers = block_stacks(model)[side].layers
+    learned = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    kept = {name: weight.grad for name, weight in model.named_parameters()}
+    totals = [0.0] * len(layers)
+    try:
+        for weight in model.parameters():
+            weight.grad = None
+            weight.requires_grad_(weight.is_floating_point())
+        for batch in batches:
+            with torch.enable_grad():
+                _forward(model, batch)["loss"].backward()
+        for layer, module in enumerate(layers):
+            gradients = [(weight, weight.grad) for weight in module.parameters() if weight.grad is not None]
+            totals[layer] = sum(float((weight * gradient).abs().sum()) for weight, gradient in gradients)
+    finally:
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(learned[name])
+            weight.grad = kept[name]
+    return sorted(free, key=lambda layer: (totals[layer], layer))[:number]
+
+
 def _last(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
-    return free[-number:]
+    return free[::-1][:number]
 
 
 def _random(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
@@ -162,6 +226,7 @@ METHODS: dict[str, Callable[..., Iterable[int]]] = {
     "perplexity": _by_perplexity,
     "block_influence": _by_influence,
     "angular": _by_angle,
+    "taylor": _by_taylor,
     "last": _last,
     "random": _random,
 }

@@ -1,0 +1,90 @@
+"""Healing helped by the original: its distribution over the next token is a part of what the smaller model learns.
+
+    with distilling(model, original, 1.0):
+        loss = model(**batch).loss          # cross-entropy + 1.0 x KL(original || model)
+
+The term is averaged as the model averages its own loss: over the scored tokens, or over those of the whole step where
+the trainer says how many there are (`num_items_in_batch`). Hinton et al. 2015 (arXiv:1503.02531) at temperature 1;
+Muralidharan et al. 2024 (arXiv:2407.14679, section 3) heal pruned language models so, without the cross-entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ...errors import PluginError
+from .stacks import NAME
+
+IGNORED = -100
+
+
+@contextmanager
+def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
+    """While it lasts, `model(**batch)` adds `weight` x KL to `outputs.loss` wherever gradients are on.
+
+    Args:
+        model: what the trainer calls, with or without an adapter, not yet wrapped for several processes.
+        original: the whole model; it is moved to the model's device, and gets no gradients.
+
+    Raises:
+        PluginError: from the call, if it has no labels or gives no logits.
+    """
+
+    def add(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return outputs
+        logits = getattr(outputs, "logits", None)
+        labels = kwargs.get("labels")
+        if logits is None or labels is None or getattr(outputs, "loss", None) is None:
+            raise PluginError(
+                f"{NAME}: distill={weight} needs a model called with labels that gives loss and logits, and "
+                f"{type(module).__name__} did not: Trainer and Seq2SeqTrainer call it so, TRL's trainers do not. "
+                "Set distill=0."
+            )
+        given = {name: value for name, value in kwargs.items() if name not in ("labels", "num_items_in_batch")}
+        if "decoder_input_ids" not in given and getattr(original.config, "is_encoder_decoder", False):
+            given["decoder_input_ids"] = original.prepare_decoder_input_ids_from_labels(labels)
+        with torch.no_grad():
+            target = original.to(logits.device)(**given).logits
+        outputs["loss"] = outputs["loss"] + weight * divergence(
+            logits, target, labels, shifted=_is_causal(original), items=kwargs.get("num_items_in_batch")
+        )
+        return outputs
+
+    original.train(False).requires_grad_(False)
+    handle = model.register_forward_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def divergence(
+    logits: torch.Tensor, target: torch.Tensor, labels: torch.Tensor, *, shifted: bool, items: Any = None
+) -> torch.Tensor:
+    """KL(target || logits), in nats, mean over what is scored.
+
+    Args:
+        logits, target: float [B, L, V], or [B, V] of a classifier of rows.
+        labels: int64 [B, L], -100 where nothing is scored, or of rows, [B] or [B, ...].
+        shifted: the logits of a position are for the next one's label.
+        items: number to divide by, instead of the scored ones here.
+    """
+    if logits.dim() == 3 and labels.shape[:2] == logits.shape[:2]:
+        if shifted:
+            logits, target, labels = logits[:, :-1], target[:, :-1], labels[:, 1:]
+        scored = labels != IGNORED
+        logits, target = logits[scored], target[scored]
+    logits, target = logits.flatten(0, -2).float(), target.flatten(0, -2).float()
+    summed = torch.nn.functional.kl_div(
+        logits.log_softmax(-1), target.log_softmax(-1), reduction="sum", log_target=True
+    )
+    return summed / (max(len(logits), 1) if items is None else items)
+
+
+def _is_causal(model: Any) -> bool:
+    return model.can_generate() and not model.config.is_encoder_decoder

@@ -1,0 +1,135 @@
+"""Whether the healed model is still good enough: measured when training ends, against the original on the same rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers.trainer_callback import TrainerCallback
+
+from ...errors import PluginError
+from .quality import Quality
+from .stacks import NAME
+from .surgery import Surgery, find_surgery, quality_of
+
+logger = logging.getLogger(__name__)
+
+REPORT = "layer_removal_report.json"
+
+
+class GateCallback(TrainerCallback):
+    """Measures the healed model when training ends, writes the report, and ends the run if it is worse than allowed.
+
+    Args:
+        max_degradation: largest share by which perplexity may be above the original's; None: no gate.
+        max_repetition: largest rise of the share of repeated 4-grams.
+        on_fail: `restore`: the trainer's model is the original again, and a `PluginError` ends the run; `warn`.
+    """
+
+    def __init__(self, max_degradation: float | None, max_repetition: float | None, on_fail: str) -> None:
+        self.max_degradation = max_degradation
+        self.max_repetition = max_repetition
+        self.on_fail = on_fail
+        self.report: dict[str, Any] = {}
+        self._trainer: Any = None
+
+    def set_trainer(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_trainer": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        surgery = self._surgery()
+        return {"removed": list(surgery.removed), "side": surgery.side} if surgery is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        surgery = self._surgery()
+        if surgery is not None and state and tuple(state["removed"]) != surgery.removed:
+            raise PluginError(
+                f"{NAME}: the checkpoint's model is without layers {state['removed']}, and this run has removed "
+                f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}."
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        surgery = self._surgery()
+        if surgery is None:
+            return
+        model = self._model()
+        with torch.random.fork_rng(devices=[]):
+            healed = quality_of(model, surgery.held_out, surgery.prompts)
+        # Ranks may differ in the last bits, and must not in what they do.
+        found: list[Any] = [self._judge(surgery, healed)]
+        if args.world_size > 1:
+            dist.broadcast_object_list(found, src=0)
+        self.report = found[0]
+        if args.should_save:
+            folder = Path(args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / REPORT).write_text(json.dumps(self.report, indent=1), encoding="utf-8")
+        for line in self.report["failed"]:
+            logger.warning("%s: %s", NAME, line)
+        if not self.report["failed"]:
+            logger.info("%s: %s", NAME, self.report["said"])
+        elif self.on_fail == "restore":
+            self._restore(surgery)
+            raise PluginError(
+                f"{NAME}: {'; '.join(self.report['failed'])}. The trainer's model is the original again; checkpoints "
+                f"in {args.output_dir} hold the smaller one. Remove fewer layers, train for longer, or say "
+                "max_degradation=..., or on_fail=warn."
+            )
+
+    def _judge(self, surgery: Surgery, healed: Quality | None) -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "removed": list(surgery.removed),
+            "layers_before": surgery.depth,
+            "side": surgery.side,
+            "chosen_by": surgery.why,
+            "failed": [],
+        }
+        said = f"without layers {list(surgery.removed)} of {surgery.depth}"
+        if surgery.whole is None or healed is None:
+            return report | {"said": f"{said}; there is no evaluation data with a loss, so nothing was compared"}
+        for name, quality in (("original", surgery.whole), ("before_healing", surgery.cut), ("healed", healed)):
+            assert quality is not None
+            report[name] = {key: value for key, value in asdict(quality).items() if key != "continuations"}
+            if surgery.prompts is not None:
+                report[name]["match"] = quality.match(surgery.whole)
+            else:
+                del report[name]["repetition"]
+        rise = healed.perplexity / surgery.whole.perplexity - 1
+        report["degradation"] = rise
+        if self.max_degradation is not None and not rise <= self.max_degradation:
+            report["failed"].append(
+                f"held-out perplexity is {healed.perplexity:.4g}, {rise:+.1%} against the original's, and "
+                f"max_degradation={self.max_degradation}"
+            )
+        more = healed.repetition - surgery.whole.repetition
+        if self.max_repetition is not None and surgery.prompts is not None and not more <= self.max_repetition:
+            report["failed"].append(
+                f"it repeats {healed.repetition:.0%} of what it writes, the original {surgery.whole.repetition:.0%}, "
+                f"and max_repetition={self.max_repetition}"
+            )
+        cut = surgery.cut.perplexity if surgery.cut is not None else math.nan
+        return report | {
+            "said": f"{said} held-out perplexity was {surgery.whole.perplexity:.4g} before, {cut:.4g} after the "
+            f"removal, and is {healed.perplexity:.4g} ({rise:+.1%})"
+        }
+
+    def _restore(self, surgery: Surgery) -> None:
+        original = surgery.original.to(self._trainer.args.device)
+        original.requires_grad_(True)
+        trainer = self._trainer
+        trainer.model = trainer.model_wrapped = trainer.callback_handler.model = original
+
+    def _model(self) -> Any:
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
+
+    def _surgery(self) -> Surgery | None:
+        return find_surgery(self._model())

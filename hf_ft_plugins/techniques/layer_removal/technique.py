@@ -1,0 +1,262 @@
+"""The technique `layer-removal`: the script's own training run heals a model without the layers it needs least.
+
+The layers go right after `transformers.Trainer.__init__`, before an adapter is put on. A model whose configuration
+says that layers are gone (`removed_layers`) is left as it is: it is one that an earlier run has saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from ...errors import OptionError, PluginError
+from ...technique import Technique, option
+
+logger = logging.getLogger(__name__)
+
+FRACTION = 0.2
+# Rows that the models before and after are compared on.
+HELD_OUT = 64
+METHODS = ("auto", "perplexity", "block_influence", "angular", "taylor", "last", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRemoval(Technique):
+    """See the options' help, `choose_layers`, `remove_layers`, `distilling` and `GateCallback`."""
+
+    name: ClassVar[str] = "layer-removal"
+    summary: ClassVar[str] = "removes the layers that are needed least; the run heals the rest, and a gate compares"
+
+    fraction: float | None = option(None, help="share of the layers to remove; 0.2 where nothing else is said")
+    number: int | None = option(None, help="how many layers to remove")
+    layers: tuple[int, ...] = option((), help="these layers, numbered from 0; a+b")
+    side: Literal["", "encoder", "decoder"] = option(
+        "", help="of an encoder-decoder, whose layers; none: the decoder's"
+    )
+    method: str = option(
+        "auto",
+        help="perplexity, block_influence, angular, taylor, last or random; auto: perplexity if the model writes text, "
+        "else block_influence, as its head may be new",
+    )
+    calibration: int = option(32, help="training rows to choose by")
+    protect_first: int = option(1, help="layers at the beginning that stay")
+    protect_last: int = option(1, help="layers at the end that stay")
+    distill: float = option(0.0, help="weight of the divergence from the original, which is kept in memory; 0: none")
+    max_degradation: float | None = option(
+        0.2, help="largest share by which held-out perplexity may end above the original's; none: no gate"
+    )
+    max_repetition: float | None = option(0.25, help="largest rise of the share of repeated 4-grams; none: no gate")
+    on_fail: Literal["restore", "warn"] = option(
+        "restore", help="restore: the original is kept in memory, put back, and the run ends with an error; warn"
+    )
+
+    def check(self) -> None:
+        said = [name for name in ("fraction", "number") if getattr(self, name) is not None]
+        said += ["layers"] if self.layers else []
+        self.require(len(said) <= 1, said[0] if said else "layers", f"say one of {', '.join(said)}.")
+        self.require(self.fraction is None or 0 < self.fraction < 1, "fraction", "it must lie between 0 and 1.")
+        self.require(self.number is None or self.number >= 1, "number", "it must be 1 or more.")
+        self.require(all(layer >= 0 for layer in self.layers), "layers", "layers are numbered from 0.")
+        self.require(self.method in METHODS, "method", f"there are {', '.join(METHODS)}.")
+        for name in ("protect_first", "protect_last", "distill"):
+            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.")
+        self.require(self.calibration >= 1, "calibration", "it must be 1 or more.")
+        for name in ("max_degradation", "max_repetition"):
+            self.require(
+                getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none."
+            )
+
+    def conflict(self, other: Technique) -> str | None:
+        if other.name == "behavioral":
+            return (
+                "layer-removal takes layers from the model alone, and behavioral holds it to a reference with the same "
+                "layers. Remove and heal them in a run before."
+            )
+        if other.name == "multitask":
+            return (
+                "layer-removal takes what a configuration tells the number of, and a model of several tasks is built "
+                "around an encoder with its own. Remove them before: remove_layers(encoder, ...), save_pretrained, and "
+                "build it on that."
+            )
+        return None
+
+    # ---- hooks ----
+
+    def ft_model(self, model: Any, args: Any, first_batches: Any) -> None:
+        import torch
+
+        from .remove import original_layers
+        from .stacks import block_stacks
+
+        if args.fsdp or args.deepspeed:
+            raise PluginError(f"{self.name}: a model that FSDP or DeepSpeed has cut up cannot lose layers here.")
+        if hasattr(model, "peft_config"):
+            raise PluginError(
+                f"{self.name}: the script's model has adapters already. Remove layers first: --with peft."
+            )
+        stacks = block_stacks(model)
+        side = self.side or ("decoder" if "decoder" in stacks else "")
+        gone = original_layers(model.config.get_text_config() if not side else model.config, side)
+        if gone:
+            logger.info("%s: this model is without layers %s already; it is left as it is", self.name, list(gone))
+            return
+        devices = sorted({weight.device.index for weight in model.parameters() if weight.device.type == "cuda"})
+        # A run without the technique draws the same random numbers afterwards.
+        with torch.random.fork_rng(devices=devices):
+            self._operate(model, args, first_batches, side, len(stacks[side].layers) if side in stacks else 0)
+
+    def ft_loss(self, trainer: Any) -> AbstractContextManager[None] | None:
+        from .distill import distilling
+        from .surgery import find_surgery
+
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        surgery = find_surgery(model)
+        if not self.distill or surgery is None:
+            return None
+        return distilling(model, surgery.original, self.distill)
+
+    def ft_callbacks(self) -> list[Any]:
+        from .gate import GateCallback
+
+        return [GateCallback(self.max_degradation, self.max_repetition, self.on_fail)]
+
+    # ---- what is done ----
+
+    def _operate(self, model: Any, args: Any, first_batches: Any, side: str, depth: int) -> None:
+        from .curve import measure_choices, save_curve
+        from .remove import remove_layers
+        from .surgery import Surgery, prompts_of, quality_of, remember
+        from .verify import verify_cache
+
+        batches = _inputs_of(model, first_batches(self.calibration)) if not self.layers else []
+        held_out = _inputs_of(model, first_batches(HELD_OUT, "eval"))
+        held_out = held_out if held_out and _gives_loss(model, held_out[0]) else []
+        order, why = self._choose(model, batches, side, depth)
+        order = _as_first_rank(order, args)
+        surgery = Surgery(tuple(sorted(order)), depth, side, why, held_out, prompts_of(model, held_out))
+        if held_out:
+            surgery.whole = quality_of(model, held_out, surgery.prompts)
+        if self.distill or (self._has_gate and self.on_fail == "restore" and held_out):
+            surgery.original = copy.deepcopy(model) if self.distill else copy.deepcopy(model).to("cpu")
+        remove_layers(model, order, side=side)
+        verify_cache(model)
+        remember(model, surgery)
+        logger.info(
+            "%s: layers %s of %d are gone (%s): %s parameters are left",
+            *(self.name, list(surgery.removed), depth, why, f"{model.num_parameters():,}"),
+        )
+        if not held_out:
+            logger.warning(
+                "%s: there is no evaluation data with a loss, so nothing is compared when training ends", self.name
+            )
+            return
+        surgery.cut = quality_of(model, held_out, surgery.prompts)
+        if args.should_save and surgery.original is not None:
+            steps = [sorted(order[:count]) for count in range(1, len(order) + 1)] if why != "angular" else [order]
+            points = measure_choices(surgery.original, steps, held_out, side=side, prompts=surgery.prompts)
+            logger.info("%s: the curve is in %s", self.name, save_curve(points, Path(args.output_dir)))
+
+    def _choose(self, model: Any, batches: Any, side: str, depth: int) -> tuple[list[int], str]:
+        from .score import removal_order
+
+        if self.layers:
+            kept = [*range(self.protect_first), *range(depth - self.protect_last, depth)]
+            protected = sorted(set(self.layers) & set(kept))
+            if protected:
+                raise OptionError(
+                    f"{self.name}: layers={'+'.join(map(str, self.layers))} holds {protected}, which "
+                    f"protect_first={self.protect_first} and protect_last={self.protect_last} of {depth} layers keep. "
+                    "Set these lower, or name others."
+                )
+            return sorted(set(self.layers)), "named"
+        method = self.method
+        loss = bool(batches) and _gives_loss(model, batches[0])
+        if method == "auto":
+            method = "perplexity" if model.can_generate() and loss else "block_influence"
+        if method in ("perplexity", "taylor") and batches and not loss:
+            raise PluginError(
+                f"{self.name}: method={method} needs batches with labels, and the training data's give this model no "
+                "loss. Say method=block_influence, or name the layers: layers=..."
+            )
+        if not batches and method not in ("last", "random"):
+            raise PluginError(
+                f"{self.name}: there is no training data to choose by (method={method}). Name the layers, as "
+                "`hf-ft layers MODEL` shows them: layers=..."
+            )
+        order = removal_order(
+            model, batches, self.count(depth), method, side, self.protect_first, self.protect_last, seed=0
+        )
+        return order, method
+
+    @property
+    def _has_gate(self) -> bool:
+        return self.max_degradation is not None or self.max_repetition is not None
+
+    def count(self, depth: int) -> int:
+        """How many of `depth` layers go."""
+        if self.layers:
+            return len(set(self.layers))
+        if self.number is not None:
+            return self.number
+        return max(1, round((FRACTION if self.fraction is None else self.fraction) * depth))
+
+    def plan_for(self, model: Any) -> str | None:
+        from .stacks import block_stacks
+
+        stacks = block_stacks(model)
+        stack = stacks[self.side or ("decoder" if "decoder" in stacks else "")]
+        depth = len(stack.layers)
+        which = "+".join(map(str, self.layers)) if self.layers else f"chosen by method={self.method}"
+        return f"{self.count(depth)} of the {depth} layers of {stack.name} go: {which}"
+
+    def memory_effects(self, config: Any) -> dict[str, Any]:
+        return {
+            "removed": self.count(config.get_text_config().num_hidden_layers),
+            "copies": int(self.distill > 0),
+            "host_copies": int(self._has_gate and self.on_fail == "restore" and not self.distill),
+        }
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(number=1, protect_first=0, protect_last=0, max_degradation=None, max_repetition=None)
+
+    def acted(self, trainer: Any) -> bool:
+        """The configuration says what is gone, and the model is what it says."""
+        from ..heads import base_of
+        from .stacks import block_stacks
+        from .surgery import find_surgery
+
+        surgery = find_surgery(trainer.model)
+        if surgery is None:
+            return False
+        stack = block_stacks(base_of(trainer.model))[surgery.side]
+        return len(stack.layers) == surgery.depth - len(surgery.removed)
+
+
+def _inputs_of(model: Any, batches: Any) -> list[dict[str, Any]]:
+    """Without what the model does not take, such as a trainer's weights of rows."""
+    parameters = inspect.signature(model.forward).parameters
+    return [{name: value for name, value in batch.items() if name in parameters} for batch in batches]
+
+
+def _gives_loss(model: Any, batch: dict[str, Any]) -> bool:
+    import torch
+
+    if "labels" not in batch:
+        return False
+    with torch.no_grad():
+        return getattr(model(**batch), "loss", None) is not None
+
+
+def _as_first_rank(order: list[int], args: Any) -> list[int]:
+    import torch.distributed as dist
+
+    found = [order]
+    if args.world_size > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
