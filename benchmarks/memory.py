@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, Trainer, TrainingArguments
 
 from benchmarks.report import Result, arguments, conditions, show
+from hf_ft_plugins import with_plugins
 from hf_ft_plugins.memory import estimate_memory
+from hf_ft_plugins.registry import resolve
 
 LENGTH, BATCH, VOCABULARY = 256, 8, 8192
 GATES = {"cpu": 0.15, "cuda": 0.10}
@@ -34,12 +35,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {"model_type": "gpt2", "n_embd": 512, "n_layer": 8, "n_head": 8},
     "BertForSequenceClassification": {"model_type": "bert", **WIDE},
 }
-# optim, gradient_checkpointing, an adapter
-RUNS = {
-    "adamw": ("adamw_torch_fused", False, False),
-    "adamw, checkpointing": ("adamw_torch_fused", True, False),
-    "sgd": ("sgd", False, False),
-    "LoRA": ("adamw_torch_fused", False, True),
+# optim, gradient_checkpointing, techniques
+RUNS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
+    "adamw": ("adamw_torch_fused", False, ()),
+    "adamw, checkpointing": ("adamw_torch_fused", True, ()),
+    "sgd": ("sgd", False, ()),
+    "LoRA": ("adamw_torch_fused", False, ("peft",)),
+    "LoRA on NF4, checkpointing": ("adamw_torch_fused", True, ("peft:quant=nf4",)),
+    "3 layers removed, LoRA on int8": (
+        "adamw_torch_fused",
+        False,
+        ("layer-removal:layers=2+3+4,max_degradation=none", "peft:quant=int8"),
+    ),
 }
 # Of glibc's heap, beyond which it asks the system for a block of its own and gives it back.
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
@@ -69,12 +76,6 @@ def args_of(run: str, device: str, folder: str) -> TrainingArguments:
     )
 
 
-def adapted(model: Any) -> Any:
-    """With LoRA on the attention's inputs."""
-    targets = ["q_proj", "v_proj", "c_attn", "query", "value"]
-    return get_peft_model(model, LoraConfig(target_modules=targets))
-
-
 def measured(architecture: str, run: str, device: str) -> int:
     """Bytes that a run takes at its peak; to be called in a process of its own."""
     torch.set_num_threads(1)
@@ -82,14 +83,16 @@ def measured(architecture: str, run: str, device: str) -> int:
     for row in rows:
         row["labels"] = torch.tensor(1) if "Classification" in architecture else row["input_ids"]
 
+    hosted = with_plugins(Trainer, *RUNS[run][2])
+
     def train(**changes: Any) -> None:
         model = getattr(transformers, architecture)(config_of(architecture, **changes))
-        model = adapted(model) if RUNS[run][2] else model
         with tempfile.TemporaryDirectory() as folder:
-            Trainer(model, args_of(run, device, folder), train_dataset=rows).train()
+            hosted(model, args_of(run, device, folder), train_dataset=rows).train()
 
     # Code is loaded with the first run, which is not measured.
-    train(**{name: 1 for name in MODELS[architecture] if name in ("num_hidden_layers", "n_layer")})
+    small = {"hidden_size": 64, "intermediate_size": 64, "n_embd": 64}
+    train(**{name: value for name, value in small.items() if name in MODELS[architecture]})
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -124,14 +127,14 @@ def main() -> None:
     common = conditions(args.device, length=LENGTH, batch=BATCH)
     results = []
     for architecture in MODELS:
-        for run, (_, _, with_adapter) in RUNS.items():
+        for run, (_, _, techniques) in RUNS.items():
             real = in_a_process(architecture, run, args.device, GIVEN_BACK)
             with tempfile.TemporaryDirectory() as folder:
                 estimate = estimate_memory(
                     config_of(architecture),
                     args_of(run, args.device, folder),
                     length=LENGTH,
-                    change=adapted if with_adapter else None,
+                    techniques=map(resolve, techniques),
                 )
             more: dict[str, Any] = {"four_bytes": round(estimate.weights_only / real, 3)}
             noise = None

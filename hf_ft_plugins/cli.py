@@ -18,6 +18,7 @@ from . import hooks, registry, state
 from .errors import OptionError, PluginError
 from .technique import Technique
 from .techniques.behavioral.inspect_log import app as behavior
+from .techniques.layer_removal.command import app as layers
 
 app = typer.Typer(
     name="hf-ft",
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(behavior)
+app.add_typer(layers)
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -117,7 +119,7 @@ def check(
     plan = _plan(techniques)
     empty = _without_weights(model) if model else None
     plans = {} if empty is None else {technique.name: technique.plan_for(empty) for technique in techniques}
-    estimate = _memory(model, arguments or [], length, budget) if memory else None
+    estimate = _memory(model, arguments or [], length, budget, techniques) if memory else None
     if as_json:
         about = {"techniques": state.describe(techniques), "hooks": plan, "model": plans}
         if estimate is not None:
@@ -272,7 +274,9 @@ def _read_recipe(file: Path) -> list[Any]:
     return content["techniques"]
 
 
-def _memory(model: str | None, given: list[str], length: int, budget: float | None) -> Any:
+def _memory(
+    model: str | None, given: list[str], length: int, budget: float | None, techniques: tuple[Technique, ...]
+) -> Any:
     """The estimate for a model's folder or name under TrainingArguments said as NAME=VALUE."""
     if model is None:
         raise PluginError("memory: --memory estimates a model; name its folder or hub name with --model.")
@@ -290,9 +294,12 @@ def _memory(model: str | None, given: list[str], length: int, budget: float | No
         )
     config = AutoConfig.from_pretrained(model)
 
-    def estimated(args: Any) -> Any:
+    def estimated(args: Any, another: str | None = None) -> Any:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return estimate_memory(config, args, length=length, device=device)
+        listed = techniques if another is None else (*techniques, registry.resolve(another))
+        if another is not None and "ft_adapter" in _plan(techniques):
+            return None
+        return estimate_memory(config, args, length=length, techniques=listed, device=device)
 
     estimate = estimated(args)
     if budget is not None:

@@ -23,9 +23,23 @@ _spec = pluggy.HookspecMarker(PROJECT)
 
 
 @_spec
-def ft_model(model: Any, train_dataset: Any, args: Any, processing_class: Any) -> None:
-    """**all**. Change the model in place (a new head, removed layers): first, right after the trainer's `__init__`, and
-    for each model that `model_init` makes later.
+def ft_model(model: Any, train_dataset: Any, args: Any, processing_class: Any, first_batches: Any) -> None:
+    """**all**. Change the model in place (a new head, removed layers): first, when `transformers.Trainer.__init__` is
+    done, and for each model that `model_init` makes later.
+
+    `first_batches(count, split="train")` gives the first `count` rows of the training (`"eval"`: evaluation) data, as
+    the techniques will supply and collate them: a list of batches on this process's device, the same on every rank.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_adapter(model: Any, args: Any) -> Any:
+    """**owner**. The `PeftConfig` of an adapter, right after `ft_model`; None for none.
+
+    Asked when `transformers.Trainer.__init__` is done, and for each model that `model_init` makes later. The model is
+    on its device, and may be changed in place (quantised); the host puts the adapter on it. A script's model that has
+    one already is an error.
     """
     raise NotImplementedError
 

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers.trainer import Trainer
 from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
 from . import hooks, lr_scale
+from .adapter import Innermost
 from .checkpoints import WholeCheckpoints
 from .errors import ConflictError, PluginError
 from .inputs import Inputs
@@ -55,7 +57,12 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
         *(resolve(technique) for technique in techniques),
     )
     hooks.manager(listed)
-    bases = (trainer_class,) if issubclass(trainer_class, Host) else (Host, trainer_class)
+    if issubclass(trainer_class, Host):
+        bases: tuple[type, ...] = (trainer_class,)
+    elif trainer_class is Trainer:
+        bases = (Host, Innermost)
+    else:
+        bases = (Host, trainer_class, Innermost)
     return type(
         trainer_class.__name__,
         bases,

@@ -10,16 +10,18 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
 
+from .adapter import Adapted
 from .errors import PluginError
 
 
-class Inputs:
+class Inputs(Adapted):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     # The order of the training examples and their batches, where a technique supplies them.
@@ -42,11 +44,13 @@ class Inputs:
     _ask_chain: Any
     _ask_owner: Any
     _remove_unused_columns: Any
+    _signature_columns: Any
+    _move_model_to_device: Any
+    place_model_on_device: bool
     _get_collator_with_removed_columns: Any
 
     def _supply_inputs(self) -> None:
         known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
-        self._change_model(self.model)
         self.train_dataset = self._supplied_dataset(self.train_dataset, "train", known)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {
@@ -54,11 +58,8 @@ class Inputs:
             }
         else:
             self.eval_dataset = self._supplied_dataset(self.eval_dataset, "eval", known)
-        script_collator = self.data_collator
-        self.data_collator, self.eval_collator = (
-            self._ask_owner("ft_collator", collator=script_collator, split=split, **known) or script_collator
-            for split in ("train", "eval")
-        )
+        collators = [self._supplied_collator_for(split, known) for split in ("train", "eval")]
+        self.data_collator, self.eval_collator = collators
         self._supplied_collator = self.data_collator
         if self.compute_metrics is None:
             self.compute_metrics = self._ask_owner("ft_metrics", **known)
@@ -90,19 +91,52 @@ class Inputs:
             train_dataset=self.train_dataset,
             args=self.args,
             processing_class=self.processing_class,
+            first_batches=partial(self._first_batches, model),
         )
+
+    def _first_batches(self, model: Any, count: int, split: str = "train") -> list[Any]:
+        """The first rows of the script's data as they will be collated, on this process's device; [] without data.
+
+        Of several evaluation sets, those of the first.
+        """
+        training, name = split == "train", split
+        dataset = self.train_dataset if training else self.eval_dataset
+        if isinstance(dataset, dict) and not training:
+            name, dataset = next(iter(dataset.items()), (split, None))
+        if dataset is None:
+            return []
+        collator, signature = self.data_collator, self._signature_columns
+        # For a model of model_init, made later, all is supplied already.
+        supplied = hasattr(self, "eval_collator")
+        with self._collator(training) if supplied else contextlib.nullcontext():
+            if not supplied:
+                known = {"model": model, "args": self.args, "processing_class": self.processing_class}
+                # All of it: of a few rows alone a technique may make, or refuse, something else.
+                dataset = self._supplied_dataset(dataset, name, known)
+                self.data_collator = self._supplied_collator_for("train" if training else "eval", known)
+            try:
+                return list(self.feature_batches(_first_rows(dataset, count)))
+            finally:
+                self.data_collator, self._signature_columns = collator, signature
 
     def call_model_init(self, trial: Any = None) -> Any:
         model = super().call_model_init(trial)  # type: ignore[misc]
         # The first of these calls is in Trainer's `__init__`, which does not know the data yet.
         if hasattr(self, "eval_collator"):
-            self._change_model(model)
+            # Quantised where it will stay: bitsandbytes' layers are not moved by Trainer.
+            if self.place_model_on_device:
+                self._move_model_to_device(model, self.args.device)
+            return self._supplied_model(model)
         return model
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.train_order is not None:
             return self.train_order
         return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+
+    def _supplied_collator_for(self, split: str, known: dict[str, Any]) -> Any:
+        answer = self._ask_owner("ft_collator", collator=self.data_collator, split=split, **known)
+        return self.data_collator if answer is None else answer
 
     def _supplied_dataset(self, dataset: Any, split: str, known: dict[str, Any]) -> Any:
         return dataset if dataset is None else self._ask_chain("ft_dataset", dataset=dataset, split=split, **known)
@@ -166,9 +200,9 @@ class Inputs:
         finally:
             self.data_collator = training
 
-    def feature_batches(self) -> Any:
+    def feature_batches(self, dataset: Any = None) -> Any:
         """The training data in order, undivided, as the training batches are collated, on this process's device."""
-        read = self._read_as(self.train_dataset, "Training")
+        read = self._read_as(self.train_dataset if dataset is None else dataset, "Training")
         loader = DataLoader(batch_size=self.args.eval_batch_size, **read)
         return prepare_data_loader(loader, device=self.args.device, num_processes=1, put_on_device=True)
 
@@ -218,3 +252,11 @@ class Inputs:
         if skipped and hasattr(self.train_batches, "seek") and not self.args.ignore_data_skip:
             self.train_batches.seek(skipped)
         return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+
+def _first_rows(dataset: Any, count: int) -> Any:
+    if hasattr(dataset, "select"):
+        return dataset.select(range(min(count, len(dataset))))
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return [dataset[row] for row in range(min(count, len(dataset)))]
+    return list(islice(dataset, count))

@@ -45,7 +45,8 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
         raise ValueError(f"lr_scale: the factor {name}={factor!r} must be finite and not negative.")
     inner = innermost(optimizer)
     for group in inner.param_groups if groups is None else groups:
-        group.setdefault(KEY, {})[name] = float(factor)
+        # A new mapping: groups that were split from one share theirs.
+        group[KEY] = {**group.get(KEY, {}), name: float(factor)}
     if not hasattr(inner, _INSTALLED):
         setattr(inner, _INSTALLED, [])
         inner.register_step_pre_hook(_apply)

@@ -9,12 +9,13 @@ layer more adds the same to either phase, the passes and the optimizer's step, a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import OptionError, PluginError
+from .technique import Technique
 
 FEW, MORE = 2, 3
 GIB = 2**30
@@ -36,7 +37,7 @@ class MemoryEstimate:
         gradients, optimizer: of what is trained; gradients are 0 where the peak comes before they are there.
         activations: what the passes hold at the peak, logits and temporary tensors included.
         peak: all of these together, with the allocator's share.
-        phase: "passes" or "optimizer": when the peak is.
+        phase: "loading", "passes" or "optimizer": when the peak is.
         weights_only: four bytes a parameter, the rule of thumb.
     """
 
@@ -66,19 +67,23 @@ def estimate_memory(
     args: Any,
     *,
     length: int,
+    techniques: Iterable[Technique] = (),
     change: Callable[[Any], Any] | None = None,
     quant: str | None = None,
+    removed: int = 0,
     model_class: Any = None,
     device: str = "cpu",
 ) -> MemoryEstimate:
-    """The peak of one training step of `model` under `args`.
+    """The peak of one training step of `model` under `args`, or of what comes before it.
 
     Args:
         model: a `PreTrainedConfig`, or a model, whose configuration is taken.
         args: `TrainingArguments`: `per_device_train_batch_size`, `optim`, `gradient_checkpointing`, `bf16`, `fp16`.
         length: tokens of a row (images: the configuration's own size is taken).
+        techniques: what they change of the following three is added (`Technique.memory_effects`).
         change: what is done to the model before it trains, on a model without numbers: `get_peft_model`, freezing.
-        quant: "nf4" or "int8": linear layers of the blocks are held so, and frozen.
+        quant: "nf4" or "int8": linear layers of the blocks are held so, and frozen, after the model was loaded whole.
+        removed: layers of the configuration that the model is without.
         model_class: the model's class, where it cannot be told from the configuration.
         device: "cuda" adds the allocator's 8 %.
 
@@ -88,22 +93,42 @@ def estimate_memory(
     """
     import torch
 
-    if quant is not None and quant not in QUANTISED:
-        raise OptionError(f"memory: there is no quantisation {quant!r}; there are {', '.join(QUANTISED)}.")
     config = copy.deepcopy(getattr(model, "config", model))
     cls = model_class or (type(model) if isinstance(model, torch.nn.Module) else _class_of(config))
-    depth = _depth(config)
+    changes, copies = [change] if change is not None else [], 0
+    for technique in techniques:
+        effects = technique.memory_effects(config)
+        quant = effects.get("quant") or quant
+        copies += effects.get("copies", 0) + (effects.get("host_copies", 0) if device == "cpu" else 0)
+        removed += effects.get("removed", 0)
+        changes += [effects["change"]] if "change" in effects else []
+    if quant is not None and quant not in QUANTISED:
+        raise OptionError(f"memory: there is no quantisation {quant!r}; there are {', '.join(QUANTISED)}.")
+    whole = _depth(config)
+    if removed and (whole is None or removed >= whole):
+        raise OptionError(f"memory: removed={removed} of {whole or 'an unknown number of'} layers; some must be left.")
+    depth = whole - removed if whole is not None else None
 
     def run(layers: int | None) -> _Run:
-        return _run(cls, _with_layers(config, layers), args, length, change, quant)
+        return _run(cls, _with_layers(config, layers), args, length, changes, quant)
 
     if depth is None or depth <= MORE + 1:
-        found = run(None)
+        found = run(depth if removed else None)
     else:
         few, more = run(FEW), run(MORE)
         found = few.extended(more, depth - FEW)
-    phase = "optimizer" if found.step.total >= found.passes.total else "passes"
-    peak = found.step if phase == "optimizer" else found.passes
+    # Layers are removed and weights quantised when all of them are there.
+    loaded = found.loaded if whole is None or depth is None else found.loaded * whole / depth
+    phases = {
+        name: replace(phase, weights=phase.weights + copies * loaded)
+        for name, phase in (
+            ("passes", found.passes),
+            ("optimizer", found.step),
+            ("loading", _Phase(loaded, 0, 0, 0)),
+        )
+    }
+    phase = max(phases, key=lambda name: phases[name].total)
+    peak = phases[phase]
     return MemoryEstimate(
         weights=round(peak.weights),
         gradients=round(peak.gradients),
@@ -120,42 +145,55 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
 
     Args:
         budget: bytes.
-        retry: `retry(args)` is the estimate with other arguments.
+        retry: `retry(args, technique)` is the estimate with other arguments and, unless that is None, a technique more,
+            told as a string; None if such a technique cannot be added.
 
     Raises:
         PluginError: the peak is above the budget.
     """
     if estimate.peak <= budget:
         return
-    said, tried = [], copy.copy(args)
-    for mend, change in _mends(args):
-        for name, value in change.items():
-            setattr(tried, name, value)
-        said.append(mend)
-        lower = retry(tried)
+    lowest, tried = estimate, []
+    for said, changes, technique in _mends(args):
+        other = copy.copy(args)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        lower = retry(other, technique)
+        if lower is None:
+            continue
         if lower.peak <= budget:
             raise PluginError(
                 f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. It fits, with "
-                f"{lower.peak / GIB:.2f} GiB, by: {'; '.join(said)}."
+                f"{lower.peak / GIB:.2f} GiB, by: {said}."
             )
+        if lower.peak < lowest.peak:
+            lowest, tried = lower, [said]
+    least = f"The least that was found is {lowest.peak / GIB:.2f} GiB, by: {tried[0]}. " if tried else ""
     raise PluginError(
-        f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. Tried together, without reaching "
-        f"it ({lower.peak / GIB:.2f} GiB): {'; '.join(said)}. Train an adapter, a smaller model, or shorter rows."
+        f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. {least}Train a smaller model, or "
+        "shorter rows; a model that is too large to be loaded whole can be loaded quantised by the script."
     )
 
 
-def _mends(args: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What one may change, together with those before; the first change nothing but speed, the last the optimizer."""
+def _mends(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+    """What one may change, cheapest first: nothing but speed, then the optimizer, then what is trained."""
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    said: list[str] = []
+    changes: dict[str, Any] = {}
     if size > 1:
-        yield (
-            f"per_device_train_batch_size=1, gradient_accumulation_steps={size * accumulated}",
-            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": size * accumulated},
-        )
+        changes |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": size * accumulated}
+        said.append(", ".join(f"{name}={value}" for name, value in changes.items()))
+        yield said[0], changes, None
     if not args.gradient_checkpointing:
-        yield "gradient_checkpointing=True", {"gradient_checkpointing": True}
-    yield "optim=adamw_8bit", {"optim": "adamw_8bit"}
-    yield "optim=adafactor", {"optim": "adafactor"}
+        changes = changes | {"gradient_checkpointing": True}
+        said.append("gradient_checkpointing=True")
+        yield "; ".join(said), changes, None
+    for optim in ("adamw_8bit", "adafactor"):
+        yield "; ".join((*said, f"optim={optim}")), changes | {"optim": optim}, None
+    for technique in ("peft", "peft:quant=int8", "peft:quant=nf4"):
+        yield f"--with {technique}", {}, technique
+        if said:
+            yield "; ".join((f"--with {technique}", *said)), changes, technique
 
 
 @dataclass(frozen=True)
@@ -172,10 +210,13 @@ class _Phase:
 
 @dataclass(frozen=True)
 class _Run:
-    """Bytes alive at the peaks of the passes and of the optimizer's step; how many parameters."""
+    """Bytes alive at the peaks of the passes and of the optimizer's step, and of the model as it is loaded; how many
+    parameters.
+    """
 
     passes: _Phase
     step: _Phase
+    loaded: float
     parameters: float
 
     def extended(self, more: _Run, layers: int) -> _Run:
@@ -189,11 +230,12 @@ class _Run:
         return _Run(
             further(self.passes, more.passes),
             further(self.step, more.step),
+            self.loaded + layers * (more.loaded - self.loaded),
             self.parameters + layers * (more.parameters - self.parameters),
         )
 
 
-def _run(cls: Any, config: Any, args: Any, length: int, change: Callable[[Any], Any] | None, quant: str | None) -> _Run:
+def _run(cls: Any, config: Any, args: Any, length: int, changes: list[Callable[[Any], Any]], quant: str | None) -> _Run:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -201,8 +243,9 @@ def _run(cls: Any, config: Any, args: Any, length: int, change: Callable[[Any], 
     with torch.device("meta"):
         dtype = getattr(config, "dtype", None) or torch.float32
         model = cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
-        saved = _quantised(model, quant)
-        if change is not None:
+        loaded = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        saved, largest = _quantised(model, quant)
+        for change in changes:
             model = change(model)
     with FakeTensorMode():
         _on_cpu(model)
@@ -235,8 +278,11 @@ def _run(cls: Any, config: Any, args: Any, length: int, change: Callable[[Any], 
             optimizer.zero_grad()
             # The first step makes the optimizer's state; the second is as all others are.
             if last:
-                peaks = [_phase(tracker.get_tracker_snapshot("peak"), hidden, saved) for tracker in (passes, step)]
-    return _Run(peaks[0], peaks[1], parameters)
+                peaks = [
+                    _phase(tracker.get_tracker_snapshot("peak"), hidden, saved, dense)
+                    for tracker, dense in ((passes, largest), (step, 0.0))
+                ]
+    return _Run(peaks[0], peaks[1], loaded, parameters)
 
 
 class _NoHook:
@@ -261,7 +307,7 @@ def _on_cpu(model: Any) -> None:
                 tensors[name] = made[id(tensor)]
 
 
-def _phase(snapshot: Any, hidden: float, saved: float) -> _Phase:
+def _phase(snapshot: Any, hidden: float, saved: float, dense: float) -> _Phase:
     parts: dict[str, float] = {}
     for device in snapshot.values():
         for kind, size in device.items():
@@ -271,7 +317,7 @@ def _phase(snapshot: Any, hidden: float, saved: float) -> _Phase:
         weights=parts["PARAM"] + parts["BUFFER"] - saved,
         gradients=parts["GRAD"],
         optimizer=parts["OPT"] + hidden,
-        activations=parts["ACT"] + parts["TEMP"] + parts["OTH"],
+        activations=parts["ACT"] + parts["TEMP"] + parts["OTH"] + dense,
     )
 
 
@@ -286,13 +332,15 @@ def _precision(args: Any) -> Iterator[None]:
         yield
 
 
-def _quantised(model: Any, quant: str | None) -> float:
-    """Freezes the linear layers of the blocks; how many bytes less they take as `quant`."""
+def _quantised(model: Any, quant: str | None) -> tuple[float, float]:
+    """Freezes the linear layers of the blocks; how many bytes less they take as `quant`, and the largest's, which is
+    made dense to compute with.
+    """
     import torch
 
     if quant is None:
-        return 0.0
-    saved = 0.0
+        return 0.0, 0.0
+    saved, largest = 0.0, 0.0
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -300,7 +348,8 @@ def _quantised(model: Any, quant: str | None) -> float:
         if isinstance(module, torch.nn.Linear) and module is not head:
             weight = module.weight
             saved += weight.numel() * (weight.element_size() - QUANTISED[quant])
-    return saved
+            largest = max(largest, float(weight.nbytes))
+    return saved, largest
 
 
 def _optimizer(trained: list[Any], args: Any) -> tuple[Any, float]:

@@ -89,6 +89,13 @@ class Technique:
         """What this technique would do with a model, for `hf-ft check --model`; the model holds no weights."""
         return None
 
+    def memory_effects(self, config: Any) -> dict[str, Any]:
+        """What it changes of the arguments of `estimate_memory`, for a model of this configuration: `quant`, `removed`,
+        and `change`, which gets a model without numbers and returns what is trained. Also how many copies of the whole
+        model it keeps, on the model's device (`copies`) and in the host's memory (`host_copies`).
+        """
+        return {}
+
     def acted(self, trainer: Any) -> bool:
         """Whether this technique's own effect can be seen on `trainer` after `train()`.
 

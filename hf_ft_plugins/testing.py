@@ -58,12 +58,12 @@ def tiny_dataset(size: int = 24, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def tiny_model(seed: int = 0) -> BertForSequenceClassification:
-    """A BERT classifier of two layers, hidden size 16, with dropout, about 5,000 parameters, freshly initialised."""
+    """A BERT classifier of three layers, hidden size 16, with dropout, about 8,000 parameters, freshly initialised."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=LENGTH,
@@ -301,6 +301,10 @@ class LogEverything(Technique):
 
     def ft_model(self, model: Any) -> None:
         self.fired.append(("ft_model", {"model": model}))
+
+    def ft_adapter(self, model: Any) -> Any:
+        self.fired.append(("ft_adapter", {"model": model}))
+        return None
 
     def ft_raw_dataset(self, dataset: Any, split: str) -> Any:
         self.fired.append(("ft_raw_dataset", {"dataset": dataset, "split": split}))

@@ -293,4 +293,4 @@ def test_check_shows_the_order_of_a_models_layers(tmp_path):
     process = hf_ft("check", "--with", "transfer:layer_decay=0.5", "--model", tmp_path, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     lines = [line.split() for line in process.stdout.splitlines() if "of the rate" in line]
-    assert [line[0] for line in lines] == ["0.1250", "0.2500", "0.5000", "1.0000"]
+    assert [line[0] for line in lines] == ["0.0625", "0.1250", "0.2500", "0.5000", "1.0000"]

@@ -102,6 +102,7 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     trainer = tiny_trainer(tmp_path, LogEverything())
     built = [
         "ft_model",
+        "ft_adapter",
         "ft_dataset",
         "ft_dataset",
         "ft_collator",

@@ -12,6 +12,7 @@ from transformers import BertConfig, LlamaConfig, MobileNetV1Config, TrainingArg
 from hf_ft_plugins import memory
 from hf_ft_plugins.errors import OptionError, PluginError
 from hf_ft_plugins.memory import estimate_memory, refuse_over_budget
+from hf_ft_plugins.registry import resolve
 
 MIB = 2**20
 SIZE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_hidden_layers": 6}
@@ -117,6 +118,24 @@ def _model(config):
         return LlamaForCausalLM(config)
 
 
+def test_techniques_say_what_they_change(tmp_path):
+    peft = pytest.importorskip("peft")
+    settings = args(tmp_path, per_device_train_batch_size=1)
+
+    def estimated(*techniques, config=None, **changes):
+        listed = map(resolve, techniques)
+        return estimate_memory(config or llama(num_hidden_layers=3), settings, length=64, techniques=listed, **changes)
+
+    plain, adapter, nf4 = estimated(), estimated("peft:r=4"), estimated("peft:r=4,quant=nf4")
+    by_hand = peft.get_peft_model(_model(llama(num_hidden_layers=3)), peft.LoraConfig(r=4, target_modules="all-linear"))
+    learning = sum(weight.numel() for weight in by_hand.parameters() if weight.requires_grad)
+    assert adapter.optimizer == pytest.approx(8 * learning, rel=0.01)
+    assert (nf4.phase, nf4.peak) == ("loading", plain.weights), "all of it is there before it is quantised"
+    assert estimated(removed=1).peak == pytest.approx(estimated(config=llama(num_hidden_layers=2)).peak, rel=1e-6)
+    with pytest.raises(OptionError, match="removed=3 of 3 layers"):
+        estimated(removed=3)
+
+
 def test_encoders_and_images(tmp_path):
     bert = BertConfig(**SIZE, vocab_size=500, architectures=["BertForSequenceClassification"])
     assert estimate_memory(bert, args(tmp_path), length=32).peak > 0
@@ -129,15 +148,24 @@ def test_encoders_and_images(tmp_path):
 def test_a_budget_names_the_cheapest_change_that_fits(tmp_path):
     settings = args(tmp_path)
 
-    def estimated(changed):
-        return estimate_memory(llama(), changed, length=128)
+    def estimated(changed, technique=None):
+        listed = [] if technique is None else [resolve(technique)]
+        return estimate_memory(llama(num_hidden_layers=2), changed, length=128, techniques=listed)
 
     estimate = estimated(settings)
     refuse_over_budget(estimate, estimate.peak, estimated, settings)
     with pytest.raises(PluginError, match=r"by: per_device_train_batch_size=1, gradient_accumulation_steps=8\.$"):
         refuse_over_budget(estimate, estimate.peak - 1, estimated, settings)
-    with pytest.raises(PluginError, match="without reaching"):
-        refuse_over_budget(estimate, MIB, estimated, settings)
+    settings.per_device_train_batch_size = 1
+    settings.gradient_checkpointing = True
+    alone = estimated(settings)
+    adapter = estimated(settings, "peft")
+    assert adapter.peak < estimated(args(tmp_path, per_device_train_batch_size=1, optim="adafactor")).peak
+    with pytest.raises(PluginError, match=r"by: --with peft\.$"):
+        refuse_over_budget(alone, adapter.peak, estimated, settings)
+    with pytest.raises(PluginError, match=r"The least that was found is .* by: --with peft:quant="):
+        refuse_over_budget(alone, MIB, estimated, settings)
+    settings.per_device_train_batch_size = 8
     assert settings.per_device_train_batch_size == 8, "the script's arguments stay as they are"
 
 

@@ -50,7 +50,7 @@ def test_every_hook_is_recorded_by_the_technique_that_logs_everything(hook):
 
 @pytest.mark.parametrize("hook", hook_names())
 def test_every_hook_is_asked_by_the_host(hook):
-    files = [ROOT / "hf_ft_plugins" / name for name in ("host.py", "inputs.py")]
+    files = [ROOT / "hf_ft_plugins" / name for name in ("host.py", "inputs.py", "adapter.py")]
     asked = {
         node.args[0].value
         for file in files

@@ -116,7 +116,8 @@ def test_rates_fall_with_depth_and_the_schedule_multiplies_them():
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     layerwise_lr(optimizer, model, 0.5)
-    expected = {"head": 1.0, "bert.encoder.layer.1": 0.5, "bert.encoder.layer.0": 0.25, "stem": 0.125}
+    layers = {f"bert.encoder.layer.{layer}": 0.5 ** (3 - layer) for layer in range(3)}
+    expected = {"head": 1.0, **layers, "stem": 0.5**4}
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
@@ -127,7 +128,7 @@ def test_rates_fall_with_depth_and_the_schedule_multiplies_them():
         for name in group.parameters:
             moved = before[name] - dict(model.named_parameters())[name].detach()
             torch.testing.assert_close(moved, torch.full_like(moved, expected[group.name]))
-    assert lr_scale.effective_lrs(optimizer) == [1.0, 0.5, 0.25, 0.125]
+    assert lr_scale.effective_lrs(optimizer) == [1.0, 0.5, 0.25, 0.125, 0.0625]
 
 
 def test_a_pattern_that_fits_nothing_is_answered_with_what_is_near():
