@@ -335,10 +335,11 @@ def test_an_adapter_heals(tmp_path):
 
 def test_encoders_lose_layers_by_how_little_they_do(tmp_path):
     technique = LayerRemoval(number=1, protect_first=0, protect_last=0)
-    trainer = tiny_trainer(tmp_path, technique, model=tiny_model())
-    before = len(trainer.model.bert.encoder.layer)
+    model = tiny_model()
+    layers = model.config.num_hidden_layers
+    trainer = tiny_trainer(tmp_path, technique, model=model)
     trainer.train()
-    assert len(trainer.model.bert.encoder.layer) == trainer.model.config.num_hidden_layers == before - 1
+    assert len(trainer.model.bert.encoder.layer) == trainer.model.config.num_hidden_layers == layers - 1
     report = json.loads((tmp_path / REPORT).read_text())
     assert report["chosen_by"] == "block_influence"
     assert report["healed"]["perplexity"] == pytest.approx(math.exp(trainer.evaluate()["eval_loss"]), rel=1e-4)
