@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from transformers import BertConfig, LlamaConfig, MobileNetV1Config, TrainingArguments
+from transformers import BertConfig, GPT2Config, LlamaConfig, MobileNetV1Config, TrainingArguments
 
 from hf_ft_plugins import memory
 from hf_ft_plugins.errors import OptionError, PluginError
@@ -116,6 +116,15 @@ def _model(config):
 
     with torch.device("meta"):
         return LlamaForCausalLM(config)
+
+
+def test_gpt2s_transposed_layers_are_quantised_too(tmp_path):
+    config = GPT2Config(n_embd=128, n_layer=6, n_head=4, vocab_size=512, architectures=["GPT2LMHeadModel"])
+    whole = estimate_memory(config, args(tmp_path), length=16).weights
+    blocks = 6 * 12 * 128 * 128
+    saved = whole - estimate_memory(config, args(tmp_path), length=16, techniques=[resolve("peft:quant=nf4")]).weights
+    # The adapter adds a little.
+    assert 0.8 * blocks * (4 - 0.5625) < saved < blocks * (4 - 0.5625)
 
 
 def test_techniques_say_what_they_change(tmp_path):

@@ -55,7 +55,7 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
         )
         return outputs
 
-    original.train(False).requires_grad_(False)
+    original.train(False)
     handle = model.register_forward_hook(add, with_kwargs=True)
     try:
         yield

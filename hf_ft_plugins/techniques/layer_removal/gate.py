@@ -124,7 +124,6 @@ class GateCallback(TrainerCallback):
 
     def _restore(self, surgery: Surgery) -> None:
         original = surgery.original.to(self._trainer.args.device)
-        original.requires_grad_(True)
         trainer = self._trainer
         trainer.model = trainer.model_wrapped = trainer.callback_handler.model = original
 
