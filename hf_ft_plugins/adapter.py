@@ -30,6 +30,7 @@ class Adapted:
     model: Any
     model_wrapped: Any
     args: Any
+    optimizer: Any
     callback_handler: Any
     _ft_techniques: Any
     _ask_owner: Any
@@ -57,9 +58,23 @@ class Adapted:
         if config is None:
             return model
         adapted = with_adapter(model, config, self.args.seed, technique.name)
+        if self.optimizer is not None:
+            refuse_stranger(self.optimizer, adapted, technique.name)
         if self.args.gradient_checkpointing:
             adapted.enable_input_require_grads()
         return adapted
+
+
+def refuse_stranger(optimizer: Any, model: Any, technique: str) -> None:
+    """Raise if the script's own optimizer holds nothing of what learns: it was made before the adapter was there."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not any(id(parameter) in held for parameter in learning):
+        raise PluginError(
+            f"{technique}: the script's optimizers=({type(optimizer).__name__}, ...) holds none of the adapter's "
+            "parameters, which alone learn. Let the Trainer make the optimizer: optim=..., or "
+            "optimizer_cls_and_kwargs=(class, {...})."
+        )
 
 
 def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:

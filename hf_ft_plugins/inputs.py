@@ -219,7 +219,8 @@ class Inputs(Adapted):
 
     def _read_as(self, dataset: Any, description: str) -> dict[str, Any]:
         """The data set and the collator, one of which leaves out the columns that the model does not take."""
-        if hasattr(dataset, "column_names") and hasattr(dataset, "features"):
+        # A stream may not know its columns.
+        if hasattr(dataset, "features") and getattr(dataset, "column_names", None) is not None:
             dataset = self._remove_unused_columns(dataset, description=description)
             return {"dataset": dataset, "collate_fn": self.data_collator}
         collator = self._get_collator_with_removed_columns(self.data_collator, description=description)

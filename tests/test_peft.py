@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -14,7 +15,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 
 from peft import PeftModel, get_peft_model  # noqa: E402
 
-from hf_ft_plugins import lr_scale  # noqa: E402
+from hf_ft_plugins import lr_scale, with_plugins  # noqa: E402
 from hf_ft_plugins.adapter import with_adapter  # noqa: E402
 from hf_ft_plugins.errors import OptionError, PluginError  # noqa: E402
 from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama, tiny_setting, tiny_tokenizer  # noqa: E402
@@ -597,6 +598,26 @@ def test_a_script_with_adapters_of_its_own_is_refused(tmp_path):
     model = get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
     with pytest.raises(PluginError, match="has adapters already"):
         tiny_trainer(tmp_path, Peft(), model=model)
+
+
+def test_an_optimizer_made_before_the_adapter_is_refused(tmp_path):
+    model = tiny_model()
+    before = (torch.optim.AdamW(model.parameters(), lr=1e-3), None)
+    # Control: without the technique they are taken.
+    with_plugins(Trainer)(model, arguments(tmp_path), optimizers=before)
+    with pytest.raises(PluginError, match=r"optimizers=\(AdamW.*none of the adapter's"):
+        with_plugins(Trainer, Peft())(model, arguments(tmp_path), optimizers=before)
+
+
+@pytest.mark.parametrize("options", [{"method": "eva"}, {"export": "merged"}])
+def test_a_stream_that_does_not_know_its_columns(options, tmp_path):
+    rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["labels"].tolist()} for row in texts()]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    assert stream.column_names is None
+    setting = {"model": small_llama(), "train_dataset": stream, "eval_strategy": "no", "max_steps": 4}
+    trainer = tiny_trainer(tmp_path, Peft(r=4, **options), **setting)
+    trainer.train()
+    assert trainer.state.global_step == 4
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

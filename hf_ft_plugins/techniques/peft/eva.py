@@ -8,6 +8,7 @@ layers by the variance that they explain.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def initialize(trainer: Any) -> None:
             found = [
                 get_eva_state_dict(
                     model,
-                    trainer.feature_batches(),
+                    _Batches(trainer.feature_batches()),
                     gather_distributed_inputs=False,
                     show_progress_bar=False,
                 )
@@ -46,3 +47,16 @@ def initialize(trainer: Any) -> None:
     model.train(training)
     ranks = [sum(tensor.shape[:1]) for name, tensor in model.state_dict().items() if ".lora_A." in name]
     logger.info("%s: EVA's ranks: %d to %d, %d in all", NAME, min(ranks), max(ranks), sum(ranks))
+
+
+class _Batches:
+    """A loader whose length peft may ask for, to see that it is not empty; a stream has none."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return 1
