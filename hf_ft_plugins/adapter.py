@@ -28,6 +28,7 @@ class Adapted:
     """Comes before a Trainer class in the method resolution order; part of `Inputs`."""
 
     model: Any
+    model_init: Any
     model_wrapped: Any
     args: Any
     optimizer: Any
@@ -58,7 +59,8 @@ class Adapted:
         if config is None:
             return model
         adapted = with_adapter(model, config, self.args.seed, technique.name)
-        if self.optimizer is not None:
+        # With model_init there is none of the script's, and that of the run before is dropped.
+        if self.optimizer is not None and self.model_init is None:
             refuse_stranger(self.optimizer, adapted, technique.name)
         if self.args.gradient_checkpointing:
             adapted.enable_input_require_grads()
