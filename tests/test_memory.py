@@ -195,6 +195,9 @@ def test_the_command(tmp_path):
     shown = CliRunner().invoke(app, [*given, "--arg", "optim=sgd"])
     assert shown.exit_code == 0, shown.output
     assert "GiB at the peak" in shown.output
-    over = CliRunner().invoke(app, [*given, "--budget", "0.0001"])
+    # The first change of all fits; that others are tried is tested above.
+    many = [*given, "--arg", "per_device_train_batch_size=64"]
+    over = CliRunner().invoke(app, [*many, "--budget", "0.1"])
     assert isinstance(over.exception, PluginError)
+    assert "by: per_device_train_batch_size=1, gradient_accumulation_steps=64" in str(over.exception)
     assert isinstance(CliRunner().invoke(app, ["check", "--memory"]).exception, PluginError)
