@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,12 +43,14 @@ class Result:
     conditions: dict[str, Any]
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line that all benchmarks have."""
+def arguments(description: str | None, more: Mapping[str, Mapping[str, Any]] | None = None) -> argparse.Namespace:
+    """The command line that all benchmarks have, and what one of them adds: flags, and argparse's settings of each."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, the same gates")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, nothing else on stdout")
+    for flag, settings in (more or {}).items():
+        parser.add_argument(flag, **settings)
     parsed = parser.parse_args()
     if parsed.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU.")
