@@ -1,6 +1,7 @@
 """Trainer mix-in: a checkpoint is whole or passed over, and holds the state of the techniques' parts.
 
-It wraps Trainer's own saving and resuming; what is written and what is checked is in `state.py`.
+It wraps Trainer's own saving and resuming; what is written and what is
+checked is in `state.py` and `manifest.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from . import lr_scale, state
-from .errors import CheckpointError
+from . import lr_scale, manifest, state
+from .errors import CheckpointError, PluginError
 from .technique import Technique
 
 logger = logging.getLogger(__name__)
@@ -37,20 +38,24 @@ class WholeCheckpoints:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
         if self.args.should_save:
-            state.begin_manifest(folder)
+            manifest.begin_manifest(folder)
         self._barrier()
         with self._committing(folder):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         if not self.args.should_save:
             self._barrier()
         self._saved_to = folder
+        self._refresh_manifest()
+
+    def _refresh_manifest(self) -> None:
+        """The script's own class or callbacks may have added to the checkpoint, or changed it."""
+        if self._saved_to is not None and self.args.should_save:
+            manifest.refresh_manifest(self._saved_to)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._saved_to = None
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-        if self._saved_to is not None and self.args.should_save:
-            # The script's own class or callbacks (on_save) may have added to the checkpoint, or changed it.
-            state.refresh_manifest(self._saved_to)
+        self._refresh_manifest()
 
     @contextlib.contextmanager
     def _committing(self, folder: Path) -> Iterator[None]:
@@ -69,7 +74,7 @@ class WholeCheckpoints:
             self._barrier()
             states = {key: part.state_dict() for key, part in self._ft_parts.items()}
             state.write_state(folder, self._ft_techniques, states)
-            state.write_manifest(folder)
+            manifest.write_manifest(folder)
 
         trainer_state.save_to_json = save_and_commit
         try:
@@ -91,7 +96,7 @@ class WholeCheckpoints:
         if self.args.process_index == 0:
             try:
                 choice[0] = self._chosen_checkpoint(wanted)
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:
                 choice[1] = str(error)
         if self._is_distributed():
             dist.broadcast_object_list(choice, src=0)
@@ -101,23 +106,26 @@ class WholeCheckpoints:
 
     def _chosen_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
-            newest, passed_over = state.newest_whole_checkpoint(Path(self.args.output_dir))
+            newest, passed_over = manifest.newest_whole_checkpoint(Path(self.args.output_dir))
             if newest is None:
                 reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
+                # The words of Trainer's own error, by which scripts know it.
                 raise CheckpointError(
-                    f"resume_from_checkpoint=True: no whole checkpoint in {self.args.output_dir}."
-                    f"{reasons or ' It holds none at all.'}\nStart afresh without resume_from_checkpoint."
+                    f"resume_from_checkpoint=True: No valid checkpoint found in output directory "
+                    f"({self.args.output_dir}).{reasons or ' It holds none at all.'}\n"
+                    "Start afresh without resume_from_checkpoint."
                 )
             folder = newest
             for path, reason in passed_over:
-                logger.warning("resume: passed over %s (%s), now %s", path, reason, state.set_aside(path).name)
+                logger.warning("resume: passed over %s (%s), now %s", path, reason, manifest.set_aside(path).name)
         else:
             folder = Path(str(wanted))
-            broken = state.damage(folder)
+            broken = manifest.damage(folder)
             if broken is not None:
                 raise CheckpointError(
-                    f"{folder} cannot be resumed: {broken}. Resume from another checkpoint, or with "
-                    "resume_from_checkpoint=True, which takes the newest whole one."
+                    f"Can't find a valid checkpoint at {folder}: {folder} cannot be resumed: {broken}. Resume from "
+                    "another checkpoint, or with resume_from_checkpoint=True, which takes the newest whole one. If it "
+                    f"was changed on purpose: hf-ft checkpoint sign {folder}"
                 )
         if not state.allow_changed_by_environment():
             state.refuse_changes(folder, state.read_state(folder), self._ft_techniques)
@@ -132,4 +140,16 @@ class WholeCheckpoints:
         for key, part in self._ft_parts.items():
             stored = content["states"].get(key) if content else None
             if stored is not None:
-                part.load_state_dict(stored)
+                _load(part, key, stored, Path(str(checkpoint)))
+
+
+def _load(part: Any, key: str, stored: dict[str, Any], folder: Path) -> None:
+    try:
+        part.load_state_dict(stored)
+    except PluginError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder / manifest.STATE_FILE}: the state of {key} is not of its form ({type(error).__name__}: {error}). "
+            "Resume from another checkpoint, or with the version of its plug-in that wrote it."
+        ) from error

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from . import hooks, registry, state
 from .errors import OptionError, PluginError
+from .sign_command import app as checkpoint
 from .technique import Technique
 from .techniques.behavioral.inspect_log import app as behavior
 from .techniques.layer_removal.command import app as layers
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(behavior)
 app.add_typer(layers)
+app.add_typer(checkpoint, name="checkpoint")
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 

@@ -23,5 +23,8 @@ class ConflictError(PluginError):
     """Two techniques, or a technique and the script, want to decide the same thing."""
 
 
-class CheckpointError(PluginError):
-    """A checkpoint is damaged, incomplete, or was made with other techniques."""
+class CheckpointError(PluginError, ValueError):
+    """A checkpoint is damaged, incomplete, or was made with other techniques.
+
+    A `ValueError` too, as Trainer's own is, for scripts that train afresh where there is nothing to resume.
+    """

@@ -88,7 +88,9 @@ def ft_callbacks(args: Any) -> list[Any]:
     """**all**. Callbacks to add to the trainer, right after its `__init__`; `on_init_end` is called on each.
 
     `args` is the trainer's `TrainingArguments`. A callback with a method `set_trainer(trainer)` receives the trainer;
-    one with `state_dict()` and `load_state_dict(state)` is saved in every checkpoint and restored on resume.
+    one with `state_dict()` and `load_state_dict(state)` is saved in every checkpoint and restored on resume. With
+    `end_phase` ("gate", "calibrate", "report" or "export") its `on_train_end` is called in that phase of the end of the
+    run, whatever the order of the techniques (`endings.py`).
     """
     raise NotImplementedError
 

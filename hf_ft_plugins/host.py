@@ -26,8 +26,10 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 from . import hooks, lr_scale
 from .adapter import Innermost
 from .checkpoints import WholeCheckpoints
+from .endings import END_PHASES, Endings, phase_of
 from .errors import ConflictError, PluginError
 from .inputs import Inputs
+from .preemption import Preemption
 from .registry import origin, resolve
 from .streams import StreamPasses
 from .technique import Technique
@@ -76,7 +78,7 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
     )
 
 
-class Host(Inputs, StreamPasses, WholeCheckpoints):
+class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     control: Any
@@ -91,11 +93,12 @@ class Host(Inputs, StreamPasses, WholeCheckpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = hooks.manager(self._ft_techniques)
-        self._ft_parts = {}
+        self._ft_parts, self._ft_callbacks = {}, []
         super().__init__(*args, **kwargs)
         self._refuse_two_schedulers()
         self._supply_inputs()
         self._add_callbacks()
+        self._take_over_sigterm()
         self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
             logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
@@ -130,7 +133,13 @@ class Host(Inputs, StreamPasses, WholeCheckpoints):
         )
         for technique, supplied in self._ask_all("ft_callbacks", args=self.args):
             for callback in supplied:
+                if phase_of(callback) not in (None, *END_PHASES):
+                    raise PluginError(
+                        f"{technique.name}: {type(callback).__name__} has end_phase={phase_of(callback)!r}; there are "
+                        f"{', '.join(END_PHASES)}. Name one of these, or none."
+                    )
                 callbacks.insert(position, callback)
+                self._ft_callbacks.append(callback)
                 position += 1
                 self._remember_part(technique, callback)
                 if hasattr(callback, "set_trainer"):

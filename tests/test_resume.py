@@ -10,7 +10,8 @@ from transformers import Trainer, TrainerCallback
 
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale, with_plugins
 from hf_ft_plugins.errors import CheckpointError, PluginError
-from hf_ft_plugins.state import MANIFEST_FILE, STATE_FILE, damage, read_state, write_state
+from hf_ft_plugins.manifest import MANIFEST_FILE, STATE_FILE, damage
+from hf_ft_plugins.state import read_state, write_state
 from hf_ft_plugins.testing import LogEverything, difference, outcome, resumed, tiny_trainer
 
 CUTTING = {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}

@@ -32,6 +32,8 @@ class GateCallback(TrainerCallback):
         on_fail: `restore`: the trainer's model is the original again, and a `PluginError` ends the run; `warn`.
     """
 
+    end_phase = "gate"
+
     def __init__(self, max_degradation: float | None, max_repetition: float | None, on_fail: str) -> None:
         self.max_degradation = max_degradation
         self.max_repetition = max_repetition

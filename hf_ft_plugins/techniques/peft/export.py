@@ -80,6 +80,8 @@ class ExportCallback(TrainerCallback):
         mutates: the adapter's beginning was taken out of the base (PiSSA, OLoRA): it is saved as plain LoRA.
     """
 
+    end_phase = "export"
+
     def __init__(self, export: Export = "adapter", *, mutates: bool = False) -> None:
         self.export = export
         self.mutates = mutates

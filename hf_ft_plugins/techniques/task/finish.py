@@ -30,6 +30,8 @@ PROBED_ROWS = 64
 class FinishCallback(TrainerCallback):
     """Runs `finish` when training ends; takes the technique and what it predicts."""
 
+    end_phase = "calibrate"
+
     def __init__(self, options: Any, kind: Kind) -> None:
         self.options, self.kind = options, kind
         self._trainer: Any = None

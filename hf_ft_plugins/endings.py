@@ -1,0 +1,78 @@
+"""Trainer mix-in: when training ends, what changes the model acts first, then what reports on it, then what exports it.
+
+A technique's callback with an attribute `end_phase`, one of `END_PHASES`, has its `on_train_end` called in that phase,
+in whatever order the techniques were listed. Those without one come first of all (they put back weights, or finish the
+model). Exports come last, after the script's own callbacks, so that what is exported is what the run ends with. A run
+that was told to end before its end (SIGTERM), and a trial that was pruned, reaches no phase.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+END_PHASES = ("gate", "calibrate", "report", "export")
+
+
+def phase_of(callback: Any) -> str | None:
+    """The phase in which a callback's `on_train_end` is called; None for the usual moment."""
+    return getattr(callback, "end_phase", None)
+
+
+def in_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[Any]:
+    """All callbacks in the order in which `on_train_end` is to reach them; `supplied` are those of the techniques."""
+    ours = {id(callback) for callback in supplied}
+    by_phase: dict[str | None, list[Any]] = {phase: [] for phase in (None, *END_PHASES)}
+    others: tuple[list[Any], list[Any]] = ([], [])
+    for callback in callbacks:
+        if id(callback) in ours:
+            by_phase[phase_of(callback)].append(callback)
+        else:
+            others[any(by_phase.values())].append(callback)
+    before, after = others
+    exports = by_phase.pop("export")
+    return [*before, *(callback for phase in by_phase.values() for callback in phase), *after, *exports]
+
+
+class Endings:
+    """Comes before a Trainer class in the method resolution order; part of `Host`."""
+
+    _ft_callbacks: list[Any]
+    preempted: bool
+    callback_handler: Any
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        with self._phases(reached=not self.preempted):
+            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+
+    def _report_to_hp_search(self, *args: Any, **kwargs: Any) -> None:
+        # It ends the trial where it is pruned, and raises.
+        with self._phases(reached=False):
+            super()._report_to_hp_search(*args, **kwargs)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _phases(self, *, reached: bool) -> Iterator[None]:
+        callbacks = self.callback_handler.callbacks
+        usual = list(callbacks)
+        callbacks[:] = in_phases(usual, self._ft_callbacks) if reached else _without_phases(usual, self._ft_callbacks)
+        meanwhile = list(callbacks)
+        try:
+            yield
+        finally:
+            # What came or went in between has come or gone.
+            came, gone = _beyond(callbacks, meanwhile), _beyond(meanwhile, callbacks)
+            callbacks[:] = [*_beyond(usual, gone), *came]
+
+
+def _without_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[Any]:
+    return _beyond(callbacks, [callback for callback in supplied if phase_of(callback) is not None])
+
+
+def _beyond(callbacks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Those that are not among the others; two that are equal may be two."""
+    known = {id(callback) for callback in others}
+    return [callback for callback in callbacks if id(callback) not in known]
