@@ -1,0 +1,148 @@
+"""A model that is structurally as it was if an error leaves the block that changes it.
+
+    with unchanged_on_error(model):
+        model.classifier = nn.Linear(...)
+        model.config.num_labels = 3
+        raise ValueError          # classifier and configuration are the old ones
+
+All is kept by reference: which module hangs where, and not what a weight holds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils import ModelOutput
+
+PutBack = Callable[[], None]
+# Whose attributes belong to the model.
+PARTS = (nn.Module, torch.Tensor, PreTrainedConfig, GenerationConfig, HfQuantizer)
+
+
+@contextmanager
+def unchanged_on_error(model: nn.Module) -> Iterator[None]:
+    """If an exception of any class leaves the block, the model is put back as it was when the block began.
+
+    Put back are, in the same objects: every module's sub-modules, parameters, buffers, hooks, class and plain
+    attributes with the lists and dicts in them (numbers of layers, a patched `forward`); its configurations with all
+    that is nested in them; of each parameter and buffer the tensor itself, `requires_grad`, `grad`, the storage that it
+    reads, and what hangs on it (bitsandbytes' state). So what was tied is tied.
+
+    Not put back: values that are written into a weight in place, and whatever is not reached from the model (a
+    trainer, the random state, variables in closures). Nothing is copied, but what the block replaces stays in memory
+    until it ends.
+
+    Args:
+        model: any module, with adapters or quantised or neither.
+    """
+    put_back = _kept(model)
+    try:
+        yield
+    except BaseException:
+        for one in put_back:
+            one()
+        raise
+
+
+def _kept(model: nn.Module) -> list[PutBack]:
+    """How to put back each thing that the model consists of."""
+    # Held, so that nobody else gets their ids meanwhile.
+    seen: dict[int, Any] = {}
+    waiting: list[tuple[str, Any]] = [("", model)]
+    put_back: list[PutBack] = []
+    while waiting:
+        name, thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, ModelOutput):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, torch.Tensor):
+            put_back.append(_tensor(thing))
+        elif isinstance(thing, (list, deque, set, dict)):
+            put_back.append(_container(thing))
+        if isinstance(thing, dict):
+            waiting += ((str(key), value) for key, value in thing.items())
+        elif isinstance(thing, (list, deque, set, tuple, frozenset)):
+            waiting += (("", one) for one in thing)
+        if _has_parts(name, thing):
+            put_back.append(_attributes(thing))
+            waiting += vars(thing).items()
+    return put_back
+
+
+def _has_parts(name: str, thing: Any) -> bool:
+    """Whether the attributes of what is called so belong to the model."""
+    if isinstance(thing, type) or not hasattr(thing, "__dict__"):
+        return False
+    # Called a configuration: a model that is none of transformers' has one of any class.
+    return isinstance(thing, PARTS) or is_dataclass(thing) or name.endswith("config") or _is_of_bitsandbytes(thing)
+
+
+def _is_of_bitsandbytes(thing: Any) -> bool:
+    return type(thing).__module__.startswith("bitsandbytes.")
+
+
+def _attributes(owner: Any) -> PutBack:
+    cls, attributes = owner.__class__, dict(vars(owner))
+
+    def put_back() -> None:
+        if owner.__class__ is not cls:
+            # A parametrisation, for example, gives a module a class of its own.
+            object.__setattr__(owner, "__class__", cls)
+        if not _same(vars(owner), attributes):
+            vars(owner).clear()
+            vars(owner).update(attributes)
+
+    return put_back
+
+
+def _container(owner: Any) -> PutBack:
+    content = dict(owner) if isinstance(owner, dict) else set(owner) if isinstance(owner, set) else list(owner)
+
+    def put_back() -> None:
+        if isinstance(content, (dict, set)):
+            if not (_same(owner, content) if isinstance(content, dict) else owner == content):
+                owner.clear()
+                owner.update(content)
+        elif len(owner) != len(content) or any(one is not other for one, other in zip(owner, content, strict=True)):
+            owner.clear()
+            owner.extend(content)
+
+    return put_back
+
+
+def _tensor(tensor: torch.Tensor) -> PutBack:
+    if not tensor.is_leaf:
+        return lambda: None
+    learned, gradient = tensor.requires_grad, tensor.grad
+    # Such a tensor consists of others, and has no storage of its own.
+    storage = None if is_traceable_wrapper_subclass(tensor) else tensor.data
+
+    def put_back() -> None:
+        if not learned:
+            tensor.requires_grad_(False)
+        if storage is not None and _place(tensor) != _place(storage):
+            tensor.grad = None
+            tensor.data = storage
+        tensor.requires_grad_(learned)
+        if tensor.grad is not gradient:
+            tensor.grad = gradient
+
+    return put_back
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    """The same objects in the same order, without asking them whether they are equal."""
+    return list(one) == list(other) and all(one[key] is other[key] for key in other)
