@@ -6,12 +6,15 @@ One that does needs no second model for a reference, and its output layer is fus
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from transformers.trainer import Trainer
 
 from . import hooks
 from .errors import PluginError
+from .models.unchanged import unchanged_on_error
 
 
 class Innermost(Trainer):
@@ -36,8 +39,18 @@ class Adapted:
     _ft_techniques: Any
     _ask_owner: Any
     _change_model: Any
+    _undo: contextlib.ExitStack
+
+    @contextlib.contextmanager
+    def _changes_undone_on_error(self) -> Iterator[None]:
+        """If a technique raises in the block, the script's model and arguments are as Trainer's own `__init__` left
+        them, whatever the techniques before it had changed."""
+        with contextlib.ExitStack() as self._undo:
+            yield
 
     def _supply_model(self) -> None:
+        self._undo.enter_context(unchanged_on_error(self.model))
+        self._undo.enter_context(_attributes_put_back(self.args))
         model = self._supplied_model(self.model)
         if model is not self.model:
             # What Trainer derived from the model it derived from the one under the adapter, as it always does.
@@ -65,6 +78,17 @@ class Adapted:
         if self.args.gradient_checkpointing:
             adapted.enable_input_require_grads()
         return adapted
+
+
+@contextlib.contextmanager
+def _attributes_put_back(owner: Any) -> Iterator[None]:
+    before = dict(vars(owner))
+    try:
+        yield
+    except BaseException:
+        vars(owner).clear()
+        vars(owner).update(before)
+        raise
 
 
 def refuse_stranger(optimizer: Any, model: Any, technique: str) -> None:

@@ -94,12 +94,13 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = hooks.manager(self._ft_techniques)
         self._ft_parts, self._ft_callbacks = {}, []
-        super().__init__(*args, **kwargs)
-        self._refuse_two_schedulers()
-        self._supply_inputs()
-        self._add_callbacks()
-        self._take_over_sigterm()
-        self._ask_all("ft_trainer", trainer=self)
+        with self._changes_undone_on_error():
+            super().__init__(*args, **kwargs)
+            self._refuse_two_schedulers()
+            self._supply_inputs()
+            self._add_callbacks()
+            self._take_over_sigterm()
+            self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
             logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
 
