@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import groupby
 
+import datasets
 import torch
 
 from benchmarks import report, strangers
@@ -62,6 +63,7 @@ def main() -> int:
     asked = report.arguments(__doc__, {"--only": {"choices": sorted(names), "help": "this technique alone"}})
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
     torch.set_num_threads(1)
     results = []
     for technique in [asked.only] if asked.only else sorted(names):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import tempfile
@@ -44,7 +46,9 @@ def judge(situation: Situation) -> tuple[Verdict, str]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            situation.run()
+            # Trainer prints what it logs.
+            with contextlib.redirect_stdout(io.StringIO()):
+                situation.run()
         except Wrong as error:
             return "wrong", str(error)
         except PluginError as error:
