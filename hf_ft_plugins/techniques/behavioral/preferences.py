@@ -26,7 +26,7 @@ from . import noise
 from .formats import messages_and_events
 from .privacy import Scrubber
 from .records import NAME, Reading, files_of
-from .report import summary
+from .report import reasons, summary
 from .rows import HEAD, KINDS, Kind, Waiting
 from .signals import DEFAULT_SIGNALS, OPT_IN_SIGNALS, Findings, preferences
 from .store import Group, Store
@@ -215,13 +215,10 @@ def _refuse_one_sided(report: dict[str, Any], kind: Kind, split: str | None, log
     mend = f" It gives {there} {other}: load those (`kind={other!r}`)." if there else ""
     if not counted["rows"] or (split is not None and not counted["splits"].get(split)):
         of_split = f" for the split {split!r}" if split is not None and counted["rows"] else ""
-        reasons = Counter[str]()
-        for dropped in report["events"].values():
-            reasons.update(dropped["dropped"])
-        why = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
+        why = reasons(report)
         raise PluginError(
             f"{NAME}: {log} gives no {kind}{of_split}."
-            + (f" Of its events, dropped: {why}." if why else "")
+            + (f" Left out or dropped: {why}." if why else "")
             + (mend or " Look at it with `hf-ft behavior inspect`; more signals or another eval_share may help.")
         )
     if kind == "labels" and 0 in (counted["positives"], counted["negatives"]):
@@ -252,8 +249,8 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
             rows[kind].add(preference, context, last, group.tools, of_eval)
     for waiting in rows.values():
         waiting.close()
-    for kind_of_event, reasons in findings.dropped.items():
-        store.dropped.setdefault(kind_of_event, Counter()).update(reasons)
+    for kind_of_event, dropped in findings.dropped.items():
+        store.dropped.setdefault(kind_of_event, Counter()).update(dropped)
     return findings, rows
 
 

@@ -32,12 +32,16 @@ class Reading:
         lines: how many were read.
         broken: how many are not JSON, or hold no record of the format; `quoted` says where and why of the first few.
         left_out: records that are sound and say nothing about preferences, by reason.
+        remarks: records that were read, and of which something had to be guessed or left out.
+        unread: columns of rows that hold nothing that is looked for.
     """
 
     lines: int = 0
     broken: int = 0
     quoted: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    unread: set[str] = field(default_factory=set)
 
     def mark_broken(self, where: str, why: str) -> None:
         self.broken += 1
