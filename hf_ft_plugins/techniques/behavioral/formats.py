@@ -123,8 +123,9 @@ def detected(files: list[Path]) -> str:
     looked_for = "; ".join(f"{name}: {known.looks_for}" for name, known in FORMATS.items())
     found = " / ".join(sorted(seen)[:3]) or "no JSON object"
     raise PluginError(
-        f"{NAME}: the log's format is unknown. Looked for {looked_for}. Found records with the keys {found}. Name a "
-        "known format with `--format`, or write the log as the two tables of `events.py`."
+        f"{NAME}: the log's format is unknown. Looked for {looked_for}. Found records with the keys {found}. Name the "
+        "columns prompt, chosen and rejected (or prompt, completion and label), name a known format with `--format`, "
+        "or write the log as the two tables of `events.py`."
     )
 
 

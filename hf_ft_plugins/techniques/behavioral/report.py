@@ -54,6 +54,7 @@ def summary(
             "broken_first": reading.quoted,
             "left_out": dict(reading.left_out),
             "remarks": dict(reading.remarks),
+            "keys": list(reading.keys),
             "columns_not_read": sorted(reading.unread),
         },
         "messages": {**{note: count for note, count in store.notes.items() if count}, "circles": store.cycles},
@@ -141,7 +142,13 @@ def _warnings(report: dict[str, Any]) -> Iterator[str]:
     pairs, labels, read = report["rows"]["pairs"], report["rows"]["labels"], report["lines"]
     if not pairs["rows"] and not labels["rows"]:
         why = reasons(report)
-        yield f"it gives neither pairs nor labels: {why}." if why else "nothing in it prefers anything."
+        if why:
+            yield f"it gives neither pairs nor labels: {why}."
+        else:
+            yield (
+                f"it was read as {report['format']}, and no record says which answer is good or better; the first has "
+                f"the keys {', '.join(read['keys'])}. If it is another format, name it (`--format`)."
+            )
     elif not pairs["rows"]:
         yield "it gives labels and no pairs: it serves KTO, not DPO."
     if labels["rows"] and not (labels["positives"] and labels["negatives"]):
