@@ -251,7 +251,8 @@ PAIRS = {
     ),
     "chatml in texts": (
         {
-            "prompt": f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{Q}<|im_end|>\n<|im_start|>assistant\n",
+            "prompt": f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{Q}<|im_end|>\n"
+            "<|im_start|>assistant\n",
             "chosen": f"{GOOD}<|im_end|>",
             "rejected": f"{BAD}<|im_end|>",
         },
