@@ -200,7 +200,13 @@ def too_large(fits):
     return type("KTOTrainer", (TooLarge, trl.KTOTrainer), seen)
 
 
-def test_mixed_batches_follow_the_batch_size_that_fits(tmp_path):
+@pytest.fixture
+def no_collection(monkeypatch):
+    """The stock Trainer collects garbage before each try, a second each in a process with all these libraries."""
+    monkeypatch.setattr("accelerate.utils.memory.gc.collect", lambda *args: 0)
+
+
+def test_mixed_batches_follow_the_batch_size_that_fits(tmp_path, no_collection):
     trainer = built(
         tmp_path,
         "kto",
@@ -218,9 +224,74 @@ def test_mixed_batches_follow_the_batch_size_that_fits(tmp_path):
     assert all(len(set(labels)) == 2 for labels in trainer.labels[2:])
 
 
-def test_a_batch_size_that_shrinks_to_one_is_refused_with_the_reason(tmp_path):
+def test_a_batch_size_that_shrinks_to_one_is_refused_with_the_reason(tmp_path, no_collection):
     trainer = built(
         tmp_path, "kto", trainer_class=too_large(fits=0), per_device_train_batch_size=2, auto_find_batch_size=True
     )
     with pytest.raises(PluginError, match="auto_find_batch_size has come down to 1"):
         trainer.train()
+
+
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ '[' + tool['function']['name'] + ']' }}{% endfor %}"
+    "{% for message in messages %}{{ '<' + message['role'][0] + '>' + message['content'] }}"
+    "{% if message['tool_calls'] is defined %}{% for call in message['tool_calls'] %}"
+    "{{ '!' + call['function']['name'] + (call['function']['arguments'] | tojson) }}{% endfor %}{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<a>' }}{% endif %}"
+)
+SEA = {"type": "function", "function": {"name": "look", "arguments": {"of": "sea"}}}
+ANSWERS = {
+    "chosen": [
+        {"role": "assistant", "content": "", "tool_calls": [SEA]},
+        {"role": "tool", "content": "blue"},
+        {"role": "assistant", "content": "Blue."},
+    ],
+    "rejected": [{"role": "assistant", "content": "No idea."}],
+}
+TOLD = "[look]<s>Be short.\n<u>Colour {n}?\n"
+CHOSEN = '<a>!look{"of": "sea"}\n<t>blue\n<a>Blue.\n'
+
+
+@pytest.mark.parametrize("contract", ["dpo", "kto", "reward"])
+def test_a_chat_template_sees_system_tools_calls_and_results_of_a_log(contract, tmp_path):
+    """By what the tokenizer of bytes reads in the trainer's rows."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TOOL_TEMPLATE
+    tools = [{"name": "look", "parameters": {"type": "object", "properties": {}}}]
+    log = tmp_path / "log.jsonl"
+    rows = [
+        {"system": "Be short.", "question": f"Colour {n}?", **ANSWERS, "tools": json.dumps(tools)} for n in range(30)
+    ]
+    if contract == "kto":
+        rows = [
+            {"system": "Be short.", "prompt": row["question"], "completion": row[side], "label": side == "chosen"}
+            | {"tools": row["tools"]}
+            for row in rows
+            for side in ("chosen", "rejected")
+        ]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trainer = built(
+        tmp_path,
+        contract,
+        f"behavioral:log={log}",
+        processing_class=tokenizer,
+        max_length=256,
+        eval_dataset=None,
+        max_steps=1,
+    )
+    texts = set()
+    for row in trainer.train_dataset:
+        prompt = row.get("prompt_ids", [])
+        sides = [row[side] for side in ("chosen_ids", "rejected_ids", "completion_ids") if row.get(side)]
+        texts |= {tokenizer.decode(prompt + side) for side in sides}
+    told = {TOLD.format(n=n) + said for n in range(30) for said in (CHOSEN, "<a>No idea.\n")}
+    assert texts <= told
+    assert len(texts) >= 40
+    assert trainer.train().global_step == 1
+    if contract == "dpo":
+        # What its tools returned is not the assistant's, and not scored.
+        row = trainer.train_dataset[0]
+        tokens = zip(row["prompt_ids"] + row["chosen_ids"], row["chosen_assistant_mask"], strict=True)
+        scored = tokenizer.decode([token for token, keep in tokens if keep])
+        assert "blue" not in scored
+        assert "Blue." in scored

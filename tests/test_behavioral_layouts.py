@@ -386,6 +386,15 @@ def test_with_other_tools_it_is_another_conversation(tmp_path):
     assert not read(tmp_path, *({**row, "tools": TOOLS} for row in rows))[1]
 
 
+def test_conversations_of_one_system_prompt_are_split_all_the_same(tmp_path):
+    rows = [{"system": SYSTEM, "prompt": f"{Q} {n}", **SIDES} for n in range(60)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = preferences_from_log(path, eval_share=0.5).report["rows"]["pairs"]["splits"]
+    assert splits["train"] + splits["eval"] == 60
+    assert min(splits.values()) > 15
+
+
 def test_turns_say_more_than_a_role_and_a_text(tmp_path):
     said_more = [
         user(Q),

@@ -29,7 +29,7 @@ from .records import NAME, Reading, files_of
 from .report import reasons, summary
 from .rows import HEAD, KINDS, Kind, Waiting
 from .signals import DEFAULT_SIGNALS, OPT_IN_SIGNALS, Findings, preferences
-from .store import Group, Store
+from .store import STARTS, Group, Store
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def _refuse_one_sided(report: dict[str, Any], kind: Kind, split: str | None, log
         why = reasons(report)
         raise PluginError(
             f"{NAME}: {log} gives no {kind}{of_split}."
-            + (f" Left out or dropped: {why}." if why else "")
+            + (f" {why}" if why else "")
             + (mend or " Look at it with `hf-ft behavior inspect`; more signals or another eval_share may help.")
         )
     if kind == "labels" and 0 in (counted["positives"], counted["negatives"]):
@@ -256,7 +256,10 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
 
 def _split(group: Group, held_out: Any, findings: Findings) -> bool:
     """Whether a prompt's rows are for evaluation; users of the other split leave it, so that splits share nothing."""
-    sides = [held_out(group.turns[group.before[0]] if act.user is None else act.user) for act in group.acts]
+    said = [group.turns[row] for row in group.before]
+    # A system prompt is that of thousands of conversations.
+    began = next((turn for turn in said if not turn.startswith(STARTS["system"])), said[0])
+    sides = [held_out(began if act.user is None else act.user) for act in group.acts]
     if True not in sides:
         return False
     if False not in sides:

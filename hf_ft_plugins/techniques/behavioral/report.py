@@ -141,14 +141,7 @@ def _noise(signal: str, findings: Findings, prior: dict[str, float], epsilons: d
 def _warnings(report: dict[str, Any]) -> Iterator[str]:
     pairs, labels, read = report["rows"]["pairs"], report["rows"]["labels"], report["lines"]
     if not pairs["rows"] and not labels["rows"]:
-        why = reasons(report)
-        if why:
-            yield f"it gives neither pairs nor labels: {why}."
-        else:
-            yield (
-                f"it was read as {report['format']}, and no record says which answer is good or better; the first has "
-                f"the keys {', '.join(read['keys'])}. If it is another format, name it (`--format`)."
-            )
+        yield f"it gives neither pairs nor labels. {reasons(report)}"
     elif not pairs["rows"]:
         yield "it gives labels and no pairs: it serves KTO, not DPO."
     if labels["rows"] and not (labels["positives"] and labels["negatives"]):
@@ -170,11 +163,19 @@ def _warnings(report: dict[str, Any]) -> Iterator[str]:
 
 
 def reasons(report: dict[str, Any]) -> str:
-    """Why records were left out and events dropped, the three most frequent."""
+    """Why a log gives nothing: what was left out or dropped, the three most frequent; else as what it was read."""
     counted = Counter(report["lines"]["left_out"])
     for events in report["events"].values():
         counted.update(events["dropped"])
-    return "; ".join(f"{reason}: {count}" for reason, count in counted.most_common(3))
+    if counted:
+        why = "; ".join(f"{reason}: {count}" for reason, count in counted.most_common(3))
+        return f"Left out or dropped: {why}."
+    if report["events"]:
+        return ""
+    return (
+        f"It was read as {report['format']}, and no record says which answer is good or better; the first has the keys "
+        f"{', '.join(report['lines']['keys'])}. If it is another format, name it (`--format`)."
+    )
 
 
 def measured(folder: Path, tokenizer: str, max_length: int) -> dict[str, Any]:
