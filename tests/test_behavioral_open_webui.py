@@ -86,7 +86,7 @@ def test_a_vote_in_the_arena_is_a_choice(rating, read):
         (details("reasoning", "&gt; hm", duration="3") + GOOD, [], GOOD),
         (GOOD + "\n" + details("reasoning", "> so"), [], GOOD),
         (CALL + GOOD, CALLED, GOOD),
-        ("Let me look.\n" + CALL + GOOD, [*said("Let me look."), *CALLED], GOOD),
+        ("Let me look.\n" + CALL + GOOD, [{**CALLED[0], "content": "Let me look."}, CALLED[1]], GOOD),
         (details("reasoning", "> hm") + CALL + CALL + GOOD, CALLED + CALLED, GOOD),
         (f"<details><summary>More</summary>{GOOD}</details>", [], f"<details><summary>More</summary>{GOOD}</details>"),
         ("  kept as it is\n", [], "  kept as it is\n"),

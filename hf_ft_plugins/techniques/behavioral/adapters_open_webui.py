@@ -16,7 +16,7 @@ from typing import Any
 
 from .events import Event, Message, UnfitError, timestamp
 from .records import Reading, converted
-from .turns import NO_TEXT, Turn, calls_of, chained, role_of, text_of
+from .turns import NO_TEXT, Turn, append, calls_of, chained, role_of, text_of
 from .verdicts import answered
 
 Record = dict[str, Any]
@@ -157,27 +157,24 @@ def _turns(message: Record, remarks: set[str]) -> list[Turn]:
     role, text = role_of(message["role"]), text_of(message.get("content"))
     if role != "assistant":
         return [{"role": role, "content": text}]
+    blocks = list(BLOCK.finditer(text))
+    if not blocks:
+        return [{"role": role, "content": text}]
     turns: list[Turn] = []
-    start = 0
-    for block in BLOCK.finditer(text):
-        _say(turns, text[start : block.start()])
-        start = block.end()
-        attributes = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(block[2])}
+    for start, block in zip([0, *(one.end() for one in blocks)], [*blocks, None], strict=True):
+        words = text[start : block.start() if block else None].strip()
+        if words or block is None:
+            append(turns, {"role": role, "content": words})
+        if block is None:
+            continue
         if block[1] == "reasoning":
             remarks.add(THOUGHTS)
-        else:
-            call, result = _called(block[1], attributes, block[3])
-            turns += [{"role": "assistant", "content": "", "tool_calls": calls_of(call)}, result]
-    _say(turns, text[start:])
-    if not turns or turns[-1]["role"] == "tool":
-        turns.append({"role": "assistant", "content": ""})
+            continue
+        attributes = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(block[2])}
+        call, result = _called(block[1], attributes, block[3])
+        append(turns, {"role": role, "content": "", "tool_calls": calls_of(call)})
+        turns.append(result)
     return turns
-
-
-def _say(turns: list[Turn], text: str) -> None:
-    if text.strip():
-        # A text without blocks stays as it was written.
-        turns.append({"role": "assistant", "content": text.strip() if turns or BLOCK.search(text) else text})
 
 
 def _called(kind: str, attributes: dict[str, str], body: str) -> tuple[Record, Turn]:

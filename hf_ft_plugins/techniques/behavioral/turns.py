@@ -162,15 +162,17 @@ def turns_of(value: Any, role: str) -> list[Turn]:
         found: list[Turn] = []
         for one in value:
             for said in _exchange(one) or [turn(one)]:
-                _append(found, said)
+                append(found, said)
         return found
     raise MalformedError(f"a conversation is a text or a list of turns that is not empty, not a {type(value).__name__}")
 
 
-def _append(turns: list[Turn], said: Turn) -> None:
-    """Calls that follow each other, or a text of the assistant's, are one turn of it."""
+def append(turns: list[Turn], said: Turn) -> None:
+    """Calls that follow a text of the assistant's, or other calls, are one turn with it."""
     last = turns[-1] if turns else {}
-    if last.get("role") == said["role"] == "assistant" and "tool_calls" in said and not said["content"]:
+    if last.get("role") != "assistant" or said["role"] != "assistant":
+        turns.append(said)
+    elif "tool_calls" in said and not said["content"]:
         turns[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *said["tool_calls"]]}
     else:
         turns.append(said)
