@@ -85,6 +85,7 @@ def test_a_vote_in_the_arena_is_a_choice(rating, read):
     [
         (details("reasoning", "&gt; hm", duration="3") + GOOD, [], GOOD),
         (GOOD + "\n" + details("reasoning", "> so"), [], GOOD),
+        ("Blue\n" + details("reasoning", "> so") + "is one.", [], "Blue\n\nis one."),
         (CALL + GOOD, CALLED, GOOD),
         ("Let me look.\n" + CALL + GOOD, [{**CALLED[0], "content": "Let me look."}, CALLED[1]], GOOD),
         (details("reasoning", "> hm") + CALL + CALL + GOOD, CALLED + CALLED, GOOD),

@@ -163,8 +163,11 @@ def _turns(message: Record, remarks: set[str]) -> list[Turn]:
     turns: list[Turn] = []
     for start, block in zip([0, *(one.end() for one in blocks)], [*blocks, None], strict=True):
         words = text[start : block.start() if block else None].strip()
-        if words or block is None:
-            append(turns, {"role": role, "content": words})
+        if turns and turns[-1]["role"] == role:
+            # Only thoughts stood between.
+            turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n\n{words}".strip()}
+        elif words or block is None:
+            turns.append({"role": role, "content": words})
         if block is None:
             continue
         if block[1] == "reasoning":
