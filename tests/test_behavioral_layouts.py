@@ -249,6 +249,36 @@ PAIRS = {
         {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "chosen": f" {GOOD}", "rejected": f" {BAD}"},
         ASKED,
     ),
+    "hh without the first line ends": (
+        {"chosen": f"Human: {Q}\n\nAssistant: {GOOD}", "rejected": f"Human: {Q}\n\nAssistant: {BAD}"},
+        ASKED,
+    ),
+    "guanaco": (
+        {"chosen": f"### Human: {Q}### Assistant: {GOOD}", "rejected": f"### Human: {Q}### Assistant: {BAD}"},
+        ASKED,
+    ),
+    "alpaca in texts": ({"prompt": f"### Instruction:\n{Q}\n\n### Response:\n", **SIDES}, ASKED),
+    "conversations as JSON in texts": (
+        {"prompt": json.dumps(MULTI), "chosen": json.dumps([said(GOOD)]), "rejected": json.dumps([said(BAD)])},
+        MULTI,
+    ),
+    "llama 3 in texts": (
+        {
+            "prompt": f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{Q}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "chosen": f"{GOOD}<|eot_id|>",
+            "rejected": f"{BAD}<|eot_id|>",
+        },
+        ASKED,
+    ),
+    "zephyr in texts": (
+        {"prompt": f"<|system|>\n{SYSTEM}</s>\n<|user|>\n{Q}</s>\n<|assistant|>\n", **SIDES},
+        TOLD,
+    ),
+    "several rejected answers of which one is there": (
+        {"messages": [user(Q), said(GOOD)], "rejected_response": [BAD]},
+        ASKED,
+    ),
     "chatml in texts": (
         {
             "prompt": f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{Q}<|im_end|>\n"
@@ -470,6 +500,11 @@ def test_texts_are_parted_at_the_beginning_of_a_word(tmp_path):
     ((pair,), _, _) = read(tmp_path, {"chosen": "The sky is blue.", "rejected": "The sky is black."})
     assert pair["prompt"] == [user("The sky is")]
     assert (pair["chosen"], pair["rejected"]) == ([said("blue.")], [said("black.")])
+
+
+def test_an_answer_that_begins_like_a_conversation_is_an_answer(tmp_path):
+    ((pair,), _, _) = read(tmp_path, {"prompt": Q, "chosen": "Human: the colour of skin.", "rejected": BAD})
+    assert (pair["prompt"], pair["chosen"]) == (ASKED, [said("Human: the colour of skin.")])
 
 
 def test_columns_that_hold_nothing_of_it_are_named(tmp_path):

@@ -11,6 +11,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
@@ -105,20 +106,8 @@ def _path(said: dict[str, Record], about: str, system: str, chat_id: str) -> tup
 def _below(turns: list[Turn], parent: str | None, prompt: int, identity: str, model: Any) -> list[Message]:
     """A message's turns, of which those past `prompt` are one message of the id that the export gives."""
     before = chained(turns[:prompt], parent, model=model)
-    *_, last = answered(turns[prompt:], 0, model=model)
-    return [
-        *before,
-        Message(
-            id=identity,
-            parent_id=before[-1].id if before else parent,
-            role=last.role,
-            content=last.content,
-            tool_calls=last.tool_calls,
-            model_id=model,
-            told=last.told,
-            then=last.then,
-        ),
-    ]
+    (last,) = answered(turns[prompt:], 0, model=model)
+    return [*before, replace(last, id=identity, parent_id=before[-1].id if before else parent)]
 
 
 def _siblings(said: dict[str, Record], about: str, models: Any) -> list[str]:

@@ -8,11 +8,13 @@ ratings, moved to 1..5. What a model judged (source EVAL or model) is no behavio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from .events import Event, Message, UnfitError, timestamp
 from .records import Reading, converted
-from .turns import ROLE_NAMES, chained, turns_of
+from .turns import ROLE_NAMES, tools_of, turns_of
+from .verdicts import answered
 
 Record = dict[str, Any]
 UPS = ("up", "thumbs_up", "thumbs-up", "positive", "good", "like", "yes", "true", "correct")
@@ -149,22 +151,25 @@ def _scored(
         yield Event(identity, ts, user, about, "rating", 1 + 4 * (float(value) - low) / (high - low))
 
 
-def _exchange(identity: str, given: Any, answered: Any) -> Iterator[Message]:
+def _exchange(identity: str, given: Any, told: Any) -> Iterator[Message]:
     """The prompt's turns and, named `identity`, the answer."""
     prompt = _turns_in(given, INPUT_KEYS, "user")
-    answer = _turns_in(answered, OUTPUT_KEYS, "assistant")
+    answer = _turns_in(told, OUTPUT_KEYS, "assistant")
     if prompt is None or answer is None:
         # Its feedback will be counted as being about nothing.
         raise UnfitError("runs or traces whose input or output holds no text")
     # Some write the whole conversation as output.
     if len(answer) > 1 and answer[: len(prompt)] == prompt:
         answer = answer[len(prompt) :]
-    before = chained(prompt + answer[:-1])
-    last = answer[-1]
-    if last["role"] != "assistant":
+    if answer[-1]["role"] != "assistant":
         raise UnfitError("runs or traces whose output is no answer of the assistant")
+    asked = given if isinstance(given, dict) else {}
+    system, tools = asked.get("system"), tools_of(asked.get("tools"))
+    if isinstance(system, str) and system.strip() and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": system}, *prompt]
+    *before, last = answered(prompt + answer, len(prompt + answer) - 1, tools=tools)
     yield from before
-    yield Message(identity, before[-1].id, "assistant", last["content"], last.get("tool_calls"))
+    yield replace(last, id=identity)
 
 
 def _turns_in(value: Any, keys: tuple[str, ...], role: str) -> list[dict[str, Any]] | None:

@@ -65,7 +65,7 @@ def _sides(record: Record, reading: Reading) -> Iterator[Turns]:
         if answer is None:
             raise UnfitError(f"rows without a {name} answer")
     several = isinstance(rejected, list) and bool(rejected) and all(isinstance(one, str) for one in rejected)
-    answers = [chosen, *(rejected if several else [rejected])]
+    answers = [_turns_as_text(one) for one in (chosen, *(rejected if several else [rejected]))]
     if not prompt.asked and all(isinstance(one, str) and turns_in(one) is None for one in answers):
         begin = common_beginning(answers)
         if not begin.strip():
@@ -73,7 +73,7 @@ def _sides(record: Record, reading: Reading) -> Iterator[Turns]:
         reading.remarks[IMPLICIT] += 1
         prompt = Prompt([*prompt.turns, {"role": "user", "content": begin.strip()}])
         answers = [one[len(begin) :].strip() for one in answers]
-    sides = [prompt.joined(_answer(one), reading) for one in answers]
+    sides = [prompt.joined(_answer(one, prompt), reading) for one in answers]
     if apart and said and not any(_alike(said[-1], side[-1]) for side in sides):
         raise UnfitError("conversations that end with an answer, beside a chosen and a rejected one")
     yield from sides
@@ -89,7 +89,7 @@ def _labelled(place: str, record: Record, reading: Reading, tools: Any) -> Itera
     answer = value(record, "answer") if apart else said
     if not answer and answer != "":
         raise UnfitError("rows without an answer")
-    turns = prompt.joined(_answer(answer), reading)
+    turns = prompt.joined(_answer(answer, prompt), reading)
     # Of a conversation the last turn is judged, of an answer apart all of it.
     return labelled(place, turns, label, prompt=len(prompt.turns) if apart else None, tools=tools)
 
@@ -98,7 +98,7 @@ def _compared(place: str, record: Record, layout: Compared, reading: Reading, to
     if layout.question is not None:
         record = {**record, "prompt": record[layout.question], "history": None}
     prompt, _ = _asked(record, with_answer=False)
-    sides = [prompt.joined(_answer(record[name]), reading) for name in layout.answers]
+    sides = [prompt.joined(_answer(record[name], prompt), reading) for name in layout.answers]
     winner = layout.winner(record)
     return compared(place, sides, TIE if winner is None else winner, reading, tools=tools)
 
@@ -108,7 +108,7 @@ def _ranked(place: str, record: Record, layout: Ranked, reading: Reading, tools:
     ranked = sorted(layout.ranked(record), key=lambda one: -one[0])[:MOST_RANKED]
     if len(ranked) < 2:
         raise UnfitError("fewer than two answers with a rank")
-    sides = [(score, prompt.joined(_answer(answer), reading)) for score, answer in ranked]
+    sides = [(score, prompt.joined(_answer(answer, prompt), reading)) for score, answer in ranked]
     for number, (score, side) in enumerate(sides):
         worse = [other for below, other in sides[number + 1 :] if below < score]
         if worse:
@@ -160,7 +160,7 @@ def _asked(record: Record, *, with_answer: bool) -> tuple[Prompt, Turns]:
     Args:
         with_answer: whether the answer, which no other column holds, is looked for there.
     """
-    question, told, said = value(record, "question"), _listed(value(record, "turns")), []
+    question, told, said = _turns_as_text(value(record, "question")), _listed(value(record, "turns")), []
     listed = not isinstance(question, str)
     if told and (with_answer or not question):
         turns = turns_of(told, "user")
@@ -188,12 +188,29 @@ def _question(question: Any, about: Any) -> Turns:
     return asked_in(text) or [{"role": "user", "content": text}]
 
 
-def _answer(given: Any) -> Turns:
-    if isinstance(given, str):
-        return turns_in(given) or [{"role": "assistant", "content": without_end(given)}]
+def _answer(given: Any, prompt: Prompt) -> Turns:
+    given = _turns_as_text(given)
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         given = given[0]
-    return turns_of(given, "assistant")
+    if not isinstance(given, str):
+        return turns_of(given, "assistant")
+    found = turns_in(given)
+    # Beside a question, a text that only begins like a conversation is an answer that does.
+    if found and (found[-1]["role"] == "assistant" or not prompt.asked):
+        return found
+    return [{"role": "assistant", "content": without_end(given)}]
+
+
+def _turns_as_text(given: Any) -> Any:
+    """The turns of a text that is their JSON, as tables without lists have them; anything else as it is."""
+    if isinstance(given, str) and given.lstrip().startswith('[{"'):
+        try:
+            found = json.loads(given)
+        except ValueError:
+            return given
+        if all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in found):
+            return found
+    return given
 
 
 def _listed(told: Any) -> Any:

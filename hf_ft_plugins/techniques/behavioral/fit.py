@@ -151,7 +151,8 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     if missing:
         raise PluginError(
             f"{NAME}: the data set has no column {' and none '.join(missing)}; it has {', '.join(first)}. "
-            f"This trainer learns from rows of prompt, {', '.join(fitter.sides)}."
+            f"This trainer learns from rows of prompt, {', '.join(fitter.sides)}. Rows of other layouts, in JSON "
+            f"lines, are read by load_feedback(file), and by the option {NAME}:log=FILE."
         )
     if not isinstance(first["prompt"], str) and not getattr(fitter.processing_class, "chat_template", None):
         raise PluginError(

@@ -101,16 +101,18 @@ class Ranked:
         text: key of an item's answer; None where items are the answers.
         order: key of an item's rank or score; without `text` the column of all of them; None where the best is first.
         best: whether the highest or the lowest of `order` is best.
+        beside: a column that a record has, too.
     """
 
     answers: str
     text: str | None = None
     order: str | None = None
     best: str = "highest"
+    beside: str | None = None
 
     def matches(self, record: Record) -> bool:
         items = record.get(self.answers)
-        if not isinstance(items, list) or len(items) < 2:
+        if not isinstance(items, list) or len(items) < 2 or (self.beside is not None and self.beside not in record):
             return False
         if self.text is not None:
             return all(isinstance(item, dict) and {self.text, self.order} <= item.keys() for item in items)
@@ -145,7 +147,7 @@ RANKED = (
     Ranked("generations", order="rating"),
     Ranked("responses", order="scores"),
     # LLaMA-Factory's first form.
-    Ranked("output"),
+    Ranked("output", beside="instruction"),
 )
 
 

@@ -6,11 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .events import MalformedError
 from .turns import ROLE_NAMES, role_of
 
 Turns = list[dict[str, Any]]
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+HUMAN = "\n\nHuman:"
+# What is before a user's and before an assistant's words: Anthropic's, Guanaco's, Alpaca's without its preamble.
+SPEAKERS = (
+    (HUMAN, "\n\nAssistant:"),
+    ("### Human:", "### Assistant:"),
+    ("### Instruction:", "### Response:"),
+)
 # Of ChatML, Llama 3 and Zephyr: a turn's role and words. The last may be open, where the answer is to begin.
 MARKUP = (
     re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n?|\Z)", re.DOTALL),
@@ -25,10 +30,11 @@ def turns_in(text: str) -> Turns | None:
     """The turns of a text that is a conversation; None of any other text.
 
     Raises:
-        MalformedError: it begins like a conversation and goes on otherwise.
+        UnfitError: of a role that is unknown.
     """
-    if text.startswith(HUMAN):
-        return _transcript(text)
+    for human, assistant in SPEAKERS:
+        if text.lstrip().startswith(human.lstrip()):
+            return _transcript(f"{human[: -len(human.lstrip())]}{text.lstrip()}", human, assistant)
     start = BEGINNING.match(text).end()  # type: ignore[union-attr]
     for markup in MARKUP:
         if markup.match(text, start):
@@ -37,15 +43,12 @@ def turns_in(text: str) -> Turns | None:
     return None
 
 
-def _transcript(text: str) -> Turns:
+def _transcript(text: str, human: str, assistant: str) -> Turns:
     turns: Turns = []
-    before, *exchanges = text.split(HUMAN)
-    for exchange in exchanges:
-        question, *answers = exchange.split(ASSISTANT)
+    for exchange in text.split(human)[1:]:
+        question, *answers = exchange.split(assistant)
         turns.append({"role": "user", "content": question.strip()})
         turns += [{"role": "assistant", "content": answer.strip()} for answer in answers]
-    if before.strip():
-        raise MalformedError("a transcript begins with a human's turn")
     return turns
 
 

@@ -102,7 +102,11 @@ def calls_of(value: Any) -> list[Any]:
         call = _parsed(call, "calls of tools that are no JSON")
         if not isinstance(call, dict) or not ("name" in call or isinstance(call.get("function"), dict)):
             raise UnfitError("calls of tools that name no function")
-        call = call if "function" in call else {"type": "function", "function": call}
+        if "function" not in call:
+            # LangChain says args.
+            arguments = call.get("arguments", call.get("args", {}))
+            about = {"id": call["id"]} if call.get("id") else {}
+            call = {**about, "type": "function", "function": {"name": call["name"], "arguments": arguments}}
         function = dict(call["function"])
         if isinstance(function.get("arguments"), str):
             function["arguments"] = _object(function["arguments"])
