@@ -373,6 +373,24 @@ def test_ranks_are_a_pair_of_each_two_that_differ(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("verdict", "pairs", "reason"),
+    [("model_a", [GOOD], None), ("model_b", [BAD], None), ("tie", [], "a tie"), ("nobody", [], "verdict is unknown")],
+)
+def test_a_verdict_is_known_or_its_row_is_counted(verdict, pairs, reason, tmp_path):
+    row = {"prompt": Q, "response_a": GOOD, "response_b": BAD, "winner": verdict}
+    found, _, report = read(tmp_path, row)
+    assert [one["chosen"][0]["content"] for one in found] == pairs
+    assert reason is None or reason in json.dumps([report["lines"]["left_out"], report["events"]])
+
+
+def test_an_answer_without_a_rank_is_left_out_and_said(tmp_path):
+    answers = [{"answer": "first", "rank": 1}, {"answer": "none", "rank": None}, {"answer": "second", "rank": 2}]
+    ((pair,), _, report) = read(tmp_path, {"prompt": Q, "answers": answers})
+    assert (pair["chosen"], pair["rejected"]) == ([said("first")], [said("second")])
+    assert any("1 rows with answers without a rank" in warning for warning in report["warnings"])
+
+
 def test_an_answer_is_a_turn_with_its_calls_and_what_came_of_them(tmp_path):
     """Answers that call different tools differ before their last turns, and are answers to one prompt all the same."""
     sides = {

@@ -20,9 +20,8 @@ from .verdicts import compared, labelled
 
 Record = dict[str, Any]
 Turns = list[Turn]
-# Of answers in a ranked list.
-MOST_RANKED = 16
 READ = frozenset(name for names in COLUMNS.values() for name in names)
+UNRANKED = "rows with answers without a rank, which were left out"
 IGNORED_PROMPT = "rows whose prompt is not in their conversations; the conversations were taken"
 IMPLICIT = "rows of texts without a prompt; what both begin with was taken for it (a column `prompt` says it exactly)"
 
@@ -105,7 +104,9 @@ def _compared(place: str, record: Record, layout: Compared, reading: Reading, to
 
 def _ranked(place: str, record: Record, layout: Ranked, reading: Reading, tools: Any) -> Iterator[Message | Event]:
     prompt, _ = _asked(record, with_answer=False)
-    ranked = sorted(layout.ranked(record), key=lambda one: -one[0])[:MOST_RANKED]
+    ranked = sorted(layout.ranked(record), key=lambda one: -one[0])
+    if len(ranked) < len(record[layout.answers]):
+        reading.remarks[UNRANKED] += 1
     if len(ranked) < 2:
         raise UnfitError("fewer than two answers with a rank")
     sides = [(score, prompt.joined(_answer(answer, prompt), reading)) for score, answer in ranked]

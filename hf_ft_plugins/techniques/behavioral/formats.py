@@ -120,8 +120,13 @@ def detected(files: list[Path]) -> str:
                 if known.matches(record):
                     return name
             seen.add(", ".join(list(map(str, record))[:8]) or "nothing")
+    if not seen:
+        raise PluginError(
+            f"{NAME}: {', '.join(file.name for file in files)} holds no JSON object. Export the log as JSON or JSON "
+            "lines; `datasets` writes a table of any other kind so by Dataset.to_json(FILE)."
+        )
     looked_for = "; ".join(f"{name}: {known.looks_for}" for name, known in FORMATS.items())
-    found = " / ".join(sorted(seen)[:3]) or "no JSON object"
+    found = " / ".join(sorted(seen)[:3])
     raise PluginError(
         f"{NAME}: the log's format is unknown. Looked for {looked_for}. Found records with the keys {found}. Name the "
         "columns prompt, chosen and rejected (or prompt, completion and label), name a known format with `--format`, "

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .events import UnfitError
+
 Record = dict[str, Any]
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -159,6 +161,7 @@ class Compared:
         answers: their columns.
         verdict: the columns that tell: none, where the first is better; one of `first` or of `second` (or a tie); or
             two numbers, of which the higher one's answer is better.
+        ties: what says that neither is better.
         question: where the question stands, if not where it usually does.
     """
 
@@ -167,19 +170,26 @@ class Compared:
     first: tuple[Any, ...] = ()
     second: tuple[Any, ...] = ()
     question: str | None = None
+    ties: tuple[Any, ...] = (0, 0.5, "tie", "tie (bothbad)")
 
     def matches(self, record: Record) -> bool:
         return {*self.answers, *self.verdict} <= record.keys()
 
     def winner(self, record: Record) -> int | None:
-        """0 or 1; None where neither is better."""
+        """0 or 1; None where neither is better.
+
+        Raises:
+            UnfitError: the verdict is none of those that are known.
+        """
         said = [record[name] for name in self.verdict]
         if not said:
             return 0
-        if len(said) == 2:
-            numbers = all(isinstance(one, (int, float)) for one in said)
-            return None if not numbers or said[0] == said[1] else int(said[1] > said[0])
-        return 0 if said[0] in self.first else 1 if said[0] in self.second else None
+        if len(said) == 2 and all(isinstance(one, (int, float)) for one in said):
+            return None if said[0] == said[1] else int(said[1] > said[0])
+        for found, known in ((0, self.first), (1, self.second), (None, self.ties)):
+            if len(said) == 1 and said[0] in known:
+                return found
+        raise UnfitError("rows whose verdict is unknown")
 
 
 COMPARED = (
