@@ -506,10 +506,10 @@ def test_a_row_that_cannot_be_read_is_counted_with_its_reason(name, tmp_path, ca
 def test_what_was_guessed_is_said(tmp_path):
     report = read(tmp_path, {"chosen": f"{Q} {GOOD}", "rejected": f"{Q} {BAD}"})[2]
     assert any("1 rows of texts without a prompt" in warning for warning in report["warnings"])
-    other = {"prompt": "Another.", "chosen": [user(Q), said(GOOD)], "rejected": [user(Q), said(BAD)]}
+    other = {"system": SYSTEM, "prompt": "Another.", "chosen": [user(Q), said(GOOD)], "rejected": [user(Q), said(BAD)]}
     ((pair,), _, report) = read(tmp_path, other)
-    assert pair["prompt"] == ASKED
-    assert any("prompt is not in their conversations" in warning for warning in report["warnings"])
+    assert pair["prompt"] == TOLD
+    assert any("1 rows whose prompt is not in their conversations" in warning for warning in report["warnings"])
     # Control: nothing to guess.
     assert not read(tmp_path, OK)[2]["warnings"]
 

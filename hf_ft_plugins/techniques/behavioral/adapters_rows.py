@@ -6,7 +6,7 @@ A row that is sound and cannot teach is left out and counted with its reason; wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def _sides(record: Record, reading: Reading) -> Iterator[Turns]:
         reading.remarks[IMPLICIT] += 1
         prompt = Prompt([*prompt.turns, {"role": "user", "content": begin.strip()}])
         answers = [one[len(begin) :].strip() for one in answers]
-    sides = [prompt.joined(_answer(one, prompt), reading) for one in answers]
+    sides = _joined(prompt, answers, reading)
     if apart and said and not any(_alike(said[-1], side[-1]) for side in sides):
         raise UnfitError("conversations that end with an answer, beside a chosen and a rejected one")
     yield from sides
@@ -88,7 +88,7 @@ def _labelled(place: str, record: Record, reading: Reading, tools: Any) -> Itera
     answer = value(record, "answer") if apart else said
     if not answer and answer != "":
         raise UnfitError("rows without an answer")
-    turns = prompt.joined(_answer(answer, prompt), reading)
+    (turns,) = _joined(prompt, [answer], reading)
     # Of a conversation the last turn is judged, of an answer apart all of it.
     return labelled(place, turns, label, prompt=len(prompt.turns) if apart else None, tools=tools)
 
@@ -97,7 +97,7 @@ def _compared(place: str, record: Record, layout: Compared, reading: Reading, to
     if layout.question is not None:
         record = {**record, "prompt": record[layout.question], "history": None}
     prompt, _ = _asked(record, with_answer=False)
-    sides = [prompt.joined(_answer(record[name], prompt), reading) for name in layout.answers]
+    sides = _joined(prompt, [record[name] for name in layout.answers], reading)
     winner = layout.winner(record)
     return compared(place, sides, TIE if winner is None else winner, reading, tools=tools)
 
@@ -109,7 +109,8 @@ def _ranked(place: str, record: Record, layout: Ranked, reading: Reading, tools:
         reading.remarks[UNRANKED] += 1
     if len(ranked) < 2:
         raise UnfitError("fewer than two answers with a rank")
-    sides = [(score, prompt.joined(_answer(answer, prompt), reading)) for score, answer in ranked]
+    whole = _joined(prompt, [answer for _, answer in ranked], reading)
+    sides = [(score, side) for (score, _), side in zip(ranked, whole, strict=True)]
     for number, (score, side) in enumerate(sides):
         worse = [other for below, other in sides[number + 1 :] if below < score]
         if worse:
@@ -132,7 +133,7 @@ class Prompt:
         """The turns without the system's."""
         return [one for one in self.turns if one["role"] != "system"]
 
-    def joined(self, side: Turns, reading: Reading) -> Turns:
+    def joined(self, side: Turns) -> Turns:
         """The whole conversation with an answer, which may repeat some of the prompt, or all of it.
 
         Raises:
@@ -145,14 +146,29 @@ class Prompt:
         for shared in range(min(len(self.turns), len(side)), 0, -1):
             if all(map(_alike, self.turns[-shared:], side)):
                 return self.turns + side[shared:]
-        asked = self.asked
-        if asked and not any(_alike(one, asked[0]) or _alike(one, asked[-1]) for one in side):
-            if self.listed and asked[-1]["role"] == "assistant":
-                return self.turns + side
-            reading.remarks[IGNORED_PROMPT] += 1
+        if self.is_not_in(side) and self.listed and self.asked[-1]["role"] == "assistant":
+            return self.turns + side
         # A system prompt of the conversation's own holds against the row's.
         system = [one for one in self.turns if one["role"] == "system"]
         return side if side[0]["role"] == "system" else system + side
+
+    def is_not_in(self, side: Turns) -> bool:
+        """Whether a conversation holds nothing of what is asked, and is no answer to it."""
+        asked = self.asked
+        if not asked or side[0]["role"] in ("assistant", "tool"):
+            return False
+        return not any(_alike(one, asked[0]) or _alike(one, asked[-1]) for one in side)
+
+
+def _joined(prompt: Prompt, answers: Sequence[Any], reading: Reading) -> list[Turns]:
+    given = [_answer(one, prompt) for one in answers]
+    sides = [prompt.joined(one) for one in given]
+    if any(
+        prompt.is_not_in(one) and len(side) < len(prompt.turns) + len(one)
+        for one, side in zip(given, sides, strict=True)
+    ):
+        reading.remarks[IGNORED_PROMPT] += 1
+    return sides
 
 
 def _asked(record: Record, *, with_answer: bool) -> tuple[Prompt, Turns]:
