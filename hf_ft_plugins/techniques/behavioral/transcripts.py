@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .turns import ROLE_NAMES, role_of
+from .turns import role_of
 
 Turns = list[dict[str, Any]]
 HUMAN = "\n\nHuman:"
@@ -38,8 +38,7 @@ def turns_in(text: str) -> Turns | None:
     start = BEGINNING.match(text).end()  # type: ignore[union-attr]
     for markup in MARKUP:
         if markup.match(text, start):
-            found = [(role_of(one[1]), one[2]) for one in markup.finditer(text, start) if one[1] in ROLE_NAMES]
-            return [{"role": role, "content": content} for role, content in found]
+            return [{"role": role_of(one[1]), "content": one[2]} for one in markup.finditer(text, start)]
     return None
 
 
