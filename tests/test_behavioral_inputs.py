@@ -181,6 +181,22 @@ def test_rows_without_a_prompt_are_dropped_and_counted(tmp_path, caplog):
     assert "1 dropped: no prompt" in caplog.text
 
 
+def test_rows_that_the_chat_template_refuses_are_dropped_and_counted(tmp_path, caplog):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('No system, please') }}"
+        "{% endif %}{{ message['content'] }}{% endfor %}"
+    )
+    rows = list(tiny_preferences(6))
+    rows[1]["prompt"].insert(0, {"role": "system", "content": "Be short."})
+    with caplog.at_level(logging.WARNING):
+        trainer = built(tmp_path, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    assert len(trainer.train_dataset) == 5
+    assert "1 dropped: the chat template refuses it (No system, please)" in caplog.text
+    with pytest.raises(PluginError, match=r"no preference is left.*No system, please"):
+        built(tmp_path, train_dataset=Dataset.from_list(rows[1:2]), processing_class=tokenizer)
+
+
 class TooLarge:
     """A trainer that runs out of memory with more than so many rows."""
 

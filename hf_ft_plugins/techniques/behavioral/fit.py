@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 FITTED = "behavior_fitted"
 WHOLE, TRIMMED, CUT, DROPPED = "whole", "prompt trimmed", "completion cut", "dropped: "
+# Of a reason, letters.
+REASON = 120
 # Columns of rows that a reward trainer takes as they are.
 TOKENIZED = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 Messages = list[dict[str, Any]]
@@ -57,6 +59,15 @@ class Fitter:
             return row | self._none_of("both completions are equal")
         if isinstance(row["prompt"], str):
             return row | self._masks({}) | {FITTED: WHOLE}
+        from jinja2 import TemplateError
+
+        try:
+            return self._within(row)
+        except TemplateError as error:
+            # One that knows no system's turn, no tools, or no two turns of one speaker.
+            return row | self._none_of(f"the chat template refuses it ({error})"[:REASON])
+
+    def _within(self, row: dict[str, Any]) -> dict[str, Any]:
         limit = math.inf if self.max_length is None else self.max_length
         for turns_left_out, prompt in enumerate(shorter_prompts(row["prompt"])):
             texts = [self._tokens(prompt + row[side], row) for side in self.sides]

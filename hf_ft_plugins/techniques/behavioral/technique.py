@@ -70,7 +70,7 @@ class Behavioral(Technique):
         logger.log(
             logging.WARNING if changed else logging.INFO,
             "%s: %s data at max_length=%s: %s.",
-            *(self.name, split, args.max_length, said(counts) or "streaming, not counted"),
+            *(self.name, split, args.max_length, said(counts) or "not counted (a stream, or tokenized already)"),
         )
         return dataset
 
