@@ -209,6 +209,28 @@ def test_a_correction_of_langsmith_is_an_edit(tmp_path):
     assert [(contents(row), row["signal"]) for row in pairs] == [(("I do not know any colour.", BAD), "edit")]
 
 
+@pytest.mark.parametrize("platform", ["langsmith", "langfuse"])
+def test_system_prompt_tools_and_calls_of_a_run_arrive(platform, tmp_path):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    given = {"system": "Be short.", "messages": [TURNS[0]], "tools": tools}
+    answer = {"type": "ai", "data": {"content": "", "tool_calls": [{"name": "look", "args": {"of": "sea"}, "id": "1"}]}}
+    records = {
+        "langsmith": [
+            {"id": "r", "inputs": given, "outputs": {"messages": [answer]}},
+            {"id": "f", "run_id": "r", "key": "up", "score": 1},
+        ],
+        "langfuse": [
+            {"id": "r", "input": given, "output": {"messages": [answer]}},
+            {"id": "f", "traceId": "r", "name": "up", "value": 1},
+        ],
+    }
+    _, (label,), _ = found(lines(tmp_path / "log.jsonl", records[platform]))
+    assert label["prompt"] == [{"role": "system", "content": "Be short."}, TURNS[0]]
+    function = {"name": "look", "arguments": {"of": "sea"}}
+    assert label["completion"][0]["tool_calls"] == [{"id": "1", "type": "function", "function": function}]
+    assert label["tools"] == tools
+
+
 def test_conversations_that_differ_earlier_are_no_pair(tmp_path):
     apart = [
         {**PAIRED["arena"][0], "conversation_a": [{"role": "user", "content": "Hello"}, OTHER[1]]},
@@ -678,7 +700,7 @@ def test_unknown_format_says_what_was_looked_for_and_found(tmp_path):
     with pytest.raises(PluginError, match="holds no log"):
         found(tmp_path / "empty")
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(PluginError, match="no JSON object"):
+    with pytest.raises(PluginError, match=r"no JSON object.*to_json"):
         found(tmp_path / "empty.jsonl")
 
 
@@ -811,6 +833,8 @@ def test_half_surrogates_and_control_characters_survive(log):
 
 # Reports and the command
 
+USERS = (("known", {"user": "u"}), ("unknown", {"user": None}))
+
 
 def test_report_counts_and_page(busy, tmp_path):
     made = preferences_from_log(busy)
@@ -831,6 +855,22 @@ def test_page_quotes_what_the_log_says(log):
     _, _, report = found(log(conversation("a"), [{"type": "copy", "message_id": "c.0"}]))
     report["log"] = "<script>alert(1)</script>"
     assert "<script>" not in rendered(report)
+
+
+def test_page_says_that_users_are_unknown_not_that_there_are_none(log):
+    act = {"type": "copy", "message_id": "c.0"}
+    known, unknown = (rendered(found(log(conversation("a"), [{**act, **user}], name))[2]) for name, user in USERS)
+    assert "<b>1</b>users<" in known
+    assert "<b>unknown</b>users: the log names none" in unknown
+
+
+def test_tables_of_the_page_can_be_scrolled_on_a_narrow_screen(busy):
+    page = rendered(preferences_from_log(busy).report)
+    narrow = page.split("@media (max-width")[1].split("</style>")[0]
+    assert "overflow-x: auto" in narrow
+    # What is long stands above the table, not in a cell of its head.
+    assert page.count("<caption>") == 2
+    assert max(len(cell.split("<")[0]) for cell in page.split("<th")[1:]) < 40
 
 
 def test_kto_weights_are_those_of_equation_eight(log):

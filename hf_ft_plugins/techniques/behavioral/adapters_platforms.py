@@ -1,4 +1,4 @@
-"""Exports of platforms as logs: Open WebUI's feedback, LangSmith's feedback with runs, Langfuse's scores with traces.
+"""Exports of platforms as logs: LangSmith's feedback with runs, Langfuse's scores with traces.
 
 Scores of LangSmith and Langfuse are on any scale, and a 1 is the best of some and the worst of others. So a first look
 through the export finds the scale of each name (`scales_of`): 0/1 and -1/1 are thumbs, 0..1, 1..5, 1..10 and 0..100 are
@@ -8,11 +8,13 @@ ratings, moved to 1..5. What a model judged (source EVAL or model) is no behavio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from .events import Event, Message, UnfitError, timestamp
 from .records import Reading, converted
-from .turns import ROLE_NAMES, chained, role_of, text_of, turns_of
+from .turns import ROLE_NAMES, tools_of, turns_of
+from .verdicts import answered
 
 Record = dict[str, Any]
 UPS = ("up", "thumbs_up", "thumbs-up", "positive", "good", "like", "yes", "true", "correct")
@@ -21,60 +23,6 @@ DOWNS = ("down", "thumbs_down", "thumbs-down", "negative", "bad", "dislike", "no
 INPUT_KEYS = ("messages", "input", "question", "query", "prompt", "text", "content")
 OUTPUT_KEYS = (*("messages", "output", "answer", "completion", "response", "text", "content"), "generations", "choices")
 BY_A_MODEL = "scores that a model gave, not a person"
-
-
-def is_open_webui(record: Record) -> bool:
-    data, meta = record.get("data"), record.get("meta")
-    return isinstance(data, dict) and "rating" in data and isinstance(meta, dict) and "message_id" in meta
-
-
-def open_webui(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Event]:
-    """A rating is thumbs; where other models' answers to the same turn were shown, it is a choice too.
-
-    A 1 chooses the answer before all its siblings, as Open WebUI's own leaderboard counts it; a -1 chooses the sibling
-    where there is just one.
-    """
-
-    def convert(place: str, record: Record) -> Iterator[Message | Event]:
-        data, about = record["data"], record["meta"]["message_id"]
-        if str(data.get("rating")) not in ("1", "-1"):
-            reading.left_out["feedback without a rating"] += 1
-            return
-        chat = (record.get("snapshot") or {}).get("chat") or {}
-        # The chat's row in the database, which holds the chat.
-        history = (chat.get("chat") or chat).get("history") or {}
-        said = history.get("messages") or {}
-        if about not in said:
-            reading.left_out["feedback whose snapshot lacks the message"] += 1
-            return
-        chat_id = str(record["meta"].get("chat_id") or chat.get("id") or record["id"])
-        # Messages' ids are unique within their chat; a copied chat keeps them.
-        for identity, message in said.items():
-            parent = message.get("parentId")
-            yield Message(
-                f"{chat_id}/{identity}",
-                None if parent is None else f"{chat_id}/{parent}",
-                role_of(message["role"]),
-                text_of(message.get("content")),
-                model_id=message.get("model"),
-            )
-        rating, ts = int(data["rating"]), timestamp(record.get("updated_at") or record.get("created_at"))
-        user, event = record.get("user_id"), str(record["id"])
-        yield Event(event, ts, user, f"{chat_id}/{about}", "thumbs", rating)
-        models = data.get("sibling_model_ids") or ()
-        siblings = [
-            identity
-            for identity, message in said.items()
-            if identity != about
-            and message["role"] == "assistant"
-            and message.get("parentId") == said[about].get("parentId")
-            and message.get("model") in models
-        ]
-        if siblings and (rating == 1 or len(siblings) == 1):
-            ids = tuple(f"{chat_id}/{one}" for one in (about, *siblings))
-            yield Event(f"{event}:choice", ts, user, None, "choice", ids[0 if rating == 1 else 1], candidates=ids)
-
-    return converted(records, reading, convert)
 
 
 def is_langsmith(record: Record) -> bool:
@@ -203,22 +151,25 @@ def _scored(
         yield Event(identity, ts, user, about, "rating", 1 + 4 * (float(value) - low) / (high - low))
 
 
-def _exchange(identity: str, given: Any, answered: Any) -> Iterator[Message]:
+def _exchange(identity: str, given: Any, told: Any) -> Iterator[Message]:
     """The prompt's turns and, named `identity`, the answer."""
     prompt = _turns_in(given, INPUT_KEYS, "user")
-    answer = _turns_in(answered, OUTPUT_KEYS, "assistant")
+    answer = _turns_in(told, OUTPUT_KEYS, "assistant")
     if prompt is None or answer is None:
         # Its feedback will be counted as being about nothing.
         raise UnfitError("runs or traces whose input or output holds no text")
     # Some write the whole conversation as output.
     if len(answer) > 1 and answer[: len(prompt)] == prompt:
         answer = answer[len(prompt) :]
-    before = chained(prompt + answer[:-1])
-    last = answer[-1]
-    if last["role"] != "assistant":
+    if answer[-1]["role"] != "assistant":
         raise UnfitError("runs or traces whose output is no answer of the assistant")
+    asked = given if isinstance(given, dict) else {}
+    system, tools = asked.get("system"), tools_of(asked.get("tools"))
+    if isinstance(system, str) and system.strip() and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": system}, *prompt]
+    *before, last = answered(prompt + answer, len(prompt + answer) - 1, tools=tools)
     yield from before
-    yield Message(identity, before[-1].id, "assistant", last["content"], last.get("tool_calls"))
+    yield replace(last, id=identity)
 
 
 def _turns_in(value: Any, keys: tuple[str, ...], role: str) -> list[dict[str, Any]] | None:

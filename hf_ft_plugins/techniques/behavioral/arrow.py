@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .events import TOLD
+
 AT_ONCE = 10_000
 
 
@@ -18,10 +20,9 @@ def dataset_of(file: Path, kind: str, split: str | None) -> Any:
     from datasets import Dataset, DatasetInfo, Features, Json, List, Value
 
     content = file.read_bytes()
-    # Arrow has one type for all rows' calls; JSON has any.
-    message = {"role": Value("string"), "content": Value("string")}
-    if b'"tool_calls": [' in content:
-        message["tool_calls"] = List(Json())
+    # Arrow has one type for all rows' calls, and None for what a turn does not have; JSON has what was written.
+    more = any(f'"{key}": '.encode() in content for key in ("tool_calls", *TOLD))
+    message = Json() if more else {"role": Value("string"), "content": Value("string")}
     told = ("prompt", "chosen", "rejected") if kind == "pairs" else ("prompt", "completion")
     features = Features(
         {

@@ -8,6 +8,7 @@ reason that is counted, where not.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,14 @@ from typing import Any
 from ...errors import PluginError
 from .collator import MASK, NAME
 
+logger = logging.getLogger(__name__)
+
 FITTED = "behavior_fitted"
 WHOLE, TRIMMED, CUT, DROPPED = "whole", "prompt trimmed", "completion cut", "dropped: "
+# Of a reason, letters.
+REASON = 120
+# Columns of rows that a reward trainer takes as they are.
+TOKENIZED = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
 Messages = list[dict[str, Any]]
 
 
@@ -46,10 +53,21 @@ class Fitter:
         """The row with a fitting prompt, `..._assistant_mask` where a completion has turns of others, and FITTED."""
         if any(row[side] is None or len(row[side]) == 0 for side in self.sides):
             return row | self._none_of("an empty completion")
+        if row["prompt"] is None or row["prompt"] == []:
+            return row | self._none_of("no prompt")
         if len(self.sides) == 2 and row["chosen"] == row["rejected"]:
             return row | self._none_of("both completions are equal")
         if isinstance(row["prompt"], str):
             return row | self._masks({}) | {FITTED: WHOLE}
+        from jinja2 import TemplateError
+
+        try:
+            return self._within(row)
+        except TemplateError as error:
+            # One that knows no system's turn, no tools, or no two turns of one speaker.
+            return row | self._none_of(f"the chat template refuses it ({error})"[:REASON])
+
+    def _within(self, row: dict[str, Any]) -> dict[str, Any]:
         limit = math.inf if self.max_length is None else self.max_length
         for turns_left_out, prompt in enumerate(shorter_prompts(row["prompt"])):
             texts = [self._tokens(prompt + row[side], row) for side in self.sides]
@@ -113,7 +131,8 @@ class Fitter:
 def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     """The rows that fit, and how many of them were whole, trimmed, cut or dropped (by reason).
 
-    A streaming data set is fitted while it is read, and nothing is counted.
+    A streaming data set is fitted while it is read, and nothing is counted. Rows for reward models that are tokenized
+    already are left to the trainer, as they are.
 
     Raises:
         PluginError: conversations for a tokenizer without a chat template; columns that the trainer does not take; no
@@ -122,10 +141,18 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     from datasets import Features, IterableDataset, List, Value
     from trl.data_utils import extract_prompt, unpair_preference_dataset
 
+    dataset = plain_rows(dataset)
     first = next(iter(dataset), None)
     if first is None:
         raise PluginError(f"{NAME}: the data set has no rows. Give the trainer at least one preference.")
-    if "prompt" not in first and "chosen" in first:
+    if "prompt_ids" in first or TOKENIZED & first.keys():
+        if fitter.contract == "reward" and "prompt_ids" not in first:
+            return dataset, Counter()
+        raise PluginError(
+            f"{NAME}: the data set is tokenized already ({', '.join(first)}), and TRL's trainer tokenizes what it "
+            f"gets. Give it texts or conversations, as columns prompt, {', '.join(fitter.sides)}."
+        )
+    if "chosen" in first and ("prompt" not in first or _repeats_prompt(first)):
         dataset = dataset.map(extract_prompt)
         first = next(iter(dataset))
     if fitter.contract == "kto" and "chosen" in first:
@@ -135,7 +162,8 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     if missing:
         raise PluginError(
             f"{NAME}: the data set has no column {' and none '.join(missing)}; it has {', '.join(first)}. "
-            f"This trainer learns from rows of prompt, {', '.join(fitter.sides)}."
+            f"This trainer learns from rows of prompt, {', '.join(fitter.sides)}. Rows of other layouts, in JSON "
+            f"lines, are read by load_feedback(file), and by the option {NAME}:log=FILE."
         )
     if not isinstance(first["prompt"], str) and not getattr(fitter.processing_class, "chat_template", None):
         raise PluginError(
@@ -154,6 +182,38 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     if len(dataset) == 0:
         raise PluginError(f"{NAME}: no preference is left: {said(counts)}. Raise max_length, or look at the data.")
     return dataset.remove_columns([FITTED]), counts
+
+
+def plain_rows(dataset: Any) -> Any:
+    """The data set with rows of plain Python, as TRL prepares them: what `set_transform` makes of a row is made once.
+
+    Raises:
+        PluginError: it is none of `datasets`.
+    """
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    if not isinstance(dataset, Dataset):
+        raise PluginError(
+            f"{NAME}: TRL prepares a datasets.Dataset or IterableDataset, and the data are a {type(dataset).__name__}. "
+            "Make one of them, for example by Dataset.from_list(rows)."
+        )
+    if dataset.format["type"] != "custom":
+        return dataset if dataset.format["type"] is None else dataset.with_format(None)
+    made: dict[str, Any] = next(iter(dataset), {})
+    logger.warning("%s: the data's set_transform is applied once, before tokens are made, not at each epoch.", NAME)
+    gone = [column for column in dataset.column_names if column not in made]
+    return dataset.map(_as_it_is, remove_columns=gone).with_format(None)
+
+
+def _as_it_is(row: dict[str, Any]) -> dict[str, Any]:
+    return dict(row)
+
+
+def _repeats_prompt(row: dict[str, Any]) -> bool:
+    """Whether the prompt is a text beside whole conversations, which begin with it (`ultrafeedback_binarized`)."""
+    return isinstance(row["prompt"], str) and isinstance(row["chosen"], list)
 
 
 def said(counts: Counter[str]) -> str:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError, PluginError
-from . import adapters_pairs, adapters_platforms
+from . import adapters_open_webui, adapters_pairs, adapters_platforms, layouts
+from .adapters_rows import rows
 from .events import Event, MalformedError, Message, event_of, message_of
 from .records import NAME, Reading, files_of, records_of
+from .transcripts import HUMAN
 
 Record = dict[str, Any]
 # Records of each file that a format is told by.
@@ -57,20 +59,28 @@ def _is_own(record: Record) -> bool:
     )
 
 
+def _is_hh(record: Record) -> bool:
+    return all(str(record.get(side)).startswith(HUMAN) for side in ("chosen", "rejected"))
+
+
+def _is_trl(record: Record) -> bool:
+    keys = record.keys()
+    return {"chosen", "rejected"} <= keys or {"completion", "label"} <= keys
+
+
+def _is_kto(record: Record) -> bool:
+    return layouts.is_label(record) and not _is_trl(record)
+
+
 # In the order in which they are tried: the more particular first.
 FORMATS: dict[str, Format] = {
     "open-webui": Format(
-        "data.rating, meta.message_id, snapshot.chat", adapters_platforms.is_open_webui, adapters_platforms.open_webui
+        "data.rating, meta.message_id, snapshot.chat", adapters_open_webui.is_open_webui, adapters_open_webui.open_webui
     ),
     "langsmith": Format(
         "feedback with run_id, key, score; runs with inputs, outputs",
         adapters_platforms.is_langsmith,
         adapters_platforms.langsmith,
-    ),
-    "langfuse": Format(
-        "scores with traceId, name, value; traces with input, output",
-        adapters_platforms.is_langfuse,
-        adapters_platforms.langfuse,
     ),
     "openai": Format("input, preferred_output, non_preferred_output", adapters_pairs.is_openai, adapters_pairs.openai),
     "arena": Format("conversation_a, conversation_b, winner", adapters_pairs.is_arena, adapters_pairs.arena),
@@ -79,11 +89,20 @@ FORMATS: dict[str, Format] = {
         adapters_pairs.is_oasst,
         adapters_pairs.oasst,
     ),
-    "hh": Format(
-        'chosen and rejected as texts that begin with "\\n\\nHuman:"', adapters_pairs.is_hh, adapters_pairs.hh
+    "hh": Format('chosen and rejected as texts that begin with "\\n\\nHuman:"', _is_hh, rows),
+    "kto": Format("an answer or conversations, with kto_tag or label", _is_kto, rows),
+    "trl": Format("chosen and rejected, or prompt, completion and label", _is_trl, rows),
+    "swift": Format("messages or response, with rejected_response or rejected_messages", layouts.is_pair, rows),
+    "ranked": Format(
+        "answers with ranks or scores, or two answers and which is better",
+        lambda record: layouts.ranking(record) is not None,
+        rows,
     ),
-    "kto": Format("conversations (or messages) with kto_tag", adapters_pairs.is_kto, adapters_pairs.kto),
-    "trl": Format("chosen and rejected, or prompt, completion and label", adapters_pairs.is_trl, adapters_pairs.trl),
+    "langfuse": Format(
+        "scores with traceId, name, value; traces with input, output",
+        adapters_platforms.is_langfuse,
+        adapters_platforms.langfuse,
+    ),
     "tables": Format("messages with id, role, content; events with id, type, message_id or candidates", _is_own, _own),
 }
 
@@ -101,11 +120,17 @@ def detected(files: list[Path]) -> str:
                 if known.matches(record):
                     return name
             seen.add(", ".join(list(map(str, record))[:8]) or "nothing")
+    if not seen:
+        raise PluginError(
+            f"{NAME}: {', '.join(file.name for file in files)} holds no JSON object. Export the log as JSON or JSON "
+            "lines; `datasets` writes a table of any other kind so by Dataset.to_json(FILE)."
+        )
     looked_for = "; ".join(f"{name}: {known.looks_for}" for name, known in FORMATS.items())
-    found = " / ".join(sorted(seen)[:3]) or "no JSON object"
+    found = " / ".join(sorted(seen)[:3])
     raise PluginError(
-        f"{NAME}: the log's format is unknown. Looked for {looked_for}. Found records with the keys {found}. Name a "
-        "known format with `--format`, or write the log as the two tables of `events.py`."
+        f"{NAME}: the log's format is unknown. Looked for {looked_for}. Found records with the keys {found}. Name the "
+        "columns prompt, chosen and rejected (or prompt, completion and label), name a known format with `--format`, "
+        "or write the log as the two tables of `events.py`."
     )
 
 

@@ -99,5 +99,7 @@ def show(report: dict[str, Any], console: Console) -> None:
             console.print(
                 f"{kind} at {report['tokens']['max_length']:,} tokens: {of['cut']:.1%} cut, {of['padding']:.1%} padding"
             )
+    if report["lines"]["columns_not_read"]:
+        console.print(f"columns that hold nothing of it: {escape(', '.join(report['lines']['columns_not_read']))}")
     for warning in report["warnings"]:
         console.print(f"[yellow]{escape(warning)}[/]")

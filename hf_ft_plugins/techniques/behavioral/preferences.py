@@ -26,10 +26,10 @@ from . import noise
 from .formats import messages_and_events
 from .privacy import Scrubber
 from .records import NAME, Reading, files_of
-from .report import summary
+from .report import reasons, summary
 from .rows import HEAD, KINDS, Kind, Waiting
 from .signals import DEFAULT_SIGNALS, OPT_IN_SIGNALS, Findings, preferences
-from .store import Group, Store
+from .store import STARTS, Group, Store
 
 logger = logging.getLogger(__name__)
 
@@ -215,13 +215,10 @@ def _refuse_one_sided(report: dict[str, Any], kind: Kind, split: str | None, log
     mend = f" It gives {there} {other}: load those (`kind={other!r}`)." if there else ""
     if not counted["rows"] or (split is not None and not counted["splits"].get(split)):
         of_split = f" for the split {split!r}" if split is not None and counted["rows"] else ""
-        reasons = Counter[str]()
-        for dropped in report["events"].values():
-            reasons.update(dropped["dropped"])
-        why = "; ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
+        why = reasons(report)
         raise PluginError(
             f"{NAME}: {log} gives no {kind}{of_split}."
-            + (f" Of its events, dropped: {why}." if why else "")
+            + (f" {why}" if why else "")
             + (mend or " Look at it with `hf-ft behavior inspect`; more signals or another eval_share may help.")
         )
     if kind == "labels" and 0 in (counted["positives"], counted["negatives"]):
@@ -252,14 +249,17 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
             rows[kind].add(preference, context, last, group.tools, of_eval)
     for waiting in rows.values():
         waiting.close()
-    for kind_of_event, reasons in findings.dropped.items():
-        store.dropped.setdefault(kind_of_event, Counter()).update(reasons)
+    for kind_of_event, dropped in findings.dropped.items():
+        store.dropped.setdefault(kind_of_event, Counter()).update(dropped)
     return findings, rows
 
 
 def _split(group: Group, held_out: Any, findings: Findings) -> bool:
     """Whether a prompt's rows are for evaluation; users of the other split leave it, so that splits share nothing."""
-    sides = [held_out(group.turns[group.before[0]] if act.user is None else act.user) for act in group.acts]
+    said = [group.turns[row] for row in group.before]
+    # A system prompt is that of thousands of conversations.
+    began = next((turn for turn in said if not turn.startswith(STARTS["system"])), said[0])
+    sides = [held_out(began if act.user is None else act.user) for act in group.acts]
     if True not in sides:
         return False
     if False not in sides:

@@ -18,6 +18,7 @@ NAME = "behavioral"
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 MOST_BROKEN = 0.01
 QUOTED = 5
+KEYS = 8
 # Lines after which a log that is broken throughout is given up, rather than at its end.
 EARLY = 10_000
 CHUNK = 1 << 20
@@ -32,12 +33,18 @@ class Reading:
         lines: how many were read.
         broken: how many are not JSON, or hold no record of the format; `quoted` says where and why of the first few.
         left_out: records that are sound and say nothing about preferences, by reason.
+        remarks: records that were read, and of which something had to be guessed or left out.
+        unread: columns of rows that hold nothing that is looked for.
+        keys: of the first record, a few.
     """
 
     lines: int = 0
     broken: int = 0
     quoted: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    unread: set[str] = field(default_factory=set)
+    keys: tuple[str, ...] = ()
 
     def mark_broken(self, where: str, why: str) -> None:
         self.broken += 1
@@ -126,6 +133,7 @@ def _records(file: Path, reading: Reading, strict: bool) -> Iterator[tuple[str, 
         for number, item in items:
             reading.lines += 1
             if item.__class__ is dict:
+                reading.keys = reading.keys or tuple(map(str, item))[:KEYS]
                 yield f"{name}:{number}", item
             elif item is not BROKEN:
                 reading.mark_broken(f"{name}:{number}", f"a {type(item).__name__} instead of an object")

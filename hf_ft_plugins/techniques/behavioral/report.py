@@ -53,6 +53,9 @@ def summary(
             "broken": reading.broken,
             "broken_first": reading.quoted,
             "left_out": dict(reading.left_out),
+            "remarks": dict(reading.remarks),
+            "keys": list(reading.keys),
+            "columns_not_read": sorted(reading.unread),
         },
         "messages": {**{note: count for note, count in store.notes.items() if count}, "circles": store.cycles},
         "events": {kind: _events(kind, store, findings) for kind in TYPES if store.seen[kind]},
@@ -136,9 +139,9 @@ def _noise(signal: str, findings: Findings, prior: dict[str, float], epsilons: d
 
 
 def _warnings(report: dict[str, Any]) -> Iterator[str]:
-    pairs, labels = report["rows"]["pairs"], report["rows"]["labels"]
+    pairs, labels, read = report["rows"]["pairs"], report["rows"]["labels"], report["lines"]
     if not pairs["rows"] and not labels["rows"]:
-        yield "nothing in it prefers anything: there are neither pairs nor labels."
+        yield f"it gives neither pairs nor labels. {reasons(report)}"
     elif not pairs["rows"]:
         yield "it gives labels and no pairs: it serves KTO, not DPO."
     if labels["rows"] and not (labels["positives"] and labels["negatives"]):
@@ -151,9 +154,28 @@ def _warnings(report: dict[str, Any]) -> Iterator[str]:
     )  # fmt: skip
     if missing:
         yield f"{missing} events are about messages that the log does not hold."
-    if report["lines"]["broken"]:
-        lines = report["lines"]
-        yield f"{lines['broken']} of {lines['read']} lines are broken; the first: {'; '.join(lines['broken_first'])}."
+    for reason, count in read["left_out"].items():
+        yield f"{count} of {read['read']} records were left out: {reason}."
+    for remark, count in read["remarks"].items():
+        yield f"{count} {remark}."
+    if read["broken"]:
+        yield f"{read['broken']} of {read['read']} lines are broken; the first: {'; '.join(read['broken_first'])}."
+
+
+def reasons(report: dict[str, Any]) -> str:
+    """Why a log gives nothing: what was left out or dropped, the three most frequent; else as what it was read."""
+    counted = Counter(report["lines"]["left_out"])
+    for events in report["events"].values():
+        counted.update(events["dropped"])
+    if counted:
+        why = "; ".join(f"{reason}: {count}" for reason, count in counted.most_common(3))
+        return f"Left out or dropped: {why}."
+    if report["events"]:
+        return ""
+    return (
+        f"It was read as {report['format']}, and no record says which answer is good or better; the first has the keys "
+        f"{', '.join(report['lines']['keys'])}. If it is another format, name it (`--format`)."
+    )
 
 
 def measured(folder: Path, tokenizer: str, max_length: int) -> dict[str, Any]:

@@ -180,7 +180,8 @@ class Store:
         # Of a text without line ends the check takes a third of the quoting's time.
         plain = content.isprintable() and '"' not in content and "\\" not in content
         turn = f'{STARTS[role]}"{content}"' if plain else STARTS[role] + quoted(content)
-        turn += f', "tool_calls": {json.dumps(calls, ensure_ascii=False)}}}' if calls else "}"
+        turn += f', "tool_calls": {json.dumps(calls, ensure_ascii=False)}' if calls else ""
+        turn += "}" if message.told is message.then is None else self._rest(message)
         above = hash(parent) if parent is not None else 0
         self._id.append(hash(message.id))
         self._above.append(above)
@@ -189,6 +190,14 @@ class Store:
         tools = json.dumps(message.tools) if message.tools else ""
         # Half of a surrogate pair, which JSON can say and UTF-8 cannot, becomes a question mark.
         self._texts.append(f"{turn}{APART}{tools}{APART}{message.id}".encode("utf-8", "replace"))
+
+    def _rest(self, message: Message) -> str:
+        """JSON of what most messages do not have: the end of the turn, and the turns that belong to it."""
+        told, then = message.told or {}, message.then or []
+        if self.scrub is not None:
+            told, then = self.scrub.everywhere(told), self.scrub.everywhere(then)
+        end = "".join(f", {quoted(key)}: {quoted(value)}" for key, value in told.items())
+        return ", ".join([f"{end}}}", *(json.dumps(one, ensure_ascii=False) for one in then)])
 
     def _add_event(self, event: Event) -> None:
         kind = event.type

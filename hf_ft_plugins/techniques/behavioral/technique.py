@@ -70,7 +70,7 @@ class Behavioral(Technique):
         logger.log(
             logging.WARNING if changed else logging.INFO,
             "%s: %s data at max_length=%s: %s.",
-            *(self.name, split, args.max_length, said(counts) or "streaming, not counted"),
+            *(self.name, split, args.max_length, said(counts) or "not counted (a stream, or tokenized already)"),
         )
         return dataset
 
@@ -95,12 +95,15 @@ class Behavioral(Technique):
 
         if contract_of(type(trainer)) != "kto":
             return None
-        if trainer.args.train_batch_size < 2:
+        # Not that of the arguments: `auto_find_batch_size` tries smaller ones.
+        size = trainer._train_batch_size
+        if size < 2:
+            found = "auto_find_batch_size has come down to 1" if trainer.args.train_batch_size > 1 else "is 1"
             raise PluginError(
                 f"{self.name}: KTO estimates its KL term from the other completions of a batch, and "
-                "per_device_train_batch_size is 1. Set it to 2 or more."
+                f"per_device_train_batch_size {found}. Set it to 2 or more, and max_length lower if memory is short."
             )
-        return MixedLabelSampler(dataset["label"], trainer.args.train_batch_size, data_seed(trainer.args))
+        return MixedLabelSampler(dataset.with_format(None)["label"], size, data_seed(trainer.args))
 
     def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
         from .flips import flip_probabilities
@@ -116,6 +119,11 @@ class Behavioral(Technique):
         from .trainers import innermost_models, refuse_unfit, sharing
 
         refuse_unfit(self, trainer)
+        if self.log is not None and "train" in (trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()):
+            raise PluginError(
+                f"{self.name}: log= replaces the training data, and an evaluation set is named 'train', too. Give it "
+                "another name in eval_dataset."
+            )
         refuse_reference(trainer, trained_adapter=self.trained_adapter)
         share = sharing(self, trainer)
         for model in innermost_models(trainer):

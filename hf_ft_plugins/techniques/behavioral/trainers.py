@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 from ...errors import PluginError
 from .collator import FLIP, MASKS, NAME, WEIGHT
 from .shared import why_not_shared
@@ -40,6 +42,12 @@ def settings_of(technique: Any, args: Any) -> dict[str, Any]:
     return {"technique": technique.options()} | {name: getattr(args, name, None) for name in names}
 
 
+def columns_of(dataset: Any) -> list[str]:
+    """A data set's columns; of a stream that does not know them, those of its first row."""
+    columns = getattr(dataset, "column_names", None)
+    return list(next(iter(dataset), {})) if columns is None else list(columns)
+
+
 def innermost_models(trainer: Any) -> list[Any]:
     """The policy and, where there is one, the reference, without DDP and PEFT around them."""
     models = [trainer.model] + [model for model in [getattr(trainer, "ref_model", None)] if model is not None]
@@ -62,7 +70,7 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
         PluginError: naming the setting.
     """
     contract = contract_of(type(trainer))
-    columns = getattr(trainer.train_dataset, "column_names", None) or ()
+    columns = columns_of(trainer.train_dataset)
     weighed = technique.weights and WEIGHT in columns
     losses = losses_of(trainer)
     unserved = [loss for loss in losses if loss not in WEIGHED_LOSSES]
@@ -75,6 +83,12 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
         raise PluginError(
             f"{NAME}: rows have weights, and packing=True or padding_free=True joins rows. Set both to False, or set "
             "weights=false."
+        )
+    if contract == "kto" and isinstance(trainer.train_dataset, IterableDataset):
+        logger.warning(
+            "%s: the data are a stream, whose order stays: where good and bad answers stand apart in it, batches hold "
+            "one label only. Shuffle it, or pass a Dataset.",
+            NAME,
         )
     if contract == "dpo":
         _choose_noise(technique, trainer, FLIP in columns)

@@ -10,24 +10,40 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
-from .events import ROLES, MalformedError, Message, UnfitError
+from .events import ROLES, TOLD, MalformedError, Message, UnfitError
 
+Turn = dict[str, Any]
 ROLE_NAMES = {
     **{role: role for role in ROLES},
-    **{"human": "user", "prompter": "user", "gpt": "assistant", "ai": "assistant", "bot": "assistant"},
-    **{"chatgpt": "assistant", "model": "assistant", "developer": "system", "function": "tool", "observation": "tool"},
+    **{"human": "user", "prompter": "user", "developer": "system"},
+    **dict.fromkeys(("gpt", "ai", "bot", "chatgpt", "chatbot", "model"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(
+        ("function", "function_response", "tool_response", "tool_result", "observation", "observations", "ipython"),
+        "tool",
+    ),
 }
+# Turns whose text is the JSON of what the assistant called.
+CALLS = ("function_call", "tool_call")
+# What turns hold that is no text.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "sounds")
+NO_TEXT = "conversations with parts that are no text"
 
 
 def role_of(name: Any) -> str:
     """
     Raises:
-        MalformedError: the role has none of the names that exports use.
+        UnfitError: the role has none of the names that exports use.
     """
-    role = ROLE_NAMES.get(str(name).lower())
+    role = ROLE_NAMES.get(_spelled(name))
     if role is None:
-        raise MalformedError(f"a turn's role is one of {', '.join(ROLE_NAMES)}")
+        shown = f" ({name})" if isinstance(name, str) and name.isidentifier() and len(name) <= 20 else ""
+        raise UnfitError(f"turns of an unknown role{shown}")
     return role
+
+
+def _spelled(name: Any) -> str:
+    return str(name).lower().replace("-", "_")
 
 
 def text_of(content: Any) -> str:
@@ -38,46 +54,171 @@ def text_of(content: Any) -> str:
     """
     if isinstance(content, str):
         return content
+    if isinstance(content, dict):
+        content = [content]
     if isinstance(content, list):
-        if all(isinstance(part, str) or (isinstance(part, dict) and "text" in part) for part in content):
-            return "\n".join(part if isinstance(part, str) else str(part["text"]) for part in content)
-        raise UnfitError("conversations with parts that are no text")
+        # What Arrow has filled with None is not there.
+        texts = [part if isinstance(part, str) else part.get("text") for part in content if part is not None]
+        if all(isinstance(text, str) for text in texts):
+            return "\n".join(texts)
+        raise UnfitError(NO_TEXT)
     if content is None:
         return ""
     raise MalformedError(f"a turn's content is a text, not a {type(content).__name__}")
 
 
-def turn(record: dict[str, Any]) -> dict[str, Any]:
-    """A turn as `{role, content[, tool_calls]}`, whether it says role/content, from/value or type/content."""
-    role = role_of(record.get("role") or record.get("from") or record.get("type"))
+def turn(record: dict[str, Any]) -> Turn:
+    """A turn as `{role, content[, tool_calls, ...]}`, whether it says role/content, from/value or type/content.
+
+    Raises:
+        MalformedError: it has no content.
+        UnfitError: its role is unknown, it holds no text, or what it calls is no JSON.
+    """
+    name = record.get("role") or record.get("from") or record.get("type")
+    role = role_of(name)
     content = record["content"] if "content" in record else record.get("value", record.get("text"))
-    calls = record.get("tool_calls")
+    if any(record.get(kind) for kind in MEDIA):
+        raise UnfitError(NO_TEXT)
+    if _spelled(name) in CALLS:
+        return {"role": role, "content": "", "tool_calls": calls_of(content)}
+    calls = record.get("tool_calls") or record.get("function_call")
     if content is None and not calls:
         raise MalformedError("a turn has no content")
-    return {"role": role, "content": text_of(content), **({"tool_calls": calls} if calls else {})}
+    told = {key: record[key] for key in TOLD if record.get(key) and isinstance(record[key], str)}
+    return {"role": role, "content": text_of(content), **({"tool_calls": calls_of(calls)} if calls else {}), **told}
 
 
-def turns_of(value: Any, role: str) -> list[dict[str, Any]]:
-    """A conversation of one text (by `role`), one turn or a list of turns."""
+def calls_of(value: Any) -> list[Any]:
+    """Calls of tools as chat templates take them, out of JSON text, of one call or of several.
+
+    A call is `{type, function: {name, arguments}}`; arguments that are the JSON of an object become the object.
+
+    Raises:
+        UnfitError: it is no JSON, or no call.
+    """
+    found = _parsed(value, "calls of tools that are no JSON")
+    made = []
+    for call in found if isinstance(found, list) else [found]:
+        call = _parsed(call, "calls of tools that are no JSON")
+        if not isinstance(call, dict) or not ("name" in call or isinstance(call.get("function"), dict)):
+            raise UnfitError("calls of tools that name no function")
+        if "function" not in call:
+            # LangChain says args.
+            arguments = call.get("arguments", call.get("args", {}))
+            about = {"id": call["id"]} if call.get("id") else {}
+            call = {**about, "type": "function", "function": {"name": call["name"], "arguments": arguments}}
+        function = dict(call["function"])
+        if isinstance(function.get("arguments"), str):
+            function["arguments"] = _object(function["arguments"])
+        made.append({**call, "function": function})
+    return made
+
+
+def tools_of(value: Any) -> list[Any] | None:
+    """Tools as chat templates take them (`{type, function: {name, description, parameters}}`), out of a list or its
+    JSON, of functions with or without the frame around them.
+
+    Raises:
+        UnfitError: they are no JSON.
+    """
+    if not value or (isinstance(value, str) and not value.strip()):
+        return None
+    why = "tools that are no JSON"
+    found = _parsed(value, why)
+    tools = [_parsed(tool, why) for tool in (found if isinstance(found, list) else [found])]
+    bare = [isinstance(tool, dict) and "name" in tool and not {"type", "function"} & tool.keys() for tool in tools]
+    return [
+        {"type": "function", "function": tool} if alone else tool for tool, alone in zip(tools, bare, strict=True)
+    ] or None
+
+
+def _parsed(value: Any, why: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise UnfitError(why) from None
+
+
+def _object(text: str) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text
+
+
+def turns_of(value: Any, role: str) -> list[Turn]:
+    """A conversation of one text (by `role`), one turn or a list of turns.
+
+    Raises:
+        MalformedError: it is none of them.
+        UnfitError: it is empty, or see `turn`.
+    """
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if isinstance(value, dict):
-        return [turn(value)]
-    if isinstance(value, list) and value:
-        return [turn(one) for one in value]
+        value = [value]
+    if value is None or value == []:
+        raise UnfitError("an empty conversation")
+    if isinstance(value, list):
+        found: list[Turn] = []
+        for one in value:
+            for said in _exchange(one) or [turn(one)]:
+                append(found, said)
+        return found
     raise MalformedError(f"a conversation is a text or a list of turns that is not empty, not a {type(value).__name__}")
 
 
+def append(turns: list[Turn], said: Turn) -> None:
+    """Calls that follow a text of the assistant's, or other calls, are one turn with it."""
+    last = turns[-1] if turns else {}
+    if last.get("role") != "assistant" or said["role"] != "assistant":
+        turns.append(said)
+    elif "tool_calls" in said and not said["content"]:
+        turns[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *said["tool_calls"]]}
+    else:
+        turns.append(said)
+
+
+def _exchange(record: Any) -> list[Turn]:
+    """ShareGPT's other form, `{human, assistant}`: two turns."""
+    if not isinstance(record, dict) or {"role", "from", "type"} & record.keys():
+        return []
+    named = [(ROLE_NAMES.get(_spelled(key)), text) for key, text in record.items()]
+    return [{"role": role, "content": text} for role, text in named if role and isinstance(text, str)]
+
+
 def chained(
-    turns: Iterable[dict[str, Any]], parent: str | None = None, tools: Any = None, model: str | None = None
+    turns: Iterable[Turn], parent: str | None = None, tools: Any = None, model: str | None = None
 ) -> list[Message]:
-    """Messages below `parent`, each the child of the one before it; ids are digests of all up to there."""
+    """Messages below `parent`, each the child of the one before it; ids are digests of all up to there.
+
+    With other tools a conversation is another one.
+    """
     made = []
     for one in turns:
-        said = json.dumps([parent, one["role"], one["content"], one.get("tool_calls")], ensure_ascii=False)
-        identity = blake2b(said.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-        made.append(
-            Message(identity, parent, one["role"], one["content"], one.get("tool_calls"), tools or None, model or None)
-        )
-        parent = identity
+        made.append(message(one, parent, tools=tools, model=model))
+        parent = made[-1].id
     return made
+
+
+def message(
+    one: Turn, parent: str | None, then: list[Turn] | None = None, tools: Any = None, model: str | None = None
+) -> Message:
+    """The `Message` of a turn, and of those that belong to the same answer."""
+    told = {key: one[key] for key in TOLD if key in one}
+    said = [parent, one["role"], one["content"], one.get("tool_calls"), *filter(None, (told, then, tools))]
+    digest = blake2b(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=12)
+    return Message(
+        id=digest.hexdigest(),
+        parent_id=parent,
+        role=one["role"],
+        content=one["content"],
+        tool_calls=one.get("tool_calls"),
+        tools=tools or None,
+        model_id=model or None,
+        told=told or None,
+        then=then or None,
+    )
