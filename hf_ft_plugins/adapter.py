@@ -12,6 +12,7 @@ from transformers.trainer import Trainer
 
 from . import hooks
 from .errors import PluginError
+from .models.undo import restored_on_error, weights_restored_on_error
 
 
 class Innermost(Trainer):
@@ -55,13 +56,15 @@ class Adapted:
                 f"{technique.name}: the script's model has adapters already, a {type(model).__name__}. Leave out the "
                 f"technique, or the script's own get_peft_model and peft_config=."
             )
-        config = self._ask_owner("ft_adapter", model=model, args=self.args)
-        if config is None:
-            return model
-        adapted = with_adapter(model, config, self.args.seed, technique.name)
-        # With model_init there is none of the script's, and that of the run before is dropped.
-        if self.optimizer is not None and self.model_init is None:
-            refuse_stranger(self.optimizer, adapted, technique.name)
+        # What the technique did to the model (quantised it) is undone, too, if the adapter then cannot be put on it.
+        with restored_on_error(model):
+            config = self._ask_owner("ft_adapter", model=model, args=self.args)
+            if config is None:
+                return model
+            adapted = with_adapter(model, config, self.args.seed, technique.name)
+            # With model_init there is none of the script's, and that of the run before is dropped.
+            if self.optimizer is not None and self.model_init is None:
+                refuse_stranger(self.optimizer, adapted, technique.name)
         if self.args.gradient_checkpointing:
             adapted.enable_input_require_grads()
         return adapted
@@ -83,13 +86,14 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
     """`get_peft_model` with weights that depend on `seed` alone; the global random state is left as it was.
 
     Raises:
-        PluginError: peft cannot put such an adapter on this model.
+        PluginError: peft cannot put such an adapter on this model, which is then as it was.
     """
     import torch
     from peft import get_peft_model
 
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    # peft puts an adapter on layer by layer; PiSSA and its like change the weights under it.
+    with restored_on_error(model), weights_restored_on_error(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)

@@ -18,8 +18,11 @@ def output_embeddings(model: Any) -> torch.nn.Module | None:
 
 
 def token_embeddings(model: Any) -> torch.nn.Embedding | None:
-    """The table of the tokens, [tokens, width]; None for a model of pictures, sound or numbers."""
-    layer = input_embeddings(model)
+    """The table of the tokens, [tokens, width], under an adapter or not; None for a model of pictures or sound."""
+    layer: Any = input_embeddings(model)
+    # What peft wraps whole, by rows, and with an adapter.
+    for inside in ("original_module", "base_layer"):
+        layer = getattr(layer, inside, layer)
     return layer if isinstance(layer, torch.nn.Embedding) else None
 
 

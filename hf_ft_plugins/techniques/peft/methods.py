@@ -107,8 +107,9 @@ def make_config(
             f"so that the model would begin as another one. Leave it out of targets, or use method=lora."
         )
     # peft ties adapters of embeddings by these names only, and writes the embeddings' own name into the
-    # configuration: of another name (GPT-2's wte), the saved adapter loads without the head's part.
-    if "ensure_weight_tying" in fields and tied and all(path.rpartition(".")[2] in TIED_NAMES for path in tied):
+    # configuration: of another name (GPT-2's wte), the saved adapter loads without the head's part. Of further layers
+    # that share the weight (a decoder's own table), it ties some and saves none.
+    if "ensure_weight_tying" in fields and tied and _sharing(model) == 2 and _known(tied):
         settings["ensure_weight_tying"] = True
     settings |= _own(method, fields, options or {})
     task = task_of(model)
@@ -209,6 +210,16 @@ def _touched_tied(model: Any, targets: Any, saved: Iterable[str]) -> list[str]:
     tied = [layer for layer in (embeddings, output_embeddings(model)) if layer is not None]
     paths = [path for path, module in model.named_modules() if any(module is layer for layer in tied)]
     return paths if any(path == name or path.endswith(f".{name}") for path in paths for name in names) else []
+
+
+def _known(paths: Iterable[str]) -> bool:
+    return all(path.rpartition(".")[2] in TIED_NAMES for path in paths)
+
+
+def _sharing(model: Any) -> int:
+    """How many layers share the weight of the embeddings."""
+    weight = getattr(input_embeddings(model), "weight", None)
+    return sum(getattr(module, "weight", None) is weight for module in model.modules())
 
 
 def _refuse_prompts(method: str, model: Any, task: str | None) -> None:
