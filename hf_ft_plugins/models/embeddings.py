@@ -39,7 +39,9 @@ def _asked(model: Any, method: str) -> Any:
     if not hasattr(model, method):
         return None
     try:
-        return getattr(model, method)()
+        layer = getattr(model, method)()
+        # Perceiver answers with its latents, which are no layer.
+        return layer if isinstance(layer, torch.nn.Module) else None
     except NotImplementedError:
         # transformers' way to say that this architecture has none.
         return None

@@ -80,6 +80,15 @@ def kind_of(model: Any) -> Kind | None:
     return None
 
 
+def other_quantisation(model: Any) -> str | None:
+    """How the model is quantised, if not by bitsandbytes (gptq, awq, fp8, ...): transformers' name of it."""
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is None or kind_of(model) is not None:
+        return None
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return str(getattr(method, "value", method))
+
+
 def dequantized(module: Any) -> torch.Tensor:
     """The weight, [outputs, inputs], that a layer of bitsandbytes computes with; of another layer, its own.
 

@@ -89,9 +89,9 @@ class Peft(Technique):
     def ft_adapter(self, model: Any, args: Any) -> Any:
         from .folders import config_for
         from .names import has_targets
-        from .quantization import kind_of, never_repack, quantize
+        from .quantization import kind_of, never_repack, other_quantisation, quantize
 
-        self._refuse_quantised_by_the_script(kind_of(model))
+        self._refuse_quantised_by_the_script(kind_of(model), other_quantisation(model))
         config, found = None, None
         if self.adapter is not None:
             config = config_for(model, Path(self.adapter))
@@ -201,9 +201,14 @@ class Peft(Technique):
 
         return head_modules(model) if self.modules_to_save == AUTO else self.modules_to_save
 
-    def _refuse_quantised_by_the_script(self, kind: str | None) -> None:
+    def _refuse_quantised_by_the_script(self, kind: str | None, other: str | None) -> None:
         from .names import refuse_method
 
+        if other is not None and self.export in ("merged", "both"):
+            raise PluginError(
+                f"{self.name}: export={self.export} is known for plain weights and bitsandbytes', and the script's model "
+                f"is quantised by {other}. Use export=adapter."
+            )
         if kind is not None:
             refuse_method(self.method, kind, merged=False)
 
