@@ -84,8 +84,8 @@ def find_targets(
         how = other_quantisation(model)
         if how is not None:
             raise PluginError(
-                f"{NAME}: the layers of this {type(model).__name__} are quantised by {how}, and are no linear layers of "
-                f"torch or bitsandbytes. Name those that get an adapter: targets=..., among: {some_names(model)}."
+                f"{NAME}: the layers of this {type(model).__name__} are quantised by {how}, and are no linear layers "
+                f"of torch or bitsandbytes. Name those that get an adapter: targets=..., among: {some_names(model)}."
             )
         raise PluginError(
             f"{NAME}: no linear layer is found in the blocks of a {type(model).__name__} ({', '.join(stacks)}). Name "

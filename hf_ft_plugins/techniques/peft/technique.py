@@ -206,8 +206,8 @@ class Peft(Technique):
 
         if other is not None and self.export in ("merged", "both"):
             raise PluginError(
-                f"{self.name}: export={self.export} is known for plain weights and bitsandbytes', and the script's model "
-                f"is quantised by {other}. Use export=adapter."
+                f"{self.name}: export={self.export} is known for plain weights and bitsandbytes', and the script's "
+                f"model is quantised by {other}. Use export=adapter."
             )
         if kind is not None:
             refuse_method(self.method, kind, merged=False)
