@@ -113,7 +113,9 @@ def test_tied_adapters_are_merged_into_tied_layers(tmp_path):
 def test_rows_of_new_tokens_are_trained_if_asked_and_told_if_not(tied, tmp_path, caplog):
     tiny_llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
     size = tiny_llama().config.vocab_size
-    rows = [{"input_ids": ids, "labels": ids} for ids in (torch.cat([one, torch.tensor([size])]) for one in IDS)]
+    # In the middle: what the last token says is scored by nobody.
+    new = torch.tensor([size])
+    rows = [{"input_ids": ids, "labels": ids} for ids in (torch.cat([one[:4], new, one[4:]]) for one in IDS)]
     for new_tokens in ("train", "warn"):
         model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
         model.resize_token_embeddings(size + 1)
