@@ -107,13 +107,14 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
     """`get_peft_model` with weights that depend on `seed` alone; the global random state is left as it was.
 
     Raises:
-        PluginError: peft cannot put such an adapter on this model.
+        PluginError: peft cannot put such an adapter on this model, which is then as it was.
     """
     import torch
     from peft import get_peft_model
 
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    # peft puts an adapter on layer by layer; PiSSA and its like change the weights under it.
+    with unchanged_on_error(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)

@@ -11,7 +11,8 @@ from ..errors import PluginError
 
 def bare(model: Any) -> Any:
     """The model under a PEFT wrapper, if there is one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    # peft also marks the model inside with its `peft_config`.
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def main_input_name(model: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...models.embeddings import output_embeddings
 
 NAME = "peft"
 # Of the largest stack: an encoder-decoder's other stack is taken from this size on.
@@ -46,7 +47,7 @@ def head_modules(model: Any) -> tuple[str, ...]:
     """Names of the layers outside the backbone of a classifier, which no adapter reaches; none of a language model."""
     from ..heads import backbone_of, head_names
 
-    if hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
+    if output_embeddings(model) is not None:
         return ()
     backbone, paths = backbone_of(model), set()
     for name in head_names(model):

@@ -19,8 +19,12 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...models.embeddings import input_embeddings
+from .answers import answers, relative_error
 from .layers import NAME
 from .quantization import dequantized, is_quantized
+from .tied import adapters_are_tied, copied, joined, separated, tensors_that_differ
+from .written import quiet, written_whole
 
 # Relative difference of the logits, above which a merged model is not what was trained: rounding of its dtype, and, of
 # int8, of the activations, which the merged model does not round.
@@ -44,30 +48,34 @@ def merge_exactly(model: Any) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     name = model.active_adapters[0]
+    config = model.peft_config[name]
     if not hasattr(model, "merge_and_unload"):
-        raise PluginError(f"{NAME}: a {model.peft_config[name].peft_type.value} adapter cannot be merged.")
-    twin = copy.deepcopy(model)
+        raise PluginError(f"{NAME}: a {config.peft_type.value} adapter cannot be merged.")
+    twin = copied(model)
     if any(is_quantized(module) for module in model.modules()):
         state = {key: value.clone() for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
-        config = copy.deepcopy(model.peft_config[name])
         # Before the adapter is taken off: IA3 refuses even that where a model says that it is quantised.
-        _forget_quantisation(twin.get_base_model())
-        base = _dense(twin.unload(), _dtype(model.get_base_model()))
-        twin = get_peft_model(base, config, adapter_name=name)
+        forget_quantisation(twin.get_base_model())
+        base = dense(twin.unload(), dtype_of(model.get_base_model()))
+        twin = get_peft_model(base, copy.deepcopy(config), adapter_name=name)
         left = set_peft_model_state_dict(twin, state, adapter_name=name).unexpected_keys
+        # Rows of tokens of an output layer that is tied are those of the embeddings.
+        left = [key for key in left if ".token_adapter." not in key]
         if left:
             raise PluginError(f"{NAME}: the merged model has no place for {left[0]}.")
+    shared = separated(twin.get_base_model())
     try:
         merged = twin.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
-        kind = model.peft_config[name].peft_type.value
+        kind = config.peft_type.value
         raise PluginError(f"{NAME}: a {kind} adapter cannot be merged ({error}). Use export=adapter.") from error
+    joined(merged, shared, adapters_are_tied(config))
     # A trainer's own way through this model (TRL's fused head, autocast) is no part of it.
     merged.__dict__.pop("forward", None)
     return merged.train(False)
 
 
-def _dense(model: Any, dtype: torch.dtype) -> Any:
+def dense(model: Any, dtype: torch.dtype) -> Any:
     """Turn layers of bitsandbytes back, in place, into what they were made of."""
     from transformers.pytorch_utils import Conv1D
 
@@ -86,16 +94,17 @@ def _dense(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _forget_quantisation(model: Any) -> None:
+def forget_quantisation(model: Any) -> None:
+    """Take off, in place, what says that a model is quantised, when its layers no longer are."""
     for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer", "is_quantized"):
         model.__dict__.pop(mark, None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 
 
-def _dtype(model: Any) -> torch.dtype:
-    """That of the weights which are not quantised."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+def dtype_of(model: Any) -> torch.dtype:
+    """The dtype of the weights which are not quantised."""
+    embeddings = input_embeddings(model)
     dtypes = [parameter.dtype for parameter in (embeddings or model).parameters() if parameter.is_floating_point()]
     return dtypes[0] if dtypes else torch.float32
 
@@ -108,30 +117,14 @@ def logits_error(model: Any, merged: Any, batch: Mapping[str, Any]) -> float:
         merged: what `merge_exactly` made of it.
         batch: of the model's inputs; positions with `attention_mask` 0 do not count.
     """
-    trained, found = (_logits(one, batch) for one in (model.get_base_model(), merged))
-    mask = batch.get("attention_mask")
-    if mask is not None and trained.shape[:2] == mask.shape:
-        trained, found = trained[mask.bool()], found[mask.bool()]
-    return float((found - trained).norm() / trained.norm())
+    return relative_error(answers(model.get_base_model(), batch), answers(merged, batch), batch)
 
 
-def _logits(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-    training = model.training
-    model.train(False)
-    try:
-        with torch.no_grad():
-            # The class's own, past what a trainer has put over this one.
-            outputs = type(model).forward(model, **inputs)
-    finally:
-        model.train(training)
-    logits = getattr(outputs, "logits", None)
-    return (outputs[0] if logits is None else logits).float()
-
-
-def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path) -> float:
+def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processing_class: Any = None) -> float:
     """Merge, compare the logits on `batch`, save, reload, and compare every tensor with what was saved.
+
+    Args:
+        processing_class: a tokenizer or processor to save with it.
 
     Returns:
         `logits_error` on the batch.
@@ -141,19 +134,28 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path) -> float:
             is left in the folder that could be taken for it.
     """
     merged = merge_exactly(model)
-    error, dtype = logits_error(model, merged, batch), _dtype(merged)
-    int8 = any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters())
-    most = max(TOLERANCE.get(dtype, 3e-2), INT8_TOLERANCE if int8 else 0.0)
+    error, most = logits_error(model, merged, batch), tolerance(model)
     if not error <= most:
         raise PluginError(
             f"{NAME}: the merged model's logits differ by {error:.2%} from the trained one's, more than {most:.1%}, so "
             "it is not saved. Keep the adapter: export=adapter."
         )
-    merged.save_pretrained(folder)
-    again = type(merged).from_pretrained(folder).state_dict()
-    for name, tensor in merged.state_dict().items():
-        if name not in again or not torch.equal(again[name].to(tensor.device, tensor.dtype), tensor):
-            for file in folder.glob("*.safetensors"):
-                file.unlink()
-            raise PluginError(f"{NAME}: saved and reloaded, the merged model's {name} is another. It has been removed.")
+    with written_whole(folder) as scratch:
+        merged.save_pretrained(scratch)
+        with quiet():
+            again = type(merged).from_pretrained(scratch).state_dict()
+        changed = tensors_that_differ(again, merged.state_dict())
+        if changed:
+            raise PluginError(
+                f"{NAME}: saved and reloaded, the merged model's {changed[0]} is another, so it is not kept. Keep the "
+                "adapter: export=adapter."
+            )
+        if processing_class is not None:
+            processing_class.save_pretrained(scratch)
     return error
+
+
+def tolerance(model: Any) -> float:
+    """Relative difference of the logits, above which a model is not what was trained."""
+    int8 = any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters())
+    return max(TOLERANCE.get(dtype_of(model), 3e-2), INT8_TOLERANCE if int8 else 0.0)

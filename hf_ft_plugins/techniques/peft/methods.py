@@ -12,9 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import OptionError
+from ...models.embeddings import input_embeddings, output_embeddings
+from ...models.inputs import main_input_name
 from ...technique import nearest
 from .layers import shortest_names, text_config
-from .names import NAME, OWN_OPTIONS, VARIANTS, config_class, fields_of, kind_of
+from .names import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
+from .tasks import task_of
 
 RANK, ALPHA = 16, 2
 # The papers' scale, where it is not alpha = 2 r; None: peft's own default.
@@ -34,18 +37,13 @@ DIVISORS = {
 }
 # Where peft's default is to begin with another model than the pretrained one.
 BEGINS_AT_ZERO = {"FOURIERFT": "init_weights", "C3A": "init_weights"}
+# peft's `EMBEDDING_LAYER_NAMES`.
+TIED_NAMES = ("embed_tokens", "lm_head")
 NESTED = {
     "eva_config": "EvaConfig",
     "loftq_config": "LoftQConfig",
     "corda_config": "CordaConfig",
     "lora_ga_config": "LoraGAConfig",
-}
-TASKS = {
-    "CausalLM": "CAUSAL_LM",
-    "LMHead": "CAUSAL_LM",
-    "SequenceClassification": "SEQ_CLS",
-    "TokenClassification": "TOKEN_CLS",
-    "QuestionAnswering": "QUESTION_ANS",
 }
 
 
@@ -102,10 +100,20 @@ def make_config(
         settings |= {"target_r": settings["r"], "init_r": math.ceil(1.5 * settings.pop("r"))}
         # The run's own number of steps is set when it is known; peft wants one to begin with.
         settings |= {"total_step": 1}
-    if "ensure_weight_tying" in fields and _touches_tied(model, targets, settings.get("modules_to_save", ())):
+    tied = _touched_tied(model, targets, settings.get("modules_to_save", ()))
+    if tied and method in MUTATING and targets is not None and _touched_tied(model, targets, ()):
+        raise OptionError(
+            f"{NAME}: method={method} takes its beginning out of the weights of {tied[0]}, which another layer shares, "
+            f"so that the model would begin as another one. Leave it out of targets, or use method=lora."
+        )
+    # peft ties adapters of embeddings by these names only, and writes the embeddings' own name into the
+    # configuration: of another name (GPT-2's wte), the saved adapter loads without the head's part. Of further layers
+    # that share the weight (a decoder's own table), it ties some and saves none.
+    if "ensure_weight_tying" in fields and tied and _sharing(model) == 2 and _known(tied):
         settings["ensure_weight_tying"] = True
     settings |= _own(method, fields, options or {})
-    task = _task(model)
+    task = task_of(model)
+    _refuse_prompts(method, model, task)
     try:
         return cls(task_type=task, **settings)
     except (ValueError, TypeError) as error:
@@ -193,21 +201,33 @@ def _scaled_at_their_input(model: Any, targets: Any) -> list[str]:
     return list(shortest_names(model, [path for path, size in sizes.items() if size is not None and size[0] > width]))
 
 
-def _touches_tied(model: Any, targets: Any, saved: Iterable[str]) -> bool:
-    """Whether an adapter, or a trained copy, would come between the embeddings and an output layer tied to them."""
-    if not getattr(text_config(model), "tie_word_embeddings", False) or not hasattr(model, "get_input_embeddings"):
-        return False
+def _touched_tied(model: Any, targets: Any, saved: Iterable[str]) -> list[str]:
+    """Paths of the embeddings and the output layer tied to them, if an adapter or a trained copy comes between them."""
+    embeddings = input_embeddings(model)
+    if not getattr(text_config(model), "tie_word_embeddings", False) or embeddings is None:
+        return []
     names = (*saved, *(targets.modules if targets is not None else ()))
-    tied = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    tied = [layer for layer in (embeddings, output_embeddings(model)) if layer is not None]
     paths = [path for path, module in model.named_modules() if any(module is layer for layer in tied)]
-    return any(path == name or path.endswith(f".{name}") for path in paths for name in names)
+    return paths if any(path == name or path.endswith(f".{name}") for path in paths for name in names) else []
 
 
-def _task(model: Any) -> str | None:
-    name = type(model).__name__
-    if name.endswith("ConditionalGeneration") and getattr(model.config, "is_encoder_decoder", False):
-        return "SEQ_2_SEQ_LM"
-    return next((task for part, task in TASKS.items() if part in name), None)
+def _known(paths: Iterable[str]) -> bool:
+    return all(path.rpartition(".")[2] in TIED_NAMES for path in paths)
+
+
+def _sharing(model: Any) -> int:
+    """How many layers share the weight of the embeddings."""
+    weight = getattr(input_embeddings(model), "weight", None)
+    return sum(getattr(module, "weight", None) is weight for module in model.modules())
+
+
+def _refuse_prompts(method: str, model: Any, task: str | None) -> None:
+    if task is None and method in PROMPTS:
+        raise OptionError(
+            f"{NAME}: method={method} puts its own before embedded tokens, and peft knows no way into a "
+            f"{type(model).__name__}, whose input is {main_input_name(model)}. Use method=lora."
+        )
 
 
 def _own(method: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from ...errors import PluginError
+from ...models.unchanged import unchanged_on_error
 from .layers import NAME, block_stacks, is_linear
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None
         kind: `nf4` (4.5 bits a weight) or `int8`.
         compute_dtype: of NF4 layers' products; None: that of the first input.
 
+    The layers that are replaced are kept on the CPU until all are turned: if one fails, the model is as it was.
+
     Returns:
         How many layers were turned.
 
@@ -45,13 +48,15 @@ def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None
     if getattr(model, "hf_quantizer", None) is not None:
         raise PluginError(f"{NAME}: quant={kind}, and the script's model is quantised already. Leave out quant.")
     dtype, turned = model.dtype, 0
-    for stack in block_stacks(model):
-        for path, module in list(model.get_submodule(stack).named_modules()):
-            if is_linear(module) and not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
-                model.set_submodule(f"{stack}.{path}", _quantized(bnb, module, kind, compute_dtype))
-                turned += 1
-    _say_that_it_is(model, kind, compute_dtype or dtype)
-    never_repack(model)
+    with unchanged_on_error(model):
+        for stack in block_stacks(model):
+            for path, module in list(model.get_submodule(stack).named_modules()):
+                if is_linear(module) and not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+                    model.set_submodule(f"{stack}.{path}", _quantized(bnb, module, kind, compute_dtype))
+                    module.weight.data = module.weight.data.to("cpu")
+                    turned += 1
+        _say_that_it_is(model, kind, compute_dtype or dtype)
+        never_repack(model)
     return turned
 
 
@@ -73,6 +78,15 @@ def kind_of(model: Any) -> Kind | None:
         if is_quantized(module):
             return "int8" if type(module.weight).__name__ == "Int8Params" else "nf4"
     return None
+
+
+def other_quantisation(model: Any) -> str | None:
+    """How the model is quantised, if not by bitsandbytes (gptq, awq, fp8, ...): transformers' name of it."""
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is None or kind_of(model) is not None:
+        return None
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return str(getattr(method, "value", method))
 
 
 def dequantized(module: Any) -> torch.Tensor:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ...errors import PluginError
 from .layers import NAME, block_stacks, is_linear, shortest_names, some_names, text_config, without_numbers
+from .quantization import other_quantisation
 
 # Adapters that reach less of the blocks leave most of the model as it was, and must be meant.
 LEAST_COVERAGE = 0.5
@@ -80,6 +81,12 @@ def find_targets(
         layers = {path: module for path, module in layers.items() if path not in fitting}
         fused = [path for path in fused if path not in fitting]
     if not layers and not fused:
+        how = other_quantisation(model)
+        if how is not None:
+            raise PluginError(
+                f"{NAME}: the layers of this {type(model).__name__} are quantised by {how}, and are no linear layers "
+                f"of torch or bitsandbytes. Name those that get an adapter: targets=..., among: {some_names(model)}."
+            )
         raise PluginError(
             f"{NAME}: no linear layer is found in the blocks of a {type(model).__name__} ({', '.join(stacks)}). Name "
             f"its layers: targets=..., among: {some_names(model)}."

@@ -54,6 +54,9 @@ class Peft(Technique):
     modules_to_save: tuple[str, ...] = option(
         AUTO, help="layers that are trained whole and saved with the adapter; auto: the head of a classifier; a+b"
     )
+    new_tokens: Literal["warn", "train"] = option(
+        "warn", help="of tokens that the script has added to the vocabulary: train their rows, or only say that none is"
+    )
     adapter: str | None = option(None, help="a folder with a trained adapter to go on with instead of a new one")
     export: Literal["none", "adapter", "merged", "both"] = option(
         "none", help="when training ends, save the adapter, the merged and verified model, or both, below output_dir"
@@ -86,9 +89,9 @@ class Peft(Technique):
     def ft_adapter(self, model: Any, args: Any) -> Any:
         from .folders import config_for
         from .names import has_targets
-        from .quantization import kind_of, never_repack, quantize
+        from .quantization import kind_of, never_repack, other_quantisation, quantize
 
-        self._refuse_quantised_by_the_script(kind_of(model))
+        self._refuse_quantised_by_the_script(kind_of(model), other_quantisation(model))
         config, found = None, None
         if self.adapter is not None:
             config = config_for(model, Path(self.adapter))
@@ -157,6 +160,7 @@ class Peft(Technique):
         from .methods import make_config
         from .names import read_options
 
+        options = read_options(self.config)
         return make_config(
             self.method,
             model,
@@ -165,17 +169,46 @@ class Peft(Technique):
             alpha=self.alpha,
             dropout=self.dropout,
             modules_to_save=self._saved_whole(model),
-            options=read_options(self.config),
+            options=options | self._rows_of_new_tokens(model, targets, options),
         )
+
+    def _rows_of_new_tokens(self, model: Any, targets: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Their option of peft's; a warning where they would stay as they began."""
+        from .names import config_class, fields_of
+        from .new_tokens import frozen_layers, new_tokens, trainable_rows, warning_of
+
+        if {"trainable_token_indices", "token_indices"} & options.keys():
+            return {}
+        tokens = new_tokens(model)
+        if not tokens and self.new_tokens == "train":
+            logger.warning(
+                "%s: new_tokens=train, and no token of this %s is known to be new: it has no more than the model that "
+                "it was made from, or names none. Name rows: config=trainable_token_indices:[...].",
+                *(self.name, type(model).__name__),
+            )
+        whole = (*self._saved_whole(model), *(targets.modules if targets else ()))
+        frozen = frozen_layers(model, whole) if tokens else []
+        if not frozen:
+            return {}
+        if self.new_tokens == "warn":
+            logger.warning(warning_of(model, tokens, frozen))
+            return {}
+        rows = trainable_rows(model, tokens, self.method, fields_of(config_class(self.method)), whole)
+        return {"trainable_token_indices": rows}
 
     def _saved_whole(self, model: Any) -> tuple[str, ...]:
         from .layers import head_modules
 
         return head_modules(model) if self.modules_to_save == AUTO else self.modules_to_save
 
-    def _refuse_quantised_by_the_script(self, kind: str | None) -> None:
+    def _refuse_quantised_by_the_script(self, kind: str | None, other: str | None) -> None:
         from .names import refuse_method
 
+        if other is not None and self.export in ("merged", "both"):
+            raise PluginError(
+                f"{self.name}: export={self.export} is known for plain weights and bitsandbytes', and the script's "
+                f"model is quantised by {other}. Use export=adapter."
+            )
         if kind is not None:
             refuse_method(self.method, kind, merged=False)
 

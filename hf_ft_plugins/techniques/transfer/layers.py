@@ -69,7 +69,7 @@ def layer_groups(model: Any, *, at_most: int = 12) -> list[LayerGroup]:
     for path, is_block in _units(backbone, prefix, _stacks(backbone)):
         if is_block:
             blocks.append([path])
-        elif blocks and not _has_embeddings(base.get_submodule(path)):
+        elif blocks and not _embeds(path, base.get_submodule(path)):
             blocks[-1].append(path)
         else:
             stem.append(path)
@@ -155,8 +155,10 @@ def _weight(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in inside)
 
 
-def _has_embeddings(module: Any) -> bool:
-    return any(isinstance(part, torch.nn.Embedding) for part in module.modules())
+def _embeds(path: str, module: Any) -> bool:
+    """Whether it makes what goes into the blocks: embeddings, or their norm, which BART has after its blocks."""
+    norm = "norm" in type(module).__name__.lower() and "emb" in path.rpartition(".")[2]
+    return norm or any(isinstance(part, torch.nn.Embedding) for part in module.modules())
 
 
 def _units(module: Any, path: str, stacks: set[int]) -> Iterator[tuple[str, bool]]:

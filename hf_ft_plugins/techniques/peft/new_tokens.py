@@ -1,0 +1,97 @@
+"""Tokens that a script has added to the vocabulary of a pretrained model: an adapter leaves their rows as they began.
+
+The embeddings and the output layer are frozen under an adapter. Rows of tokens that the model was never trained with
+then stay random, and what is written with these tokens stays noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...errors import OptionError
+from ...models.embeddings import output_embeddings, token_embeddings
+from .layers import NAME, shortest_names
+
+# Numbers of tokens that a message lists.
+SHOWN = 8
+
+
+def new_tokens(model: Any) -> list[int]:
+    """Rows of the embeddings beyond those that the model was made with; [] where there are none, or none is known.
+
+    The evidence is the configuration on disk that the model names; where it names none, the size that the model's
+    inner parts still remember, which `resize_token_embeddings` leaves as it was. (Rows that a vocabulary was padded
+    with were there before, and are not told from others.)
+    """
+    table = token_embeddings(model)
+    if table is None:
+        return []
+    rows = int(table.weight.shape[0])
+    stored = _stored_size(model)
+    if stored is None:
+        inside = (vars(part).get("vocab_size") for part in model.modules() if part is not model)
+        known = [size for size in inside if isinstance(size, int)]
+        stored = max(known) if known else None
+    return list(range(stored, rows)) if stored is not None and 0 < stored < rows else []
+
+
+def layers_of_tokens(model: Any) -> dict[str, Any]:
+    """The layers with a row a token, by the shortest name that fits each alone: the embeddings, and an output layer
+    that is not tied to them.
+    """
+    table, output = token_embeddings(model), output_embeddings(model)
+    layers = [layer for layer in (table, output) if layer is not None]
+    if output is not None and table is not None and getattr(output, "weight", None) is table.weight:
+        layers = [table]
+    paths = {path: module for path, module in model.named_modules() if any(module is layer for layer in layers)}
+    return {shortest_names(model, [path])[0]: module for path, module in paths.items()}
+
+
+def trainable_rows(
+    model: Any, tokens: list[int], method: str, fields: Mapping[str, Any], whole: Iterable[str]
+) -> dict[str, list[int]]:
+    """`trainable_token_indices` for these tokens: in each layer that has a row a token and is not trained whole.
+
+    Raises:
+        OptionError: the method cannot train single rows.
+    """
+    left = dict.fromkeys(frozen_layers(model, whole), tokens)
+    if left and "trainable_token_indices" not in fields:
+        raise OptionError(
+            f"{NAME}: option new_tokens=train is not for method={method}, which trains no single rows. Use "
+            f"method=lora, or modules_to_save={'+'.join(left)}."
+        )
+    return left
+
+
+def frozen_layers(model: Any, whole: Iterable[str]) -> list[str]:
+    """Names of the layers with a row a token that neither an adapter nor a whole copy reaches."""
+    reached = tuple(whole)
+    paths = {id(module): path for path, module in model.named_modules()}
+    return [
+        name
+        for name, layer in layers_of_tokens(model).items()
+        if not any(paths[id(layer)] == one or paths[id(layer)].endswith(f".{one}") for one in reached)
+    ]
+
+
+def warning_of(model: Any, tokens: list[int], layers: list[str]) -> str:
+    """What to say of new tokens whose rows stay as they are."""
+    shown = ", ".join(map(str, tokens[:SHOWN])) + (", ..." if len(tokens) > SHOWN else "")
+    return (
+        f"{NAME}: {len(tokens)} tokens ({shown}) were added to a {type(model).__name__}, and their rows of "
+        f"{' and '.join(layers)} are frozen: they stay as they were initialised. Train them: new_tokens=train."
+    )
+
+
+def _stored_size(model: Any) -> int | None:
+    name = getattr(model, "name_or_path", None)
+    if not name:
+        return None
+    # Not there, or no network: nothing is known.
+    with contextlib.suppress(OSError, ValueError):
+        stored = type(model.config).from_pretrained(name, local_files_only=True)
+        return getattr(stored.get_text_config(), "vocab_size", None)
+    return None
