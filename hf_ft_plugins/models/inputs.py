@@ -33,7 +33,8 @@ def decoder_inputs(model: Any, labels: Any, asker: str) -> Any:
     """
     model = bare(model)
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+        # A copy: FSMT's way replaces the labels' -100 in place.
+        return model.prepare_decoder_input_ids_from_labels(labels=labels.clone())
     # Whisper, M2M100 and others have the function that their forward pass calls beside them only.
     modules = (sys.modules.get(cls.__module__) for cls in type(model).mro())
     shift = next(filter(None, (getattr(module, "shift_tokens_right", None) for module in modules)), None)
@@ -45,4 +46,4 @@ def decoder_inputs(model: Any, labels: Any, asker: str) -> Any:
     config = model.config
     known = {"pad_token_id": config.pad_token_id, "decoder_start_token_id": config.decoder_start_token_id}
     wanted = inspect.signature(shift).parameters
-    return shift(labels, **{name: value for name, value in known.items() if name in wanted})
+    return shift(labels.clone(), **{name: value for name, value in known.items() if name in wanted})

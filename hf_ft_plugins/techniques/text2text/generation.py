@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
-from .data import is_causal
+from .architecture import is_causal
 from .loss import IGNORED
 
 # What belongs to the whole row, and what `generate` makes itself.
