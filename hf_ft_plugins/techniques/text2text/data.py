@@ -19,7 +19,7 @@ from .lengths import Lengths, measured, targets_alone
 from .lengths import pair_lengths as pair_lengths
 from .streaming import POOL, PooledBudgetBatches
 from .texts import prepared_texts, text_lengths
-from .tokens import columns_of, is_arrow
+from .tokens import chunks, columns_of, is_arrow
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,11 @@ def _counted(options: Any, dataset: Any, *, causal: bool) -> Any:
     if not len(dataset):
         return dataset
     lengths, copies = measured(dataset, causal=causal)
+    if causal and not copies and next(chunks(dataset)).are_moved_copies():
+        raise PluginError(
+            f"{NAME}: the labels are input_ids moved by one already, and the loss moves them. Give labels that are a "
+            "copy of input_ids, -100 on what is not to be learned."
+        )
     empty = lengths.targets == 0
     if empty.any():
         # Labels of -100 alone are the script's doing; of no token at all, the data's.

@@ -48,12 +48,26 @@ class Rows:
         """Which ids of the sources count; bool [sum of lengths]."""
         return np.ones(len(self.sources.values), dtype=bool) if self.mask is None else self.mask.values != 0
 
+    def say_more(self) -> bool:
+        """Whether there is more to the rows than ids and labels."""
+        return self.mask is not None or bool(self.beside_source or self.beside_target or self.stacked)
+
     def are_masked_copies(self) -> bool:
         """Whether the labels are the rows' own ids, some replaced by -100: prompt and target in one."""
         if self.texts or self.targets is None or not np.array_equal(self.sources.lengths, self.targets.lengths):
             return False
         labels = self.targets.values
         return bool(((labels == IGNORED) | (labels == self.sources.values)).all())
+
+    def are_moved_copies(self) -> bool:
+        """Whether the labels are the rows' own ids moved by one already, some replaced by -100."""
+        if self.targets is None or not np.array_equal(self.sources.lengths, self.targets.lengths):
+            return False
+        labels, nexts = self.targets.values, np.roll(self.sources.values, -1)
+        lasts = np.zeros(len(labels), dtype=bool)
+        lasts[(np.cumsum(self.sources.lengths) - 1)[self.sources.lengths > 0]] = True
+        compared = (labels != IGNORED) & ~lasts
+        return bool(compared.sum() > 1 and (labels == nexts)[compared].all())
 
     def without_targets(self) -> Rows:
         """The same with labels of no token."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
+from ...models.limits import longest_input
 from .arrays import Ragged
 from .lengths import packed_lengths
 from .loss import IGNORED
@@ -200,7 +201,7 @@ def new_packer(packing: str, arch: str, model: Any) -> PairPacker | Flattener | 
         raise PluginError(
             "text2text: with packing='pairs' the model must keep the pairs of a row apart. Pass pack_aware(model)."
         )
-    return PairPacker(max_positions=getattr(model.config, "max_position_embeddings", None))
+    return PairPacker(max_positions=longest_input(model))
 
 
 def refuse_unpacked(options: Any, trainer: Any) -> None:

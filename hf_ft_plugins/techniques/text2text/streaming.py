@@ -59,7 +59,7 @@ def read(collator: TextPairCollator, examples: list[Any]) -> Pairs:
     limits = collator.max_source, collator.max_target
     causal = collator.arch == "causal"
     lengths = of_pairs(rows, *limits, causal=causal, packed=packed)
-    if not rows.texts and not causal:
+    if not causal and rows.say_more():
         return Pairs(examples, lengths)
     left, right = rows.stripped()[:2] if causal else (rows.sources, rows.targets)
     # Under the names of the columns of text: a causal prompt and a target of as many ids are no masked row.
