@@ -46,13 +46,13 @@ def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any)
     if options.objective != "seq2seq":
         texts = {"source": options.source, "tokenizer": tokenizer}
         return dataset if "input_ids" in names else TokenizedRows(dataset, partial(_text_ids, **texts))
+    if not training:
+        dataset = _without_column_of_none(dataset, options.target if "input_ids" not in names else "labels")
     if "input_ids" not in names:
         dataset = _tokenized(options, dataset, model, tokenizer, training=training)
     elif "labels" not in names and "label" in names and is_arrow(dataset):
         dataset = dataset.rename_column("label", "labels")
-    if not training:
-        return _without_column_of_none(dataset)
-    return _counted(options, dataset, causal=is_causal(model))
+    return _counted(options, dataset, causal=is_causal(model)) if training else dataset
 
 
 def _no_column(name: str, names: list[str]) -> str:
@@ -114,12 +114,12 @@ class TokenizedRows(torch.utils.data.Dataset[dict[str, Any]]):
         return {name: values[0] for name, values in made.items()}
 
 
-def _without_column_of_none(dataset: Any) -> Any:
-    """Without a column of labels that holds nothing: then there are no references at all."""
-    if not is_arrow(dataset) or "labels" not in dataset.column_names or not len(dataset):
+def _without_column_of_none(dataset: Any, name: str) -> Any:
+    """Without a column of references that holds none at all."""
+    if not is_arrow(dataset) or name not in dataset.column_names or not len(dataset):
         return dataset
-    column = dataset.data.column("labels")
-    return dataset.remove_columns("labels") if column.null_count == len(column) else dataset
+    column = dataset.data.column(name)
+    return dataset.remove_columns(name) if column.null_count == len(column) else dataset
 
 
 def _counted(options: Any, dataset: Any, *, causal: bool) -> Any:
