@@ -11,7 +11,7 @@ from ..errors import PluginError
 
 def bare(model: Any) -> Any:
     """The model under a PEFT wrapper, if there is one."""
-    # peft also marks the model inside with its `peft_config`.
+    # `peft_config` stands on the model under the wrapper, too, and on one with an adapter and no wrapper.
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -34,7 +34,8 @@ def decoder_inputs(model: Any, labels: Any, asker: str) -> Any:
     """
     model = bare(model)
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return model.prepare_decoder_input_ids_from_labels(labels=labels)
+        # A copy: FSMT's way replaces the labels' -100 in place.
+        return model.prepare_decoder_input_ids_from_labels(labels=labels.clone())
     # Whisper, M2M100 and others have the function that their forward pass calls beside them only.
     modules = (sys.modules.get(cls.__module__) for cls in type(model).mro())
     shift = next(filter(None, (getattr(module, "shift_tokens_right", None) for module in modules)), None)
@@ -46,4 +47,4 @@ def decoder_inputs(model: Any, labels: Any, asker: str) -> Any:
     config = model.config
     known = {"pad_token_id": config.pad_token_id, "decoder_start_token_id": config.decoder_start_token_id}
     wanted = inspect.signature(shift).parameters
-    return shift(labels, **{name: value for name, value in known.items() if name in wanted})
+    return shift(labels.clone(), **{name: value for name, value in known.items() if name in wanted})

@@ -52,28 +52,31 @@ def cut(
     max_tokens: int,
     target_tokens: int | None = None,
     max_examples: int | None = None,
+    real_targets: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Cut an order of pairs into batches.
 
     A batch ends before the pair whose padding would take it over `max_tokens` (number of pairs times longest source
     plus longest target), and as soon as it holds `target_tokens` real target tokens or `max_examples` pairs. A pair
-    that exceeds `max_tokens` alone is a batch of its own.
+    that exceeds `max_tokens` alone is a batch of its own. `real_targets` says the tokens of the targets where pairs
+    bring padding of their own, which `target_lengths` counts; int [N].
     """
     sources, targets = source_lengths[order].tolist(), target_lengths[order].tolist()
+    weights = targets if real_targets is None else real_targets[order].tolist()
     most_examples = max_examples or len(sources) + 1
-    enough = target_tokens or sum(targets) + 1
+    enough = target_tokens or sum(weights) + 1
     ends: list[int] = []
     start = longest_source = longest_target = held = 0
-    for position, (source, target) in enumerate(zip(sources, targets, strict=True)):
+    for position, (source, target, weight) in enumerate(zip(sources, targets, weights, strict=True)):
         wider, taller = max(longest_source, source), max(longest_target, target)
         if position > start and (
             (position + 1 - start) * (wider + taller) > max_tokens
             or position - start >= most_examples
-            or held + target / 2 > enough
+            or held + weight / 2 > enough
         ):
             ends.append(position)
             start, wider, taller, held = position, source, target, 0
-        longest_source, longest_target, held = wider, taller, held + target
+        longest_source, longest_target, held = wider, taller, held + weight
     return np.split(order, ends)
 
 
@@ -140,6 +143,7 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     Args:
         source_lengths, target_lengths: tokens of each example's source and target, [N] each.
+        source_slots, target_slots: how wide each is with the padding that the data itself brings; None: no wider.
         max_tokens: budget of a batch: pairs times (longest source + longest target).
         target_tokens: a batch ends once it holds this many real target tokens; None: only the budget ends it.
         max_examples: the most pairs in a batch; None: any number.
@@ -160,6 +164,8 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
         target_lengths: Sequence[int] | np.ndarray,
         *,
         max_tokens: int,
+        source_slots: Sequence[int] | np.ndarray | None = None,
+        target_slots: Sequence[int] | np.ndarray | None = None,
         target_tokens: int | None = None,
         max_examples: int | None = None,
         sampler: Iterable[int] | None = None,
@@ -173,7 +179,15 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
             raise ValueError(f"text2text: max_tokens={max_tokens} and per_step={per_step} must be 1 or more.")
         self.source_lengths = np.asarray(source_lengths, dtype=np.int64)
         self.target_lengths = np.asarray(target_lengths, dtype=np.int64)
-        self.limits = {"max_tokens": max_tokens, "target_tokens": target_tokens, "max_examples": max_examples}
+        self._slots = tuple(
+            lengths if slots is None else np.asarray(slots, dtype=np.int64)
+            for lengths, slots in ((self.source_lengths, source_slots), (self.target_lengths, target_slots))
+        )
+        self.limits: dict[str, int | None] = {
+            "max_tokens": max_tokens,
+            "target_tokens": target_tokens,
+            "max_examples": max_examples,
+        }
         self.sampler = sampler
         self.pool = pool
         self.per_step = per_step
@@ -201,7 +215,9 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
         return [
             near[batch]
             for near in pools
-            for batch in least_padded(self.source_lengths[near], self.target_lengths[near], **self.limits)
+            for batch in least_padded(
+                self._slots[0][near], self._slots[1][near], real_targets=self.target_lengths[near], **self.limits
+            )
         ]
 
     def _random(self, epoch: int) -> np.random.Generator:

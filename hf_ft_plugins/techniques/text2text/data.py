@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,16 @@ import torch
 
 from ...errors import PluginError
 from ...technique import data_seed
+from .architecture import NAME, is_causal
 from .batches import TokenBudgetBatchSampler
 from .collator import TextPairCollator
+from .lengths import Lengths, measured, targets_alone
+from .lengths import pair_lengths as pair_lengths
 from .streaming import POOL, PooledBudgetBatches
 from .texts import prepared_texts, text_lengths
-from .tokens import lengths_of, pair_lengths
+from .tokens import chunks, columns_of, is_arrow
 
 logger = logging.getLogger(__name__)
-NAME = "text2text"
-
-
-def is_causal(model: Any) -> bool:
-    return not getattr(model.config, "is_encoder_decoder", False)
 
 
 def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any) -> Any:
@@ -33,67 +32,183 @@ def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any)
     """
     if isinstance(dataset, torch.utils.data.IterableDataset):
         return tokenized_stream(options, dataset, split, model, tokenizer)
-    names = getattr(dataset, "column_names", None)
-    if names is None or not hasattr(dataset, "map"):
+    names = columns_of(dataset)
+    if not names:
         return dataset
-    if options.objective != "seq2seq":
+    training = split == "train"
+    if options.objective != "seq2seq" and is_arrow(dataset):
         return prepared_texts(options, dataset, split, model, tokenizer)
+    if "input_ids" not in names and options.source not in names:
+        if "labels" in names or not is_arrow(dataset):
+            # Sounds, pictures, or what only the script's own collator can read.
+            return dataset
+        raise PluginError(_no_column(options.source, names))
+    if options.objective != "seq2seq":
+        texts = {"source": options.source, "tokenizer": tokenizer}
+        return dataset if "input_ids" in names else TokenizedRows(dataset, partial(_text_ids, **texts))
+    if not training:
+        dataset = _without_column_of_none(dataset, options.target if "input_ids" not in names else "labels")
     if "input_ids" not in names:
-        dataset = _tokenized(options, dataset, model, tokenizer)
-    if split == "train":
-        dataset = _without_empty(options, dataset, split)
-        for column, longest in (("input_ids", options.max_source_length), ("labels", options.max_target_length)):
-            _report_cuts(dataset, column, longest)
-    return dataset
+        dataset = _tokenized(options, dataset, model, tokenizer, training=training)
+    elif "labels" not in names and "label" in names and is_arrow(dataset):
+        dataset = dataset.rename_column("label", "labels")
+    return _counted(options, dataset, causal=is_causal(model)) if training else dataset
 
 
-def _tokenized(options: Any, dataset: Any, model: Any, tokenizer: Any) -> Any:
-    missing = [name for name in (options.source, options.target) if name not in dataset.column_names]
-    if missing or tokenizer is None:
-        what = f"no column {missing[0]!r}" if missing else "no tokenizer to make token ids with"
+def _no_column(name: str, names: list[str]) -> str:
+    return (
+        f"{NAME}: there is no column {name!r}; the data has {', '.join(names)}. Say which columns hold texts "
+        f"({NAME}:source=...,target=...), pass processing_class=tokenizer, or tokenize into input_ids and labels."
+    )
+
+
+def _tokenized(options: Any, dataset: Any, model: Any, tokenizer: Any, *, training: bool) -> Any:
+    names = columns_of(dataset)
+    if training and options.target not in names:
+        raise PluginError(_no_column(options.target, names))
+    if tokenizer is None:
         raise PluginError(
-            f"{NAME}: there is {what}; the data has {', '.join(dataset.column_names)}. Say which columns hold texts "
-            f"({NAME}:source=...,target=...), pass processing_class=tokenizer, or tokenize into input_ids and labels."
+            f"{NAME}: there is no tokenizer to make token ids with; the data has {', '.join(names)}. Pass "
+            "processing_class=tokenizer, or tokenize into input_ids and labels."
         )
-    collator = options.new_collator(tokenizer, model)
+    collator = options.new_collator(tokenizer, model, for_evaluation=not training)
 
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        sources, targets = collator.tokenized(batch[options.source], batch[options.target])
+        sources = list(batch[options.source])
+        row = next((row for row, text in enumerate(sources) if text is None), None)
+        if row is not None:
+            raise PluginError(f"{NAME}: a row has {options.source}=None. Drop such rows, or give them a text.")
+        if options.target not in batch:
+            return {"input_ids": collator.prompts(sources).as_lists()}
+        sources, targets = collator.tokenized(sources, list(batch[options.target]))
         return {"input_ids": sources.as_lists(), "labels": targets.as_lists()}
 
+    if not is_arrow(dataset):
+        return TokenizedRows(dataset, tokenize)
     # `map` caches by a fingerprint of the data and the function.
+    dataset = dataset.with_format(None)
     return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc=f"{NAME}: tokenizing")
 
 
-def _without_empty(options: Any, dataset: Any, split: str) -> Any:
-    empty = lengths_of(dataset, "labels") == 0
-    if not empty.any():
+def _text_ids(batch: dict[str, list[Any]], source: str, tokenizer: Any) -> dict[str, Any]:
+    return {"input_ids": tokenizer(batch[source])["input_ids"]}
+
+
+class TokenizedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of texts of any data set, tokenized when they are read.
+
+    Args:
+        dataset: its rows are mappings: a list, a torch data set, one with a transform.
+        tokenize: makes token ids of a batch of them, a mapping of lists.
+    """
+
+    def __init__(self, dataset: Any, tokenize: Any) -> None:
+        self.dataset = dataset
+        self.tokenize = tokenize
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        made = self.tokenize({name: [value] for name, value in self.dataset[index].items()})
+        return {name: values[0] for name, values in made.items()}
+
+
+def _without_column_of_none(dataset: Any, name: str) -> Any:
+    """Without a column of references that holds none at all."""
+    if not is_arrow(dataset) or name not in dataset.column_names or not len(dataset):
         return dataset
-    share = empty.mean()
-    if share > options.max_empty_share:
-        rows = ", ".join(map(str, np.flatnonzero(empty)[:5]))
+    column = dataset.data.column(name)
+    return dataset.remove_columns(name) if column.null_count == len(column) else dataset
+
+
+def _counted(options: Any, dataset: Any, *, causal: bool) -> Any:
+    """The training set without pairs whose target is empty, which is said, as is what is cut."""
+    if not len(dataset):
+        return dataset
+    lengths, copies = measured(dataset, causal=causal)
+    if causal and not copies and next(chunks(dataset)).are_moved_copies():
         raise PluginError(
-            f"{NAME}: {int(empty.sum())} of {len(empty)} targets of the {split} set are empty (rows {rows}, ...), more "
-            f"than max_empty_share={options.max_empty_share}. Look at the data, or raise the option to drop them."
+            f"{NAME}: the labels are input_ids moved by one already, and the loss moves them. Give labels that are a "
+            "copy of input_ids, -100 on what is not to be learned."
         )
-    logger.warning("%s: dropped %d of %d pairs, whose target is empty.", NAME, int(empty.sum()), len(empty))
-    return dataset.select(np.flatnonzero(~empty))
+    empty = lengths.targets == 0
+    if empty.any():
+        # Labels of -100 alone are the script's doing; of no token at all, the data's.
+        share = (empty & (lengths.target_slots == 0)).mean() if not copies else 0
+        dataset, lengths = _without_empty(options, dataset, empty, share), lengths.at(~empty)
+    limits = (options.max_source_length, options.max_target_length)
+    if copies and any(limits):
+        logger.warning(
+            "%s: max_source_length and max_target_length have no effect on rows that hold prompt and target in one.",
+            NAME,
+        )
+    else:
+        _report_cuts("sources", lengths.sources, limits[0])
+        _report_cuts("targets", lengths.targets, limits[1])
+    return dataset
 
 
-def _report_cuts(dataset: Any, column: str, longest: int | None) -> None:
-    if longest is None:
-        return
-    over = lengths_of(dataset, column) - longest
-    if (over > 0).any():
+def _without_empty(options: Any, dataset: Any, empty: np.ndarray, share: float) -> Any:
+    rows, said = ", ".join(map(str, np.flatnonzero(empty)[:5])), f"{int(empty.sum())} of {len(empty)}"
+    if empty.all() and not share:
+        raise PluginError(f"{NAME}: all {len(empty)} targets of the train set are -100 alone. Look at the labels.")
+    if empty.all() or (share > options.max_empty_share and is_arrow(dataset)):
+        raise PluginError(
+            f"{NAME}: {said} targets of the train set are empty (rows {rows}, ...), more than "
+            f"max_empty_share={options.max_empty_share}. Look at the data, or raise the option to drop them."
+        )
+    logger.warning("%s: dropped %s pairs, whose target is empty (rows %s).", NAME, said, rows)
+    kept = np.flatnonzero(~empty)
+    return dataset.select(kept) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, kept.tolist())
+
+
+def _report_cuts(what: str, lengths: np.ndarray, longest: int | None) -> None:
+    over = lengths - (longest or 0)
+    if longest is not None and (over > 0).any():
         logger.warning(
             "%s: %d of %d %s are longer than %d and are cut, by %d tokens in all.",
             NAME,
             int((over > 0).sum()),
             len(over),
-            "sources" if column == "input_ids" else "targets",
+            what,
             longest,
             int(over[over > 0].sum()),
         )
+
+
+def pairs_in_batch(trainer: Any) -> tuple[int, float]:
+    """How many pairs a batch is to hold on average, and what share that is of what the script asked for.
+
+    `auto_find_batch_size` asks for fewer after a batch that did not fit.
+    """
+    args = trainer.args
+    asked: int = args.train_batch_size
+    if not args.auto_find_batch_size:
+        return asked, 1.0
+    # The one place where Trainer says the batch size of the present try.
+    tried: int = trainer._train_batch_size
+    return tried, tried / asked
+
+
+def _scaled(limit: int | None, share: float) -> int | None:
+    return None if limit is None else max(1, int(limit * share))
+
+
+def lengths_of(options: Any, trainer: Any, dataset: Any) -> Lengths | None:
+    """Of what the trainer's collator makes of its data; None where only the script's own can tell."""
+    objective = getattr(trainer.data_collator, "text_objective", None)
+    if objective is not None:
+        sources, targets = text_lengths(objective, dataset)
+        return Lengths(sources, targets, sources, targets)
+    ours, names = isinstance(trainer.data_collator, TextPairCollator), columns_of(dataset)
+    if "input_ids" not in names:
+        if ours:
+            raise PluginError(_no_column(options.source, names))
+        return targets_alone(dataset) if "labels" in names else None
+    limits = (options.max_source_length, options.max_target_length) if ours else (None, None)
+    packed = ours and options.packing != "none"
+    return measured(dataset, *limits, causal=is_causal(trainer.model), packed=packed)[0]
 
 
 def budgeted(
@@ -106,21 +221,27 @@ def budgeted(
     strategy = getattr(args, "train_sampling_strategy", "random")
     if strategy != "random":
         logger.warning("%s: train_sampling_strategy=%r has no effect: the budget cuts the batches.", NAME, strategy)
-    objective = getattr(trainer.data_collator, "text_objective", None)
-    sources, targets = (
-        pair_lengths(options, dataset, causal=is_causal(trainer.model))
-        if objective is None
-        else text_lengths(objective, dataset)
-    )
-    pairs = args.train_batch_size
-    enough = options.target_tokens or max(1, round(pairs * float(targets.mean())))
-    most = options.max_tokens or max(1, round(2 * pairs * float((sources + targets).mean())))
-    alone = int((sources + targets > most).sum())
+    lengths = lengths_of(options, trainer, dataset)
+    if lengths is None:
+        logger.warning(
+            "%s: its rows hold neither input_ids nor labels, so the script's own collator reads them, in batches of a "
+            "fixed number of pairs.",
+            NAME,
+        )
+        return None
+    sources, targets, *slots = lengths
+    pairs, share = pairs_in_batch(trainer)
+    width = lengths.source_slots + lengths.target_slots
+    enough = _scaled(options.target_tokens, share) or max(1, round(pairs * float(targets.mean())))
+    most = _scaled(options.max_tokens, share) or max(1, round(2 * pairs * float(width.mean())))
+    alone = int((width > most).sum())
     if alone:
         logger.warning("%s: %d pairs exceed max_tokens=%d; each is a batch of its own.", NAME, alone, most)
     batches = TokenBudgetBatchSampler(
         sources,
         targets,
+        source_slots=slots[0],
+        target_slots=slots[1],
         sampler=sampler,
         # Another technique's order is kept but for what comes within one pool.
         pool=options.pool or (None if sampler is None else POOL),
@@ -158,12 +279,13 @@ def pooled(options: Any, trainer: Any, stream: Any) -> PooledBudgetBatches | Non
             "read the whole stream, or each another part of it. Set it to 1: it reads and tokenizes ahead."
         )
     world_size = max(1, args.world_size)
+    pairs, share = pairs_in_batch(trainer)
     return PooledBudgetBatches(
         stream,
         trainer.data_collator,
-        max_tokens=options.max_tokens,
-        target_tokens=options.target_tokens,
-        pairs=args.train_batch_size,
+        max_tokens=_scaled(options.max_tokens, share),
+        target_tokens=_scaled(options.target_tokens, share),
+        pairs=pairs,
         pool=options.pool or POOL,
         per_step=args.gradient_accumulation_steps * world_size,
         rank=args.process_index,
@@ -180,11 +302,13 @@ def tokenized_stream(options: Any, stream: Any, split: str, model: Any, tokenize
     names = stream.column_names or list(next(iter(stream)))
     if "input_ids" in names:
         return stream
-    collator = options.new_collator(tokenizer, model)
+    collator = options.new_collator(tokenizer, model, for_evaluation=True)
 
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
         if collator.text_objective is not None:
             return {"input_ids": tokenizer(batch[options.source])["input_ids"]}
+        if options.target not in batch:
+            return {"input_ids": collator.prompts(batch[options.source]).as_lists()}
         sources, targets = collator.tokenized(batch[options.source], batch[options.target])
         return {"input_ids": sources.as_lists(), "labels": targets.as_lists()}
 

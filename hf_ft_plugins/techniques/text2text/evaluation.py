@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .data import NAME, is_causal, pair_lengths
+from .architecture import NAME, is_causal
 from .generation import generate_from_prompts
+from .lengths import measured, targets_alone
 from .loss import IGNORED, TokenMeanLoss
 from .metrics import decoded
+from .tokens import columns_of
 
 logger = logging.getLogger(__name__)
 LONGEST_SHOWN = 200  # characters
@@ -65,10 +67,14 @@ def _longest_reference(options: Any, trainer: Any, dataset: Any) -> int | None:
     """Tokens of the longest target; None where it cannot be known."""
     if not hasattr(dataset, "__len__") or not len(dataset):
         return None
-    columns = getattr(dataset, "column_names", None) or (dataset[0] if isinstance(dataset[0], Mapping) else ())
+    columns = columns_of(dataset)
     if "labels" not in columns:
         return None
-    return int(pair_lengths(options, dataset, causal=is_causal(trainer.model))[1].max())
+    if "input_ids" not in columns:
+        return int(targets_alone(dataset).targets.max())
+    limits = options.max_source_length, options.max_target_length
+    lengths, _ = measured(dataset, *limits, causal=is_causal(trainer.model), missing=True)
+    return int(lengths.targets.max()) or None
 
 
 class _Examples:

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
-from .data import is_causal
+from ...models.inputs import main_input_name
+from ...models.limits import longest_input
+from .architecture import is_causal
 from .loss import IGNORED
 
 # What belongs to the whole row, and what `generate` makes itself.
@@ -34,9 +36,9 @@ def generate_from_prompts(
 ) -> Iterator[None]:
     """Within it, `model.generate(labels=..., ...)` cuts each row to its prompt, pads left and returns new tokens only.
 
-    A row's prompt is what comes before its first label that is not -100. Calls without labels do what they did, and
-    so does an encoder-decoder, whose inputs hold no target, but for the default length. Afterwards the model and its
-    generation config are as before.
+    A row's prompt is what comes before its first label that is not -100. Calls without labels do what they did, but
+    for a causal model's padding, which goes to the left, and so does an encoder-decoder, whose inputs hold no target,
+    but for the default length. Afterwards the model and its generation config are as before.
 
     Args:
         model: a transformers or PEFT model.
@@ -55,7 +57,7 @@ def generate_from_prompts(
 
     def generate(*args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if labels is None:
-            return plain(*args, **kwargs)
+            return plain(*args, **(padded_left(kwargs) if causal else kwargs))
         # Seq2SeqTrainer writes transformers' defaults, such as max_length=20, into it after each batch.
         vars(config).update(deepcopy(before))
         width, room = 0, None
@@ -64,15 +66,17 @@ def generate_from_prompts(
                 kwargs | {"labels": labels}, config.pad_token_id if pad_token_id is None else pad_token_id
             )
             width = kwargs["input_ids"].shape[1]
-            positions = getattr(model.config, "max_position_embeddings", None)
+            positions = longest_input(model)
             room = positions and max(1, positions - width)
         new_tokens = _new_tokens(kwargs, config, default_new_tokens, causal)
         if new_tokens is not None:
             kwargs |= {"max_new_tokens": min(new_tokens, room or new_tokens), "max_length": None}
             config.max_length = None
         generated = plain(*args, **kwargs)[:, width:]
-        if on_batch is not None:
-            on_batch(kwargs["input_ids"], labels, generated)
+        sources = kwargs.get(main_input_name(model))
+        # Sounds and pictures cannot be shown as text.
+        if on_batch is not None and sources is not None and not sources.is_floating_point():
+            on_batch(sources, labels, generated)
         return generated
 
     model.generate = generate
@@ -119,15 +123,33 @@ def prompts_of(batch: dict[str, Any], pad_token_id: int | None) -> dict[str, Any
             "generate from: their first label is not -100. Set the labels of prompts to -100, or predict_with_generate "
             "to False."
         )
-    # Stable: what is kept comes last, in its order.
-    order = kept.long().argsort(dim=1, stable=True)[:, -int(lengths.max()) :]
-    kept = kept.gather(1, order)
-    cut = {
-        name: value.gather(1, order) if isinstance(value, torch.Tensor) and value.shape == ids.shape else value
-        for name, value in batch.items()
-        if name not in NOT_OF_PROMPTS
-    }
+    rest = {name: value for name, value in batch.items() if name not in NOT_OF_PROMPTS}
+    cut, kept = _behind(rest, kept)
     return cut | {
         "input_ids": cut["input_ids"].masked_fill(~kept, pad_token_id or 0),
         "attention_mask": kept.to(ids.dtype if mask is None else mask.dtype),
     }
+
+
+def padded_left(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with the padding that its attention mask hides before each row's tokens; as it is without any behind
+    them."""
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if ids is None or mask is None or mask.shape != ids.shape or bool(mask[:, -1].all()):
+        return batch
+    kept = mask.bool()
+    # What is hidden between tokens stays where it is.
+    kept = kept.flip(1).cumsum(dim=1).flip(1) > 0
+    cut, _ = _behind(batch, kept)
+    return cut
+
+
+def _behind(batch: dict[str, Any], kept: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+    """Each row's kept places, in their order, behind those that are not, as wide as the longest needs; and which."""
+    longest = max(1, int(kept.sum(dim=1).max()))
+    order = kept.long().argsort(dim=1, stable=True)[:, -longest:]
+    cut = {
+        name: value.gather(1, order) if isinstance(value, torch.Tensor) and value.shape == kept.shape else value
+        for name, value in batch.items()
+    }
+    return cut, kept.gather(1, order)

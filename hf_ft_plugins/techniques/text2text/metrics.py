@@ -9,12 +9,14 @@ the mean over pairs.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+logger = logging.getLogger(__name__)
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -43,12 +45,27 @@ class Seq2SeqGenerationMetrics:
     signatures: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, prediction: Any) -> dict[str, float]:
-        """`bleu`, `chrf` and `rouge...` in 0 to 100, `exact_match` in 0 to 1, `gen_len` in tokens (mean)."""
-        from sacrebleu.metrics import BLEU, CHRF
+        """`bleu`, `chrf` and `rouge...` in 0 to 100, `exact_match` in 0 to 1, `gen_len` in tokens (mean).
 
+        A row whose labels hold no token has no reference: it counts for `gen_len` alone. A blank reference is one.
+        """
         generated = prediction.predictions
         generated = generated[0] if isinstance(generated, tuple) else generated
-        texts, references = (decoded(self.tokenizer, ids) for ids in (generated, prediction.label_ids))
+        padding = (generated < 0) | (generated == self.tokenizer.pad_token_id)
+        scores = {"gen_len": float(np.mean((~padding).sum(axis=1)))}
+        labels = np.asarray(prediction.label_ids)
+        # Trainer fills labels up with the padding token.
+        referred = ((labels >= 0) & (labels != self.tokenizer.pad_token_id)).any(axis=1)
+        if not referred.all():
+            logger.warning(
+                "text2text: %d of %d rows have no reference, and no score.", int((~referred).sum()), len(labels)
+            )
+        return self._scores(generated[referred], labels[referred]) | scores if referred.any() else scores
+
+    def _scores(self, generated: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        from sacrebleu.metrics import BLEU, CHRF
+
+        texts, references = (decoded(self.tokenizer, ids) for ids in (generated, labels))
         scores = {}
         for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
             scores[name] = metric.corpus_score(texts, [references]).score
@@ -58,8 +75,6 @@ class Seq2SeqGenerationMetrics:
         scores["exact_match"] = float(
             np.mean([text == reference for text, reference in zip(texts, references, strict=True)])
         )
-        padding = (generated < 0) | (generated == self.tokenizer.pad_token_id)
-        scores["gen_len"] = float(np.mean((~padding).sum(axis=1)))
         return scores
 
 

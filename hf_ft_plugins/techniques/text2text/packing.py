@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
+from ...models.limits import longest_input
 from .arrays import Ragged
+from .lengths import packed_lengths
 from .loss import IGNORED
 from .segments import is_pack_aware, refuse_leaks
-from .tokens import pair_lengths
 
 PAIRS_PER_ROW = 4  # longer rows waste less, but attention pays for every slot that a segment may not see
 
@@ -79,10 +80,18 @@ class PairPacker:
     max_positions: int | None = None
 
     def __call__(
-        self, sources: Ragged, targets: Ragged, *, padding: int, start: int, multiple: int | None = None
+        self,
+        sources: Ragged,
+        targets: Ragged,
+        *,
+        padding: int,
+        start: int,
+        multiple: int | None = None,
+        counted: np.ndarray | None = None,
     ) -> dict[str, torch.Tensor]:
         """`input_ids` [R, S], `labels`, `decoder_input_ids` [R, T], and for either side `..._segment_ids` (1, 2, ... in
-        every row; 0: padding) and `..._position_ids`; all int64. `start` begins every segment's decoder input.
+        every row; 0: padding) and `..._position_ids`; all int64. `start` begins every segment's decoder input. Of the
+        sources' ids those are seen that `counted`, bool [sum of lengths], says; None: all.
 
         Raises:
             PluginError: a source is empty, or longer than the table of positions.
@@ -93,14 +102,16 @@ class PairPacker:
         first = np.cumsum(sizes) - sizes
         number = np.arange(1, len(order) + 1) - np.repeat(first, sizes)
         batch = {}
+        seen = None if counted is None else Ragged(counted.astype(np.int64), sources.lengths).kept(order).values
         for side, pairs in (("encoder", sources.kept(order)), ("decoder", targets.kept(order))):
             lengths = np.add.reduceat(pairs.lengths, first)
+            segments = np.repeat(number, pairs.lengths)
             flat = {
                 "input_ids" if side == "encoder" else "labels": (
                     pairs.values,
                     padding if side == "encoder" else IGNORED,
                 ),
-                f"{side}_segment_ids": (np.repeat(number, pairs.lengths), 0),
+                f"{side}_segment_ids": (segments if seen is None or side == "decoder" else segments * seen, 0),
                 f"{side}_position_ids": (restarting(pairs.lengths), 0),
             }
             if side == "decoder":
@@ -190,7 +201,7 @@ def new_packer(packing: str, arch: str, model: Any) -> PairPacker | Flattener | 
         raise PluginError(
             "text2text: with packing='pairs' the model must keep the pairs of a row apart. Pass pack_aware(model)."
         )
-    return PairPacker(max_positions=getattr(model.config, "max_position_embeddings", None))
+    return PairPacker(max_positions=longest_input(model))
 
 
 def refuse_unpacked(options: Any, trainer: Any) -> None:
@@ -212,6 +223,6 @@ def refuse_unpacked(options: Any, trainer: Any) -> None:
             "model=..., not model_init=..., or use packing='none'."
         )
     if packing == "pairs" and hasattr(dataset, "__len__"):
-        trainer.data_collator.packer.refuse(*pair_lengths(options, dataset, causal=False))
+        trainer.data_collator.packer.refuse(*packed_lengths(options, dataset))
     if packing == "flatten":
         refuse_leaks(trainer.model, trainer.data_collator.packer)

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
-from .arrays import Ragged
 from .batches import alike_steps, in_so_many, least_padded, padded_tokens
 from .collator import TextPairCollator
-from .loss import IGNORED
+from .lengths import Lengths, no_lengths, of_copies, of_pairs
 
 logger = logging.getLogger(__name__)
 NAME = "text2text"
@@ -31,21 +30,16 @@ POOL = 8192
 
 
 class Pairs(NamedTuple):
-    """Examples as a collator takes them, and the tokens of their source and target; int64 [examples] each."""
+    """Examples as a collator takes them, and the lengths that it makes of them."""
 
-    examples: list[dict[str, np.ndarray]]
-    source_lengths: np.ndarray
-    target_lengths: np.ndarray
+    examples: list[dict[str, Any]]
+    lengths: Lengths
 
     def taken(self, which: np.ndarray) -> Pairs:
-        return Pairs([self.examples[row] for row in which], self.source_lengths[which], self.target_lengths[which])
+        return Pairs([self.examples[row] for row in which], self.lengths.at(which))
 
     def joined(self, other: Pairs) -> Pairs:
-        return Pairs(
-            self.examples + other.examples,
-            np.concatenate([self.source_lengths, other.source_lengths]),
-            np.concatenate([self.target_lengths, other.target_lengths]),
-        )
+        return Pairs(self.examples + other.examples, self.lengths.joined(other.lengths))
 
 
 def read(collator: TextPairCollator, examples: list[Any]) -> Pairs:
@@ -56,22 +50,23 @@ def read(collator: TextPairCollator, examples: list[Any]) -> Pairs:
         inner, begun = objective.inner_lengths(texts.lengths, *texts.ends())
         # No pair can be made of a text of one token. Its target is empty, and dropped as such.
         sources, targets = objective.lengths(np.maximum(inner, 2), begun)
-        return Pairs([{"input_ids": row} for row in texts.as_arrays()], sources, np.where(inner < 2, 0, targets))
-    if "input_ids" in examples[0] and collator._are_ready(examples):
-        ids, labels = (Ragged.from_rows([row[name] for row in examples]) for name in ("input_ids", "labels"))
-        real = np.array([int((row != IGNORED).sum()) for row in labels.as_arrays()], dtype=np.int64)
-        return Pairs(_rows("input_ids", ids, "labels", labels), ids.lengths - real, real)
-    left, right = collator._pairs(examples)
+        targets = np.where(inner < 2, 0, targets)
+        return Pairs([{"input_ids": row} for row in texts.as_arrays()], Lengths(sources, targets, sources, targets))
+    rows, packed = collator.read(examples), collator.packer is not None
+    assert rows.targets is not None
+    if collator.arch == "causal" and rows.are_masked_copies():
+        return Pairs(examples, of_copies(rows, packed=packed))
+    limits = collator.max_source, collator.max_target
+    causal = collator.arch == "causal"
+    lengths = of_pairs(rows, *limits, causal=causal, packed=packed)
+    if not causal and rows.say_more():
+        return Pairs(examples, lengths)
+    left, right = rows.stripped()[:2] if causal else (rows.sources, rows.targets)
+    # Under the names of the columns of text: a causal prompt and a target of as many ids are no masked row.
+    names = collator.source, collator.target
     return Pairs(
-        # Under the names of the columns of text: a causal prompt and a target of as many ids are no masked row.
-        _rows(collator.source, left, collator.target, right),
-        np.minimum(left.lengths, collator.max_source or left.lengths),
-        np.minimum(right.lengths, collator.max_target or right.lengths),
+        [dict(zip(names, pair, strict=True)) for pair in zip(left.as_arrays(), right.as_arrays(), strict=True)], lengths
     )
-
-
-def _rows(first: str, left: Ragged, second: str, right: Ragged) -> list[dict[str, np.ndarray]]:
-    return [{first: a, second: b} for a, b in zip(left.as_arrays(), right.as_arrays(), strict=True)]
 
 
 @dataclass
@@ -92,7 +87,7 @@ class Tally:
         return 1 - self.real / max(self.padded, 1)
 
 
-class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.ndarray]]]):
+class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     """Whole batches, lists of examples for `collator`, of a stream of pairs or texts.
 
     Every rank reads the whole stream, plans the same batches, and takes every `world_size`-th. Batches go out in groups
@@ -168,7 +163,7 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.nda
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
-    def __iter__(self) -> Iterator[list[dict[str, np.ndarray]]]:
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         worker = torch.utils.data.get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise PluginError(
@@ -185,7 +180,7 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.nda
             self.stream.set_epoch(epoch)
         tally = self.tally = Tally()
         rows = iter(self.stream)
-        held = Pairs([], np.empty(0, np.int64), np.empty(0, np.int64))
+        held = Pairs([], no_lengths())
         limits: dict[str, int] | None = None
         ended = False
         for number in itertools.count():
@@ -211,10 +206,10 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.nda
 
     def _kept(self, fresh: list[Any], tally: Tally) -> Pairs:
         if not fresh:
-            return Pairs([], np.empty(0, np.int64), np.empty(0, np.int64))
+            return Pairs([], no_lengths())
         self._refuse_missing(fresh, tally.rows)
         pairs = read(self.collator, fresh)
-        empty = pairs.target_lengths == 0
+        empty = pairs.lengths.targets == 0
         tally.empty += (np.flatnonzero(empty) + tally.rows).tolist()
         tally.rows += len(fresh)
         if len(tally.empty) > self.max_empty_share * tally.rows:
@@ -245,7 +240,7 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.nda
                     )
 
     def _limits(self, first: Pairs) -> dict[str, int]:
-        tokens, targets = first.source_lengths + first.target_lengths, first.target_lengths
+        tokens, targets = first.lengths.source_slots + first.lengths.target_slots, first.lengths.targets
         limits = {"max_tokens": self.max_tokens, "target_tokens": self.target_tokens}
         if self.pairs is not None:
             limits["max_tokens"] = self.max_tokens or max(1, round(2 * self.pairs * float(tokens.mean())))
@@ -256,8 +251,9 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.nda
         self, held: Pairs, limits: dict[str, int], random: np.random.Generator, *, ended: bool
     ) -> tuple[list[np.ndarray], np.ndarray]:
         order = random.permutation(len(held.examples))
-        sources, targets = held.source_lengths[order], held.target_lengths[order]
-        batches = [order[batch] for batch in least_padded(sources, targets, **limits)]
+        lengths = held.lengths.at(order)
+        cut = least_padded(lengths.source_slots, lengths.target_slots, real_targets=lengths.targets, **limits)
+        batches = [order[batch] for batch in cut]
         if ended:
             batches = in_so_many(batches, math.ceil(len(batches) / self.per_step) * self.per_step)
             rest = order[:0]
@@ -266,17 +262,18 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, np.nda
             batches = [batches[index] for index in random.permutation(len(batches))]
             rest = np.concatenate([order[:0], *batches[whole:]])
             batches = batches[:whole]
-        return alike_steps(batches, held.target_lengths, self.per_step, random) if batches else [], rest
+        return alike_steps(batches, held.lengths.targets, self.per_step, random) if batches else [], rest
 
     def _count(self, held: Pairs, batches: list[np.ndarray], limits: dict[str, int], tally: Tally) -> None:
         went_out = np.concatenate([np.empty(0, np.int64), *batches])
-        tokens = (held.source_lengths + held.target_lengths)[went_out]
-        alone = int((tokens > limits["max_tokens"]).sum())
+        sources, targets, source_slots, target_slots = held.lengths
+        tokens = (sources + targets)[went_out]
+        alone = int(((source_slots + target_slots)[went_out] > limits["max_tokens"]).sum())
         tally.pairs += len(np.unique(went_out))
         tally.repeated += len(went_out) - len(np.unique(went_out))
         tally.batches += len(batches)
         tally.real += int(tokens.sum())
-        tally.padded += padded_tokens(batches, held.source_lengths, held.target_lengths)
+        tally.padded += padded_tokens(batches, source_slots, target_slots)
         if alone and not tally.alone and self.rank == 0:
             logger.warning(
                 "%s: pairs of the stream exceed max_tokens=%d; each is a batch of its own.", NAME, limits["max_tokens"]

@@ -6,7 +6,6 @@ what the script trains, and for how many steps, stays.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -87,7 +86,8 @@ class Text2Text(Technique):
     def ft_collator(self, collator: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
         from .collator import TextPairCollator
 
-        tokenizer = processing_class or getattr(collator, "tokenizer", None)
+        # The script's collator may pad with another tokenizer than what the trainer saves, such as a processor.
+        tokenizer = getattr(collator, "tokenizer", None) or processing_class
         why_it_stays = _why_it_stays(collator)
         if getattr(collator, "objective", "seq2seq") != self.objective and why_it_stays:
             raise PluginError(
@@ -96,8 +96,7 @@ class Text2Text(Technique):
                 f"{self.objective!r})."
             )
         if isinstance(collator, TextPairCollator):
-            # A copy, whose epoch stays the first: every evaluation corrupts texts alike.
-            return dataclasses.replace(collator) if split != "train" and self.objective != "seq2seq" else None
+            return collator.evaluating() if split != "train" else None
         if why_it_stays:
             logger.warning("%s: the script's %s.", self.name, why_it_stays)
             return None
@@ -112,6 +111,9 @@ class Text2Text(Technique):
             getattr(collator, "pad_to_multiple_of", None),
             packing=self.packing if split == "train" else "none",
             seed=data_seed(args),
+            for_evaluation=split != "train",
+            # Stock makes them anew of the labels where its collator has the model, whatever the rows hold.
+            given_decoder_inputs=not hasattr(getattr(collator, "model", None), "prepare_decoder_input_ids_from_labels"),
         )
 
     def new_collator(
@@ -122,10 +124,12 @@ class Text2Text(Technique):
         *,
         packing: Literal["none", "pairs", "flatten"] = "none",
         seed: int = 0,
+        for_evaluation: bool = False,
+        given_decoder_inputs: bool = True,
     ) -> Any:
         """A `TextPairCollator` with this technique's options; `packing="pairs"` makes the model `pack_aware`."""
+        from .architecture import is_causal
         from .collator import TextPairCollator
-        from .data import is_causal
         from .segments import pack_aware
 
         if packing == "pairs" and not is_causal(model):
@@ -144,6 +148,8 @@ class Text2Text(Technique):
             noise_density=self.noise_density,
             mean_span_length=self.mean_span_length,
             seed=seed,
+            for_evaluation=for_evaluation,
+            given_decoder_inputs=given_decoder_inputs,
         )
 
     def ft_metrics(self, args: Any, processing_class: Any) -> Any:
@@ -180,8 +186,13 @@ class Text2Text(Technique):
 
         return evaluating(self, trainer, dataloader, prefix)
 
+    def ft_loss(self, trainer: Any, inputs: Any) -> Any:
+        from .forward import as_the_model_would
+
+        return as_the_model_would(trainer, inputs)
+
     def ft_trainer(self, trainer: Any) -> None:
-        from .data import is_causal
+        from .architecture import is_causal
         from .loss import TokenMeanLoss
 
         if any(cls.__module__.partition(".")[0] == "trl" for cls in type(trainer).__mro__):
@@ -232,8 +243,12 @@ class Text2Text(Technique):
 
 
 def _why_it_stays(collator: Any) -> str | None:
-    if collator is not None and type(collator).__name__ not in REPLACED_COLLATORS:
-        return f"own collator, {type(collator).__name__}, stays"
+    cls = type(collator)
+    stock = cls.__module__.startswith("transformers.") and cls.__name__ in REPLACED_COLLATORS
+    if collator is not None and not stock:
+        return f"own collator, {getattr(collator, '__name__', cls.__name__)}, stays"
     if getattr(collator, "max_length", None) is not None or getattr(collator, "label_pad_token_id", -100) != -100:
         return "collator stays, for its max_length or label_pad_token_id"
+    if getattr(collator, "padding", True) not in (True, "longest") or getattr(collator, "return_tensors", "pt") != "pt":
+        return "collator stays, for its padding or return_tensors"
     return None

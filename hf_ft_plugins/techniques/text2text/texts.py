@@ -238,7 +238,7 @@ def prepared_texts(options: Any, dataset: Any, split: str, model: Any, tokenizer
         )
         dataset = dataset.remove_columns("labels")
     objective = options.new_collator(tokenizer, model).text_objective
-    short = objective.inner_lengths(*ends_of(dataset, "input_ids"))[0] < objectives.SHORTEST
+    short = objective.inner_lengths(*ends_of(dataset))[0] < objectives.SHORTEST
     if not short.any():
         return dataset
     if short.mean() > options.max_empty_share:
@@ -254,5 +254,5 @@ def prepared_texts(options: Any, dataset: Any, split: str, model: Any, tokenizer
 
 def text_lengths(objective: TextObjective, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """Source and target tokens that `objective` makes of every text of a data set; int64 [rows] each."""
-    inner, begun = objective.inner_lengths(*ends_of(dataset, "input_ids"))
+    inner, begun = objective.inner_lengths(*ends_of(dataset))
     return objective.lengths(np.maximum(inner, objectives.SHORTEST), begun)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 
 from ...errors import PluginError
 from .arrays import Ragged, positions
-from .loss import IGNORED
+from .given import Rows, rows_of, where
+
+CHUNK = 1 << 14  # rows read at once
 
 
 class Row(NamedTuple):
@@ -24,18 +27,23 @@ class Row(NamedTuple):
 class TokenTable(torch.utils.data.Dataset[Row]):
     """The columns `input_ids` and `labels` of a `datasets.Dataset`, as one array of ids and offsets each.
 
+    An `attention_mask` holds, too; further columns are not read.
+
     Args:
         dataset: a `datasets.Dataset` with both columns, lists of whole numbers. Its buffers are used, not copied,
             unless it was shuffled or selected from.
         texts: the data has `input_ids` alone, from which an objective makes both sides.
+        missing: rows may have labels of None, which are none.
+        ids: the column of ids.
 
     Raises:
         PluginError: a column is missing, or holds no lists of whole numbers, or a row is None.
     """
 
-    def __init__(self, dataset: Any, *, texts: bool = False) -> None:
-        self.sources = _flat(dataset, "input_ids")
-        self.targets = self.sources if texts else _flat(dataset, "labels")
+    def __init__(self, dataset: Any, *, texts: bool = False, missing: bool = False, ids: str = "input_ids") -> None:
+        self.sources = _flat(dataset, ids)
+        self.targets = self.sources if texts else _flat(dataset, "labels", missing=missing)
+        self.masks = _mask(dataset) if ids == "input_ids" else None
 
     def __len__(self) -> int:
         return len(self.sources.lengths)
@@ -47,15 +55,20 @@ class TokenTable(torch.utils.data.Dataset[Row]):
         # As `[Row(self, index) for index in indices]`, but faster: it is half of the time of a batch.
         return list(map(tuple.__new__, repeat(Row), zip(repeat(self), indices, strict=False)))
 
-    def gathered(self, rows: Sequence[Row]) -> tuple[Ragged, Ragged]:
-        """Sources and targets of some rows."""
-        indices = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
-        return self.sources.rows(indices), self.targets.rows(indices)
+    def rows(self, examples: Sequence[Row]) -> Rows:
+        """Some rows, as the collator reads them."""
+        return self.at(np.fromiter((row.position for row in examples), dtype=np.int64, count=len(examples)))
+
+    def at(self, indices: np.ndarray) -> Rows:
+        """The rows at some positions, int64."""
+        mask = None if self.masks is None else self.masks.rows(indices)
+        return Rows(self.sources.rows(indices), self.targets.rows(indices), mask=mask)
 
     def texts(self, rows: Sequence[Row]) -> tuple[Ragged, np.ndarray]:
-        """`input_ids` of some rows, and the rows' positions."""
+        """`input_ids` of some rows, those that count, and the rows' positions."""
         indices = np.fromiter((row.position for row in rows), dtype=np.int64, count=len(rows))
-        return self.sources.rows(indices), indices
+        texts = self.sources.rows(indices)
+        return texts if self.masks is None else where(texts, self.masks.rows(indices).values != 0), indices
 
 
 class _Flat(NamedTuple):
@@ -68,13 +81,52 @@ class _Flat(NamedTuple):
         return Ragged(self.values[positions(self.starts[indices], lengths)].astype(np.int64, copy=False), lengths)
 
 
-def _flat(dataset: Any, column: str) -> _Flat:
-    array = _column(dataset, column)
+def is_arrow(dataset: Any) -> bool:
+    """Whether the data set's buffers say what its rows hold: a transform of the script's makes other rows of them."""
+    known = hasattr(dataset, "data") and hasattr(dataset, "column_names") and hasattr(dataset, "format")
+    return known and dataset.format["type"] != "custom"
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """Names of what a row of an indexable data set holds; [] where it is empty, or its rows are no mappings."""
+    if is_arrow(dataset):
+        # Columns may be left out by `set_format`.
+        names: list[str] = dataset.format["columns"]
+        return names
+    known = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    first = dataset[0] if known and len(dataset) else None
+    return list(first) if isinstance(first, Mapping) else []
+
+
+def _flat(dataset: Any, column: str, *, missing: bool = False) -> _Flat:
+    array = _column(dataset, column, missing=missing)
     offsets = array.offsets.to_numpy()
-    return _Flat(array.values.to_numpy(zero_copy_only=False), offsets[:-1], np.diff(offsets))
+    lengths = np.diff(offsets)
+    if array.null_count:
+        lengths = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, lengths)
+    return _Flat(array.values.to_numpy(zero_copy_only=False), offsets[:-1], lengths)
 
 
-def _column(dataset: Any, column: str) -> Any:
+def _mask(dataset: Any) -> _Flat | None:
+    """The attention mask, where it hides a token."""
+    import pyarrow
+
+    if "attention_mask" not in columns_of(dataset):
+        return None
+    kind = dataset.data.schema.field("attention_mask").type
+    if not hasattr(kind, "value_type") or pyarrow.types.is_nested(kind.value_type):
+        return None
+    mask, sources = _flat(dataset, "attention_mask"), _flat(dataset, "input_ids")
+    if not np.array_equal(mask.lengths, sources.lengths):
+        row = int(np.flatnonzero(mask.lengths != sources.lengths)[0])
+        raise PluginError(
+            f"text2text: row {row} has an attention_mask of {mask.lengths[row]} and input_ids of "
+            f"{sources.lengths[row]} tokens. Make them of one length, or remove the mask."
+        )
+    return None if mask.values.all() else mask
+
+
+def _column(dataset: Any, column: str, *, missing: bool = False) -> Any:
     import pyarrow
 
     if column not in dataset.column_names:
@@ -83,90 +135,71 @@ def _column(dataset: Any, column: str) -> Any:
             "input_ids and labels, or name the columns of text with source=... and target=..."
         )
     if dataset._indices is not None:
-        dataset = dataset.flatten_indices()
+        dataset = dataset.select_columns(column).flatten_indices()
     array = dataset.data.column(column).combine_chunks()
     if isinstance(array, pyarrow.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pyarrow.array([], type=array.type)
-    if not hasattr(array, "offsets") or not pyarrow.types.is_integer(array.type.value_type):
+    whole = hasattr(array, "offsets") and (
+        pyarrow.types.is_integer(array.type.value_type) or pyarrow.types.is_boolean(array.type.value_type)
+    )
+    if not whole:
         raise PluginError(f"text2text: the column {column!r} is of type {array.type}; it must hold lists of token ids.")
-    if array.null_count:
-        missing = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise PluginError(f"text2text: row {missing} has {column}=None. Drop such rows, or give them a text.")
+    if array.null_count and not missing:
+        row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise PluginError(f"text2text: row {row} has {column}=None. Drop such rows, or give them a text.")
     return array
 
 
-def lengths_of(dataset: Any, column: str) -> np.ndarray:
-    """Tokens of every row of a column of token ids; int64 [rows].
+def _each(dataset: Any) -> Iterator[Any]:
+    # Not `iter`: a map-style data set need not end it.
+    return (dataset[row] for row in range(len(dataset))) if hasattr(dataset, "__len__") else iter(dataset)
 
-    Read from the offsets of a `datasets.Dataset`; of any other data set, every example is looked at once.
+
+def ends_of(dataset: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of ids that count, first and last of them (-1 where there is none) of every row of `input_ids`; int64
+    [rows] each."""
+    found = [where(rows.sources, rows.real()) for rows in chunks(dataset, texts=True)]
+    ends = [(texts.lengths, *texts.ends()) for texts in found]
+    if not ends:
+        return (np.empty(0, np.int64),) * 3
+    counts, begins, lasts = (np.concatenate(parts) for parts in zip(*ends, strict=True))
+    return counts, begins, lasts
+
+
+def chunks(dataset: Any, *, texts: bool = False, missing: bool = False, labels_alone: bool = False) -> Iterator[Rows]:
+    """The rows of a data set in order, some thousand at a time: ids, labels and mask.
+
+    Args:
+        texts: without labels.
+        missing: labels may be None.
+        labels_alone: the labels stand for the ids, too.
+
+    Raises:
+        PluginError: a row has no ids, or no labels.
     """
-    if hasattr(dataset, "data") and hasattr(dataset, "column_names"):
-        return np.diff(_column(dataset, column).offsets.to_numpy()).astype(np.int64)
-    return np.fromiter((_length(example, column, row) for row, example in enumerate(dataset)), dtype=np.int64)
+    ids = "labels" if labels_alone else "input_ids"
+    if is_arrow(dataset):
+        table = TokenTable(dataset, texts=texts, missing=missing, ids=ids)
+        for start in range(0, len(table), CHUNK):
+            yield table.at(np.arange(start, min(start + CHUNK, len(table))))
+        return
+    rows = _each(dataset)
+    for start in itertools.count(step=CHUNK):
+        examples = list(islice(rows, CHUNK))
+        if not examples:
+            return
+        for row, example in enumerate(examples, start):
+            _refuse_missing(example, row, ids, labels=not (texts or missing))
+        wanted = {"input_ids": ids, "attention_mask": "" if labels_alone else "attention_mask"}
+        wanted |= {} if texts else {"labels": "labels", "label": "label"}
+        yield rows_of([{name: one.get(of) for name, of in wanted.items()} for one in examples], takes=None)
 
 
-def _length(example: Any, column: str, row: int) -> int:
-    value = example.get(column)
-    if value is None:
-        raise PluginError(f"text2text: row {row} has no {column}. Drop such rows, or give them a text.")
-    return len(value)
-
-
-def pair_lengths(options: Any, dataset: Any, *, causal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target tokens of every pair, as the collator leaves them; int64 [rows] each.
-
-    Where a causal script has put prompt and target into `input_ids` and masked the labels, the target is what is not
-    masked.
-    """
-    sources, targets = lengths_of(dataset, "input_ids"), lengths_of(dataset, "labels")
-    real = masked_copies(dataset) if causal and np.array_equal(sources, targets) else None
-    if real is not None:
-        return sources - real, real
-    return np.minimum(sources, options.max_source_length or sources), np.minimum(
-        targets, options.max_target_length or targets
-    )
-
-
-def is_masked_copy(ids: Any, labels: Any) -> bool:
-    """Whether a causal row's labels are its own ids, the prompt's replaced by -100, and no target to be put behind.
-
-    A pair whose target happens to be as long as its source is not.
-    """
-    if len(ids) != len(labels):
-        return False
-    marks = np.asarray(labels)
-    return bool(((marks == IGNORED) | (marks == np.asarray(ids))).all())
-
-
-def masked_copies(dataset: Any) -> np.ndarray | None:
-    """Targets' tokens of every row, int64 [rows], where every row is an `is_masked_copy`; else None."""
-    real = []
-    for ids, labels in zip(_rows(dataset, "input_ids"), _rows(dataset, "labels"), strict=True):
-        if not is_masked_copy(ids, labels):
-            return None
-        real.append(int((np.asarray(labels) != IGNORED).sum()))
-    return np.array(real, dtype=np.int64)
-
-
-def _rows(dataset: Any, column: str) -> Iterator[np.ndarray]:
-    if hasattr(dataset, "data") and hasattr(dataset, "column_names"):
-        values, starts, lengths = _flat(dataset, column)
-        yield from (values[start : start + length] for start, length in zip(starts, lengths, strict=True))
-    else:
-        yield from (np.asarray(example[column]) for example in dataset)
-
-
-def ends_of(dataset: Any, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number of ids, first id and last id (-1 where there is none) of every row of a column; int64 [rows] each."""
-    if hasattr(dataset, "data") and hasattr(dataset, "column_names"):
-        values, starts, lengths = _flat(dataset, column)
-        some = lengths > 0
-        firsts, lasts = np.full(len(some), -1, dtype=np.int64), np.full(len(some), -1, dtype=np.int64)
-        firsts[some], lasts[some] = values[starts[some]], values[(starts + lengths)[some] - 1]
-        return lengths.astype(np.int64), firsts, lasts
-    found = []
-    for row, example in enumerate(dataset):
-        length = _length(example, column, row)
-        found.append((length, example[column][0], example[column][-1]) if length else (0, -1, -1))
-    counts, begins, ends = np.array(found, dtype=np.int64).reshape(-1, 3).T
-    return counts, begins, ends
+def _refuse_missing(example: Mapping[str, Any], row: int, ids: str, *, labels: bool) -> None:
+    lacks = ids if example.get(ids) is None else None
+    if labels and example.get("labels") is None and example.get("label") is None:
+        lacks = lacks or "labels"
+    if lacks:
+        raise PluginError(
+            f"text2text: row {row} has no {lacks}, only {', '.join(example)}. Drop such rows, or give them a text."
+        )
