@@ -6,6 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 HEALS = "layer-removal:number=1,max_degradation=none,max_repetition=none"
+# What a technique may say where it has nothing to do with a script: its name, and what the message must hold.
+REASONS = (
+    ("multitask", "has one task"),
+    ("text2text", "no column 'labels'|is TRL's"),
+    ("behavioral", "which learn from preferences|prefer"),
+    ("task", "neither classifies nor regresses"),
+    ("transfer", "one output|position|strategy=full or gradual"),
+    ("peft", "peft_config|use_peft|a PeftModel"),
+)
 CLASSIFY = ("adaptive-lr", "transfer", "peft", HEALS)
 
 
@@ -55,6 +64,11 @@ def classifiers() -> list[Run]:
     unlabelled = f"{glue} --do_predict --test_file {{data}}/unlabelled_test.json"
     predict = f"{tags} --do_predict --test_file {{data}}/tags_test.json --pad_to_max_length --max_seq_length 24"
     answer = f"{qa} --do_predict --test_file {{data}}/qa_test.json --max_predict_samples 6"
+    plain, unheld = "--eval_strategy no --save_strategy no", glue.replace(" --do_eval", "")
+    eval_only = glue.replace(" --do_train", "")
+    epochs = "--max_steps -1 --num_train_epochs 1 --gradient_checkpointing"
+    other = {name: glue.replace("/bert", f"/{name}") for name in ("llama", "bart", "t5")}
+    chosen = "--load_best_model_at_end --metric_for_best_model accuracy --label_smoothing_factor 0.1"
     best = "--load_best_model_at_end --metric_for_best_model f1"
     return [
         *group("run_glue.py", "", glue, *CLASSIFY, "task", "multitask", "text2text", "behavioral"),
@@ -65,10 +79,17 @@ def classifiers() -> list[Run]:
         *group("run_glue.py", "a size of batch that fits", f"{glue} --auto_find_batch_size", "task", "peft"),
         *group("run_glue.py", "accumulating", f"{glue} --gradient_accumulation_steps 2", "task adaptive-lr"),
         *group("run_glue.py", "resumed", f"{glue} --resume_from_checkpoint {{again}}/checkpoint-4", *CLASSIFY, "task"),
+        *group("run_glue.py", "without evaluation", f"{unheld} {plain}", *CLASSIFY, "task"),
+        *group("run_glue.py", "evaluation alone", f"{eval_only} {plain}", *CLASSIFY, "task"),
+        *group("run_glue.py", "by epochs, the best kept", f"{glue} {epochs} {chosen}", "task adaptive-lr", "transfer"),
+        *group("run_glue.py", "a Llama", other["llama"], *CLASSIFY, "task"),
+        *group("run_glue.py", "a BART", other["bart"], *CLASSIFY, "task"),
+        *group("run_glue.py", "a T5", other["t5"], "transfer", "peft", "task"),
         *group("run_ner.py", "", tags, *CLASSIFY, "task", "multitask", "transfer adaptive-lr"),
         *group("run_ner.py", "predicting, padded", predict, "transfer", "peft"),
         *group("run_ner.py", "learning", f"{tags} --learning_rate 1e-2", "transfer", steps=30, learns=True),
         *group("run_qa.py", "", qa, *CLASSIFY, "task"),
+        *group("run_qa.py", "a BART", qa.replace("/bert", "/bart"), "transfer", "peft", HEALS),
         *group("run_qa.py", "predicting", f"{answer} {best} --version_2_with_negative", "adaptive-lr peft"),
         *group("run_swag.py", "", swag, *CLASSIFY, "task"),
         *group("run_swag.py", "padded", f"{swag} --pad_to_max_length --max_seq_length 24", "transfer", "peft"),
@@ -78,11 +99,13 @@ def classifiers() -> list[Run]:
 
 def language() -> list[Run]:
     causal = f"--model_name_or_path {{data}}/llama {files('text', 'txt')} --block_size 16 --do_train --do_eval"
+    unheld = f"{causal.replace(' --do_eval', '')} --eval_strategy no --num_train_epochs 1 --max_steps -1"
     masked = f"--model_name_or_path {{data}}/bert {files('text', 'txt')} --max_seq_length 16 --do_train --do_eval"
     return [
         *group("run_clm.py", "", causal, *CLASSIFY, "text2text", "peft:export=merged adaptive-lr", f"{HEALS} peft"),
         *group("run_clm.py", "resumed", f"{causal} --resume_from_checkpoint {{again}}/checkpoint-4", "peft"),
         *group("run_clm.py", "from a stream", f"{causal} --streaming", "peft adaptive-lr", "text2text"),
+        *group("run_clm.py", "without evaluation", unheld, "adaptive-lr", "text2text", HEALS),
         *group("run_mlm.py", "", masked, *CLASSIFY, "text2text"),
         *group("run_mlm.py", "by lines, padded", f"{masked} --line_by_line --pad_to_max_length", "adaptive-lr peft"),
     ]
@@ -98,6 +121,8 @@ def sequences() -> list[Run]:
     )
     summary = f"--model_name_or_path {{data}}/bart {files('summaries')} {lengths} --predict_with_generate"
     smoothed = f"{t5} --label_smoothing_factor 0.1"
+    unheld = f"{bart.replace(' --do_eval', '')} --eval_strategy no"
+    predict = f"{writing.replace(' --do_train --do_eval', '')} --eval_strategy no"
     together = "text2text peft adaptive-lr"
     return [
         *group("run_translation.py", "", t5, "adaptive-lr", "text2text", "peft", HEALS, "transfer", together),
@@ -105,6 +130,9 @@ def sequences() -> list[Run]:
         *group("run_translation.py", "writing", writing, "text2text", "peft:export=merged", together),
         *group("run_translation.py", "smoothed", smoothed, "text2text"),
         *group("run_translation.py", "a size of batch that fits", f"{t5} --auto_find_batch_size", "text2text"),
+        *group("run_translation.py", "by epochs", f"{bart} --max_steps -1 --num_train_epochs 1", "text2text", together),
+        *group("run_translation.py", "without evaluation", unheld, "text2text", HEALS),
+        *group("run_translation.py", "prediction alone", predict, "text2text", "peft"),
         *group("run_summarization.py", "", summary, "adaptive-lr", "text2text", "peft", HEALS, together),
     ]
 
@@ -117,6 +145,11 @@ def preferences() -> list[Run]:
     return [
         *group("trl.scripts.sft", "", sft, "adaptive-lr", "peft", HEALS, "text2text", "behavioral", "peft adaptive-lr"),
         *group("trl.scripts.dpo", "", dpo, "adaptive-lr", "peft", HEALS, "behavioral", merged, "task"),
+        *group("trl.scripts.sft", "packed", f"{sft} --packing", "adaptive-lr", "peft", "text2text"),
+        *group("trl.scripts.sft", "an adapter of its own", f"{sft} --use_peft", "adaptive-lr", "peft", HEALS),
+        *group("trl.scripts.dpo", "an adapter of its own", f"{dpo} --use_peft", "behavioral", "adaptive-lr"),
+        *group("trl.scripts.dpo", "without evaluation", f"{dpo} --eval_strategy no", "behavioral peft", "adaptive-lr"),
+        *group("trl.scripts.dpo", "another loss", f"{dpo} --loss_type ipo --precompute_ref_log_probs", "behavioral"),
         *group("trl.scripts.kto", "", kto, "adaptive-lr", "peft", "behavioral", "behavioral peft"),
         *group("trl.scripts.kto", "a size of batch that fits", f"{kto} {fits}", "behavioral"),
     ]
