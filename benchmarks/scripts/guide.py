@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +14,8 @@ Made by `python -m benchmarks.scripts --scripts SCRIPTS --write docs/guide/scrip
 scripts of transformers' `examples/pytorch/*/`, which you bring from their repository; TRL's are those of the installed
 package. No script was edited. DATA is a folder of tiny checkpoints (four layers of width 16) and files that the
 command makes, OUT the output folder, BEFORE the output of the same techniques' first run. `evaluate` and `nltk` are
-replaced by small stand-ins (`benchmarks/scripts/stand_ins`), since they load code and data from a hub.
+replaced by small stand-ins (`benchmarks/scripts/stand_ins`), since they load code and data from a hub. A command line
+begins with what the first column of its table says.
 
 **right**: the run ended well, with every file, metric and step that the script alone has, and all metrics finite.
 **refused**: our error, before anything was trained. **wrong**, **raw error**: neither. A run of six steps shows that a
@@ -45,7 +47,7 @@ def script(result: dict[str, Any]) -> list[str]:
     """A section for the script: for each variant its command line, and a table of techniques."""
     lines = [f"## {result['metric']}", ""]
     for (variant, line), rows in groupby(result["conditions"]["runs"], key=lambda row: (row["variant"], row["line"])):
-        lines += [f"{variant.capitalize() or 'Plain'}:", "", "```bash", line, "```", ""]
+        lines += [f"{variant.capitalize() or 'Plain'}:", "", "```bash", wrapped(line), "```", ""]
         lines += ["| run by | what came of it |", "| --- | --- |"]
         for row in rows:
             named = "".join(f" --with {name}" for name in row["techniques"])
@@ -54,6 +56,11 @@ def script(result: dict[str, Any]) -> list[str]:
             lines.append(f"| `{by}` | {'. '.join(filter(None, told))} |")
         lines.append("")
     return lines
+
+
+def wrapped(line: str) -> str:
+    """A command line as a shell takes it, in lines of at most 118 characters where its words allow it."""
+    return " \\\n  ".join(textwrap.wrap(line, 114, break_long_words=False, break_on_hyphens=False))
 
 
 def short(said: str) -> str:

@@ -14,6 +14,7 @@ REASONS = (
     ("task", "neither classifies nor regresses"),
     ("transfer", "one output|position|strategy=full or gradual"),
     ("peft", "peft_config|use_peft|a PeftModel"),
+    ("layer-removal", "no training data to choose by|has adapters already"),
 )
 CLASSIFY = ("adaptive-lr", "transfer", "peft", HEALS)
 
@@ -89,7 +90,6 @@ def classifiers() -> list[Run]:
         *group("run_ner.py", "predicting, padded", predict, "transfer", "peft"),
         *group("run_ner.py", "learning", f"{tags} --learning_rate 1e-2", "transfer", steps=30, learns=True),
         *group("run_qa.py", "", qa, *CLASSIFY, "task"),
-        *group("run_qa.py", "a BART", qa.replace("/bert", "/bart"), "transfer", "peft", HEALS),
         *group("run_qa.py", "predicting", f"{answer} {best} --version_2_with_negative", "adaptive-lr peft"),
         *group("run_swag.py", "", swag, *CLASSIFY, "task"),
         *group("run_swag.py", "padded", f"{swag} --pad_to_max_length --max_seq_length 24", "transfer", "peft"),
