@@ -16,7 +16,7 @@ REASONS = (
     ("peft", "peft_config|use_peft|a PeftModel"),
     ("layer-removal", "no training data to choose by|has adapters already"),
 )
-CLASSIFY = ("adaptive-lr", "transfer", "peft", HEALS)
+CLASSIFY = ("adaptive-lr", "transfer", "peft", "peft:export=merged", HEALS)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def language() -> list[Run]:
     unheld = f"{causal.replace(' --do_eval', '')} --eval_strategy no --num_train_epochs 1 --max_steps -1"
     masked = f"--model_name_or_path {{data}}/bert {files('text', 'txt')} --max_seq_length 16 --do_train --do_eval"
     return [
-        *group("run_clm.py", "", causal, *CLASSIFY, "text2text", "peft:export=merged adaptive-lr", f"{HEALS} peft"),
+        *group("run_clm.py", "", causal, *CLASSIFY, "text2text", "peft adaptive-lr", f"{HEALS} peft"),
         *group("run_clm.py", "resumed", f"{causal} --resume_from_checkpoint {{again}}/checkpoint-4", "peft"),
         *group("run_clm.py", "from a stream", f"{causal} --streaming", "peft adaptive-lr", "text2text"),
         *group("run_clm.py", "without evaluation", unheld, "adaptive-lr", "text2text", HEALS),
@@ -133,25 +133,28 @@ def sequences() -> list[Run]:
         *group("run_translation.py", "by epochs", f"{bart} --max_steps -1 --num_train_epochs 1", "text2text", together),
         *group("run_translation.py", "without evaluation", unheld, "text2text", HEALS),
         *group("run_translation.py", "prediction alone", predict, "text2text", "peft"),
-        *group("run_summarization.py", "", summary, "adaptive-lr", "text2text", "peft", HEALS, together),
+        *group("run_summarization.py", "", summary, "adaptive-lr", "text2text", "peft:export=both", HEALS, together),
     ]
 
 
 def preferences() -> list[Run]:
     llama = "--model_name_or_path {data}/llama --max_length 32 --dataset_name {data}"
     sft, dpo, kto = (f"{llama}/{kind}" for kind in ("chats", "preferences", "votes"))
-    merged = "behavioral peft:export=merged adaptive-lr"
-    fits = "--auto_find_batch_size"
+    own, other = "--use_peft", f"{dpo} --loss_type ipo --precompute_ref_log_probs"
+    merged = "peft:export=merged"
+    together = f"behavioral {merged} adaptive-lr"
+    common = ("adaptive-lr", merged, HEALS, "behavioral")
     return [
-        *group("trl.scripts.sft", "", sft, "adaptive-lr", "peft", HEALS, "text2text", "behavioral", "peft adaptive-lr"),
-        *group("trl.scripts.dpo", "", dpo, "adaptive-lr", "peft", HEALS, "behavioral", merged, "task"),
+        *group("trl.scripts.sft", "", sft, *common, "text2text", "peft adaptive-lr"),
         *group("trl.scripts.sft", "packed", f"{sft} --packing", "adaptive-lr", "peft", "text2text"),
-        *group("trl.scripts.sft", "an adapter of its own", f"{sft} --use_peft", "adaptive-lr", "peft", HEALS),
-        *group("trl.scripts.dpo", "an adapter of its own", f"{dpo} --use_peft", "behavioral", "adaptive-lr"),
+        *group("trl.scripts.sft", "an adapter of its own", f"{sft} {own}", "adaptive-lr", "peft", HEALS),
+        *group("trl.scripts.dpo", "", dpo, *common, "peft", together, "task"),
+        *group("trl.scripts.dpo", "an adapter of its own", f"{dpo} {own}", "behavioral", "adaptive-lr"),
         *group("trl.scripts.dpo", "without evaluation", f"{dpo} --eval_strategy no", "behavioral peft", "adaptive-lr"),
-        *group("trl.scripts.dpo", "another loss", f"{dpo} --loss_type ipo --precompute_ref_log_probs", "behavioral"),
-        *group("trl.scripts.kto", "", kto, "adaptive-lr", "peft", "behavioral", "behavioral peft"),
-        *group("trl.scripts.kto", "a size of batch that fits", f"{kto} {fits}", "behavioral"),
+        *group("trl.scripts.dpo", "another loss", other, "behavioral"),
+        *group("trl.scripts.kto", "", kto, *common, "behavioral peft"),
+        *group("trl.scripts.kto", "a size of batch that fits", f"{kto} --auto_find_batch_size", "behavioral"),
+        *group("trl.scripts.reward", "", dpo, *common, "transfer", "task"),
     ]
 
 
