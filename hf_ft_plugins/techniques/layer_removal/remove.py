@@ -21,7 +21,7 @@ from ...models.inputs import bare
 from ...models.unchanged import remembered, unchanged_on_error
 from .editing import edit_config, original_layers, remember_removed, rename_paths
 from .stacks import NAME, Stack, find_stack
-from .structure import Differences, compare_structures, differences, rebuilt
+from .structure import Differences, differences, new_differences, rebuilt, told
 
 __all__ = ["Removal", "original_layers", "refuse_architecture", "remove_layers"]
 
@@ -45,13 +45,16 @@ class Removal:
 
     def restore(self) -> None:
         """Put the layers back, in place."""
+        _unscale(self.stack.parent)
         self._take_back()
         for model, removal in list(_REMOVALS.items()):
             if removal() is self:
                 del _REMOVALS[model]
 
 
-def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: bool = True) -> Removal:
+def remove_layers(
+    model: Any, layers: Sequence[int], *, side: str = "", check: bool = True, mends: bool = True
+) -> Removal:
     """Remove blocks by number, in place. If it fails the model is as it was.
 
     Args:
@@ -59,6 +62,7 @@ def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: b
         layers: numbers in the stack as it is, from 0.
         side: of an encoder-decoder "encoder" or "decoder".
         check: compare the result with what its configuration makes, and put all back if they differ.
+        mends: look for layers that could go instead, for the error.
 
     Returns:
         the way back. The configuration remembers, in `removed_layers`, the numbers in the original stack.
@@ -79,6 +83,9 @@ def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: b
     kept = [layer for layer in range(depth) if layer not in out]
     before = _differences_of_whole(model) if check else None
     lists = [f"{stack.name.removesuffix(stack.key)}{key}." for key in stack.keys]
+    _unscale(stack.parent)
+    kinds = set(vars(stack.config).get("layer_types") or ())
+    found: Differences = {}
     changed = remembered(model)
     with unchanged_on_error(model):
         try:
@@ -91,9 +98,14 @@ def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: b
                 f"{NAME}: the configuration of {type(bare(model)).__name__} cannot be told that layers {out} are gone: "
                 f"{type(error).__name__}: {error} Remove other layers, or none."
             ) from error
-        if check and before is not None:
+        if before is not None:
             _spread_drop_paths(model)
-            compare_structures(model, before, lambda name: _name_before(name, lists, kept))
+            gone = kinds - set(vars(stack.config).get("layer_types") or ())
+            found = new_differences(model, before, lambda name: _name_before(name, lists, kept), gone)
+    if found:
+        changed()()
+        mend = _mend(model, depth, len(out), side) if mends else "Remove others, or none."
+        raise PluginError(f"{told(bare(model), found)} {mend}")
     removal = Removal(stack, tuple(out), changed())
     _REMOVALS[model] = weakref.ref(removal)
     return removal
@@ -145,6 +157,19 @@ def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int])
         raise PluginError(f"{NAME}: {what} cannot lose layers {list(out)}: {why}.")
 
 
+def _mend(model: Any, depth: int, count: int, side: str) -> str:
+    """What else could go: where something follows from a layer's number, the last ones, as no number changes."""
+    last = range(depth - count, depth)
+    try:
+        remove_layers(model, last, side=side, mends=False).restore()
+    except PluginError:
+        return "Remove others, or none."
+    return (
+        "It follows from a layer's number what it does: remove the last ones, whose loss leaves all numbers, "
+        f"layers={'+'.join(map(str, last))} with protect_last=0; or none."
+    )
+
+
 def _is_of_stages(sizes: Any, stack: Stack) -> bool:
     return isinstance(sizes, (list, tuple)) and len(sizes) == len(stack.layers)
 
@@ -179,11 +204,17 @@ def _take_out(model: Any, stack: Stack, side: str, kept: list[int], depth: int) 
         left = [listed[layer] for layer in kept]
         listed._modules.clear()
         listed._modules.update({str(number): layer for number, layer in enumerate(left)})
-        _number(listed)
+        # BigBird's seed is a layer's number, and draws the blocks that it looks at where it does not look at all.
+        sees_all = vars(stack.config).get("attention_type") == "original_full"
+        _number(listed, (*OWN_NUMBERS, "seed") if sees_all else OWN_NUMBERS)
     for module in stack.parent.modules():
         for name in (*stack.counts, "num_hidden_layers", "num_layers", "n_layers"):
             if vars(module).get(name) == depth:
                 setattr(module, name, len(kept))
+    for name, value in list(vars(stack.parent).items()):
+        # Gemma's first layer that shares keys and values, of none.
+        if "layer" in name and value == depth and type(value) is int:
+            setattr(stack.parent, name, len(kept))
 
 
 def _configs_in(stack: Stack) -> list[Any]:
@@ -193,13 +224,21 @@ def _configs_in(stack: Stack) -> list[Any]:
     return [own for own in found if type(own) is type(stack.config)]
 
 
-def _number(layers: nn.ModuleList) -> None:
+def _number(layers: nn.ModuleList, names: Sequence[str]) -> None:
     """Tell layers, and what they consist of, which number they have."""
     for number, layer in enumerate(layers):
         for module in layer.modules():
-            for name in OWN_NUMBERS:
+            for name in names:
                 if isinstance(vars(module).get(name), int):
                     setattr(module, name, number)
+
+
+def _unscale(parent: Any) -> None:
+    """RWKV divides weights by layers' numbers to be evaluated, and multiplies by what these are when it is trained."""
+    if getattr(parent, "layers_are_rescaled", False):
+        training, parent.training = parent.training, True
+        parent._rescale_layers()
+        parent.training = training
 
 
 def _spread_drop_paths(model: Any) -> None:

@@ -14,7 +14,7 @@ from ...errors import OptionError, PluginError
 NAME = "layer-removal"
 # The configuration's names for the number of layers, by half of an encoder-decoder ("" for all other models).
 COUNTS = {
-    "": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth"),
+    "": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "depth"),
     "encoder": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "num_layers", "num_hidden_layers"),
     "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # has none; a quantised model is built unquantised.
 INCIDENTAL = (
     *("training", "gradient_checkpointing", "name_or_path", "call_super_init", "dump_patches", "padding_idx"),
-    *("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"),
+    *("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "layers_are_rescaled"),
 )
 # How many outputs and inputs a linear layer has, by the names of those that quantise it.
 SIZES = (("out_features", "outfeatures", "nf"), ("in_features", "infeatures", "nx"))
@@ -38,21 +38,26 @@ def check_structure(model: Any) -> None:
     """
     found = differences(model)
     if found:
-        raise PluginError(_told(model, found))
+        raise PluginError(f"{told(model, found)} Remove others, or none.")
 
 
-def compare_structures(model: Any, before: Differences | None, name_before: Callable[[str], str]) -> None:
-    """`check_structure` of a model without some layers, in which what differed before does not count.
+def new_differences(
+    model: Any, before: Differences, name_before: Callable[[str], str], kinds_gone: Iterable[str] = ()
+) -> Differences:
+    """What of a model without some layers is not what its configuration makes, but for what differed before.
 
     Args:
-        before: the differences of the whole model; None if there was no new one to compare it with.
+        before: the differences of the whole model.
         name_before: what a module, by its name, was called before.
+        kinds_gone: of layers. What modules keep for these beside the layers is left over and not read.
     """
-    if before is None:
-        return
+    left_over = tuple(f"{kind}_" for kind in kinds_gone)
     found = {name: pair for name, pair in differences(model).items() if before.get(name_before(name)) != pair}
-    if found:
-        raise PluginError(_told(model, found))
+    return {
+        name: (ours, theirs)
+        for name, (ours, theirs) in found.items()
+        if not (theirs == MISSING and name.rpartition(".")[2].startswith(left_over))
+    }
 
 
 def differences(model: Any) -> Differences:
@@ -89,13 +94,13 @@ def rebuilt(model: Any) -> Any:
         ) from error
 
 
-def _told(model: Any, found: Differences) -> str:
-    told = "; ".join(
+def told(model: Any, found: Differences) -> str:
+    places = "; ".join(
         f"{name} is {ours}, saved and loaded again {theirs}" for name, (ours, theirs) in [*found.items()][:3]
     )
     return (
         f"{NAME}: {type(model).__name__} cannot be told by its configuration without these layers, "
-        f"{len(found)} places differ: {told}. Remove others, or none."
+        f"{len(found)} places differ: {places}."
     )
 
 

@@ -27,7 +27,7 @@ def trial_inputs(model: Any, input_ids: torch.Tensor | None = None) -> dict[str,
     """
     name = main_input_name(model)
     if name == "input_ids":
-        ids = _drawn(model) if input_ids is None else input_ids.to(model.device)
+        ids = _ended(model, _drawn(model)) if input_ids is None else input_ids.to(model.device)
         return {name: ids} | _decoder_ids(model, ids)
     tried = None
     for shape in _shapes(model.config, name):
@@ -48,11 +48,15 @@ def trial_inputs(model: Any, input_ids: torch.Tensor | None = None) -> dict[str,
 
 def forward(model: Any, inputs: dict[str, Any]) -> Any:
     """The outputs, without a cache, always drawn alike (some models mask at random)."""
-    cached = {"use_cache": False} if "use_cache" in inspect.signature(bare(model).forward).parameters else {}
+    cached = {"use_cache": False} if takes_cache(model) else {}
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         return model(**inputs, **cached)
+
+
+def takes_cache(model: Any) -> bool:
+    return "use_cache" in inspect.signature(bare(model).forward).parameters
 
 
 def main_output(outputs: Any) -> torch.Tensor:
@@ -80,6 +84,14 @@ def _drawn(model: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(min(3, vocabulary - 1), vocabulary, (ROWS, TOKENS), generator=generator)
     return drawn.to(model.device)
+
+
+def _ended(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    # A classifier may read what stands where a row ends (BART's).
+    end = getattr(model.config.get_text_config(), "eos_token_id", None)
+    if not model.can_generate() and isinstance(end, int) and end < int(ids.max()) + 1:
+        ids[:, -1] = end
+    return ids
 
 
 def _shapes(config: Any, name: str) -> Iterator[tuple[int, ...]]:

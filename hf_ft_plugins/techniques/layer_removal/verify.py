@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 CLOSE, ROUNDED = 1e-4, 5e-2
 
 
+class NoGeneration(PluginError):
+    """It does not generate at all."""
+
+
 @torch.no_grad()
 def verify_model(
     model: Any,
@@ -81,10 +85,11 @@ def _hold_to_whole(model: Any, check: Callable[[Any], None]) -> None:
                 try:
                     check(model)
                 except PluginError as of_whole:
-                    logger.warning("%s This is not held against the removal: so does the whole model.", of_whole)
-                    return
+                    if not isinstance(error, NoGeneration) or isinstance(of_whole, NoGeneration):
+                        logger.warning("%s This is of the whole model, so it is no fault of the removal.", of_whole)
+                        return
             # It was able to with them.
-            raise PluginError(str(error).replace("does not generate", "no longer generates")) from error
+            raise PluginError(str(error).replace("does not generate", "no longer generates", 1)) from error
 
 
 def _compare_caches(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:
@@ -105,7 +110,7 @@ def _compare_caches(model: Any, inputs: dict[str, Any], new_tokens: int) -> None
             torch.stack(generate(model, **given, use_cache=cached, **settings).scores) for cached in (True, False)
         )
     except Exception as error:
-        raise PluginError(
+        raise NoGeneration(
             f"{NAME}: {type(model).__name__} does not generate: {type(error).__name__}: {error}. {_mend(model)}"
         ) from error
     difference = _difference(with_cache, without)
