@@ -21,6 +21,8 @@ from hf_ft_plugins.techniques.layer_removal import remove as removing
 from hf_ft_plugins.techniques.layer_removal import verify as verifying
 from hf_ft_plugins.techniques.layer_removal.smallest import smallest
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
+from hf_ft_plugins.techniques.layer_removal.tiny import REFUSED as TINY_REFUSED
+from hf_ft_plugins.techniques.layer_removal.tiny import built
 from hf_ft_plugins.techniques.layer_removal.trial import forward, main_output, trial_inputs
 from hf_ft_plugins.techniques.peft import quantize
 
@@ -103,7 +105,6 @@ REFUSED = {
         "diffllama",
         r"lambda_init.*layers=4\+5 with protect_last=0",
     ),
-    "kinds by number": ("JambaForCausalLM", "jamba", r"places differ.*layers=4\+5 with protect_last=0"),
     "one layer for all": ("AlbertForMaskedLM", "albert", "no list of layers"),
 }
 
@@ -119,6 +120,14 @@ def test_what_is_refused_is_as_it_was_and_the_mend_works(what):
     if "protect_last" in reason:
         remove_layers(model, [4, 5])
         verify_model(model)
+
+
+def test_kinds_of_layers_that_follow_from_numbers_go_from_the_end():
+    model = built("jamba", TINY_REFUSED["jamba"])
+    with pytest.raises(PluginError, match=r"places differ.*layers=4\+5 with protect_last=0"):
+        remove_layers(model, [1, 4])
+    remove_layers(model, [4, 5])
+    verify_model(model)
 
 
 def test_blocks_that_are_spread_over_several_lists():

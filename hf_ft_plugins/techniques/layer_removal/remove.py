@@ -84,7 +84,6 @@ def remove_layers(
     before = _differences_of_whole(model) if check else None
     lists = [f"{stack.name.removesuffix(stack.key)}{key}." for key in stack.keys]
     _unscale(stack.parent)
-    kinds = set(vars(stack.config).get("layer_types") or ())
     found: Differences = {}
     changed = remembered(model)
     with unchanged_on_error(model):
@@ -100,8 +99,7 @@ def remove_layers(
             ) from error
         if before is not None:
             _spread_drop_paths(model)
-            gone = kinds - set(vars(stack.config).get("layer_types") or ())
-            found = new_differences(model, before, lambda name: _name_before(name, lists, kept), gone)
+            found = new_differences(model, before, lambda name: _name_before(name, lists, kept))
     if found:
         changed()()
         mend = _mend(model, depth, len(out), side) if mends else "Remove others, or none."

@@ -55,8 +55,8 @@ def smallest(model_class: Any, config_class: Any) -> Any:
         ValueError: it has more than 30 million weights, or does not run with any of the sizes that are tried.
     """
     tried: Exception | None = None
-    # Latent attention has as many keys as queries.
-    for other in ({}, {"num_key_value_heads": 4}, {"head_dim": None}):
+    # Latent attention has as many keys as queries; windows over an image need a large one.
+    for other in ({}, {"num_key_value_heads": 4}, {"head_dim": None}, {"image_size": None, "patch_size": None}):
         config = small_config(config_class, other)
         with torch.device("meta"):
             size = sum(weight.numel() for weight in model_class(copy.deepcopy(config)).parameters())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import configuration_utils
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import PluginError
@@ -26,6 +27,7 @@ INCIDENTAL = (
 # How many outputs and inputs a linear layer has, by the names of those that quantise it.
 SIZES = (("out_features", "outfeatures", "nf"), ("in_features", "infeatures", "nx"))
 MISSING = "not there"
+KINDS: tuple[str, ...] = tuple(getattr(configuration_utils, "ALLOWED_LAYER_TYPES", ()))
 
 Differences = dict[str, tuple[Any, Any]]
 
@@ -41,23 +43,14 @@ def check_structure(model: Any) -> None:
         raise PluginError(f"{told(model, found)} Remove others, or none.")
 
 
-def new_differences(
-    model: Any, before: Differences, name_before: Callable[[str], str], kinds_gone: Iterable[str] = ()
-) -> Differences:
+def new_differences(model: Any, before: Differences, name_before: Callable[[str], str]) -> Differences:
     """What of a model without some layers is not what its configuration makes, but for what differed before.
 
     Args:
         before: the differences of the whole model.
         name_before: what a module, by its name, was called before.
-        kinds_gone: of layers. What modules keep for these beside the layers is left over and not read.
     """
-    left_over = tuple(f"{kind}_" for kind in kinds_gone)
-    found = {name: pair for name, pair in differences(model).items() if before.get(name_before(name)) != pair}
-    return {
-        name: (ours, theirs)
-        for name, (ours, theirs) in found.items()
-        if not (theirs == MISSING and name.rpartition(".")[2].startswith(left_over))
-    }
+    return {name: pair for name, pair in differences(model).items() if before.get(name_before(name)) != pair}
 
 
 def differences(model: Any) -> Differences:
@@ -74,7 +67,13 @@ def differences(model: Any) -> Differences:
         for name in {**ours, **theirs}
         if ours.get(name) != theirs.get(name)
     }
-    return {name: pair for name, pair in odd.items() if not _of_quantised(name, model, expected)}
+    left_over = _of_kinds_that_are_gone(model.config)
+    return {
+        name: (one, other)
+        for name, (one, other) in odd.items()
+        if not _of_quantised(name, model, expected)
+        and not (other == MISSING and name.rpartition(".")[2].startswith(left_over))
+    }
 
 
 def rebuilt(model: Any) -> Any:
@@ -112,6 +111,12 @@ def _described(model: Any) -> dict[str, Any]:
             if isinstance(value, (bool, int, float, str)) and not key.startswith("_") and key not in INCIDENTAL:
                 described[f"{name}.{key}"] = value
     return described
+
+
+def _of_kinds_that_are_gone(config: Any) -> tuple[str, ...]:
+    """How attributes begin that modules beside the layers keep for a kind of layer: of those that no layer is of."""
+    kinds = vars(config.get_text_config()).get("layer_types") or ()
+    return tuple(f"{kind}_" for kind in KINDS if kinds and kind not in kinds)
 
 
 def _of_quantised(name: str, model: Any, expected: Any) -> bool:
