@@ -12,23 +12,81 @@ import torch
 from .trial import forward, trial_inputs
 
 DEPTH = 6
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
+_HEADS: tuple[str, ...] = (
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+)
 _HEADS += ("encoder_num_attention_heads", "decoder_num_attention_heads")
 _HEADS += ("num_experts", "num_local_experts", "n_routed_experts", "linear_num_value_heads", "mamba_n_heads")
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embedding_size", "word_embed_proj_dim", "lru_width")
+_WIDTHS: tuple[str, ...] = (
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "dim",
+    "emb_dim",
+    "embedding_size",
+    "word_embed_proj_dim",
+    "lru_width",
+)
 _WIDTHS += ("encoder_hidden_dim", "decoder_hidden_size", "projection_dim", "image_size", "max_source_positions")
-_WIDER = ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner")
+_WIDER: tuple[str, ...] = (
+    "intermediate_size",
+    "ffn_dim",
+    "d_ff",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "hidden_dim",
+    "n_inner",
+)
 _WIDER += ("decoder_intermediate_size", "intermediate_size_mlp")
-_EIGHTS = ("d_kv", "state_size", "mamba_d_state", "mamba_chunk_size", "chunk_size", "sliding_window", "patch_size")
+_EIGHTS: tuple[str, ...] = (
+    "d_kv",
+    "state_size",
+    "mamba_d_state",
+    "mamba_chunk_size",
+    "chunk_size",
+    "sliding_window",
+    "patch_size",
+)
 _EIGHTS += ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "linear_key_head_dim", "linear_value_head_dim")
 _EIGHTS += ("attention_window", "block_size", "local_attention", "head_dim")
-_SIXTEENS = ("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank", "kv_lora_rank", "mamba_d_head")
+_SIXTEENS: tuple[str, ...] = (
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "mamba_d_head",
+)
 _SIXTEENS += ("num_mel_bins", "input_feat_per_channel", "conv_channels", "feature_size", "feature_projection_input_dim")
 _SIXTEENS += ("num_conv_pos_embeddings", "codevector_dim", "proj_codevector_dim")
-_TWOS = ("num_key_value_heads", "num_experts_per_tok", "linear_num_key_heads", "num_feat_extract_layers")
+_TWOS: tuple[str, ...] = (
+    "num_key_value_heads",
+    "num_experts_per_tok",
+    "linear_num_key_heads",
+    "num_feat_extract_layers",
+)
 _TWOS += ("num_conv_pos_embedding_groups", "tubelet_size", "expand", "eos_token_id")
-_ONES = ("n_shared_experts", "n_group", "topk_group", "mamba_n_groups", "bos_token_id", "decoder_start_token_id")
-_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "depth")
+_ONES: tuple[str, ...] = (
+    "n_shared_experts",
+    "n_group",
+    "topk_group",
+    "mamba_n_groups",
+    "bos_token_id",
+    "decoder_start_token_id",
+)
+_DEPTHS: tuple[str, ...] = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "depth",
+)
 _DEPTHS += ("num_encoder_layers", "num_decoder_layers", "encoder_num_hidden_layers", "decoder_num_hidden_layers")
 SIZES: dict[str, Any] = {
     **dict.fromkeys(_HEADS, 4),
@@ -56,7 +114,9 @@ def smallest(model_class: Any, config_class: Any) -> Any:
     """
     tried: Exception | None = None
     # Latent attention has as many keys as queries; windows over an image need a large one.
-    for other in ({}, {"num_key_value_heads": 4}, {"head_dim": None}, {"image_size": None, "patch_size": None}):
+    others: list[dict[str, int | None]] = [{}, {"num_key_value_heads": 4}, {"head_dim": None}]
+    others.append({"image_size": None, "patch_size": None})
+    for other in others:
         config = small_config(config_class, other)
         with torch.device("meta"):
             size = sum(weight.numel() for weight in model_class(copy.deepcopy(config)).parameters())
@@ -97,6 +157,6 @@ def _settings(config_class: Any, depth: int = 0) -> dict[str, Any]:
     aliases = config_class.attribute_map
     settings = {name: size for name, size in SIZES.items() if name in known and aliases.get(name) not in SIZES}
     for name, part in (config_class.sub_configs or {}).items():
-        if depth < 3 and inspect.isclass(part) and getattr(part, "model_type", ""):
+        if depth < 3 and inspect.isclass(part) and hasattr(part, "model_type") and part.model_type:
             settings[name] = _settings(part, depth + 1)
     return settings
