@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, Qwen3Config
 
-from hf_ft_plugins.models.unchanged import unchanged_on_error
+from hf_ft_plugins.models.unchanged import evaluating, remembered, unchanged_on_error
 from hf_ft_plugins.techniques.layer_removal.remove import remove_layers
 from hf_ft_plugins.techniques.peft import quantize
 
@@ -214,3 +214,30 @@ def test_a_model_of_another_make():
     assert model.config.size == Size(2, ["a", "b"])
     assert blocks[0].weight.requires_grad
     assert blocks[1].bias.shape == (2,)
+
+
+def test_one_change_alone_is_taken_back():
+    model = classifier()
+    before, head = described(model), model.classifier
+    changed = remembered(model)
+    new_head(model)
+    take_back = changed()
+    model.bert.encoder.layer[0].requires_grad_(False)
+    model.config.extra = "later"
+    take_back()
+    assert model.classifier is head
+    assert model.config.extra == "later"
+    assert not model.bert.encoder.layer[0].attention.self.query.weight.requires_grad
+    model.bert.encoder.layer[0].requires_grad_(True)
+    del model.config.extra
+    assert described(model) == before
+
+
+def test_parts_that_are_evaluated_stay_so():
+    model = classifier().train(True)
+    model.bert.embeddings.train(False)
+    modes = {name: module.training for name, module in model.named_modules()}
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert set(modes.values()) == {True, False}

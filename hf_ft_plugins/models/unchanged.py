@@ -24,6 +24,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import ModelOutput
 
 PutBack = Callable[[], None]
+# Compares what is there with what was, and says how to put back what differs, if anything does.
+Difference = Callable[[], PutBack | None]
 # Whose attributes belong to the model.
 PARTS = (nn.Module, torch.Tensor, PreTrainedConfig, GenerationConfig, HfQuantizer)
 
@@ -44,38 +46,72 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     Args:
         model: any module, with adapters or quantised or neither.
     """
-    put_back = _kept(model)
+    differences = _kept(model)
     try:
         yield
     except BaseException:
-        for one in put_back:
-            one()
+        _taking_back(differences)()
         raise
 
 
-def _kept(model: nn.Module) -> list[PutBack]:
-    """How to put back each thing that the model consists of."""
+def remembered(model: nn.Module) -> Callable[[], PutBack]:
+    """What to call after the model was changed in place: it returns a function that takes back this change alone.
+
+        changed = remembered(model)
+        model.config.num_labels = 3
+        take_back = changed()
+
+    What can be put back is as for `unchanged_on_error`; what is changed later stays.
+    """
+    differences = _kept(model)
+    return lambda: _taking_back(differences)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards each module is in the mode that it was in, frozen parts too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _taking_back(differences: list[Difference]) -> PutBack:
+    found = [put_back for put_back in (difference() for difference in differences) if put_back is not None]
+
+    def take_back() -> None:
+        for put_back in found:
+            put_back()
+
+    return take_back
+
+
+def _kept(model: nn.Module) -> list[Difference]:
+    """Each thing that the model consists of."""
     # Held, so that nobody else gets their ids meanwhile.
     seen: dict[int, Any] = {}
     waiting: list[tuple[str, Any]] = [("", model)]
-    put_back: list[PutBack] = []
+    differences: list[Difference] = []
     while waiting:
         name, thing = waiting.pop()
         if id(thing) in seen or isinstance(thing, ModelOutput):
             continue
         seen[id(thing)] = thing
         if isinstance(thing, torch.Tensor):
-            put_back.append(_tensor(thing))
+            differences.append(_tensor(thing))
         elif isinstance(thing, (list, deque, set, dict)):
-            put_back.append(_container(thing))
+            differences.append(_container(thing))
         if isinstance(thing, dict):
             waiting += ((str(key), value) for key, value in thing.items())
         elif isinstance(thing, (list, deque, set, tuple, frozenset)):
             waiting += (("", one) for one in thing)
         if _has_parts(name, thing):
-            put_back.append(_attributes(thing))
+            differences.append(_attributes(thing))
             waiting += vars(thing).items()
-    return put_back
+    return differences
 
 
 def _has_parts(name: str, thing: Any) -> bool:
@@ -90,41 +126,59 @@ def _is_of_bitsandbytes(thing: Any) -> bool:
     return type(thing).__module__.startswith("bitsandbytes.")
 
 
-def _attributes(owner: Any) -> PutBack:
+def _attributes(owner: Any) -> Difference:
     cls, attributes = owner.__class__, dict(vars(owner))
 
-    def put_back() -> None:
-        if owner.__class__ is not cls:
-            # A parametrisation, for example, gives a module a class of its own.
-            object.__setattr__(owner, "__class__", cls)
-        if not _same(vars(owner), attributes):
+    def difference() -> PutBack | None:
+        now = vars(owner)
+        if owner.__class__ is cls and _same(now, attributes):
+            return None
+        changed = {key for key, value in attributes.items() if key not in now or now[key] is not value}
+        added = set(now) - set(attributes)
+
+        def put_back() -> None:
+            if owner.__class__ is not cls:
+                # A parametrisation, for example, gives a module a class of its own.
+                object.__setattr__(owner, "__class__", cls)
+            now = dict(vars(owner))
             vars(owner).clear()
-            vars(owner).update(attributes)
+            for key, value in attributes.items():
+                if key in changed or key in now:
+                    vars(owner)[key] = value if key in changed else now[key]
+            vars(owner).update({key: value for key, value in now.items() if key not in added | set(attributes)})
 
-    return put_back
+        return put_back
+
+    return difference
 
 
-def _container(owner: Any) -> PutBack:
+def _container(owner: Any) -> Difference:
     content = dict(owner) if isinstance(owner, dict) else set(owner) if isinstance(owner, set) else list(owner)
 
+    def is_same() -> bool:
+        if isinstance(content, dict):
+            return _same(owner, content)
+        if isinstance(content, set):
+            return owner == content
+        return len(owner) == len(content) and all(one is other for one, other in zip(owner, content, strict=True))
+
     def put_back() -> None:
-        if isinstance(content, (dict, set)):
-            if not (_same(owner, content) if isinstance(content, dict) else owner == content):
-                owner.clear()
-                owner.update(content)
-        elif len(owner) != len(content) or any(one is not other for one, other in zip(owner, content, strict=True)):
-            owner.clear()
-            owner.extend(content)
+        owner.clear()
+        (owner.extend if isinstance(content, list) else owner.update)(content)
 
-    return put_back
+    return lambda: None if is_same() else put_back
 
 
-def _tensor(tensor: torch.Tensor) -> PutBack:
+def _tensor(tensor: torch.Tensor) -> Difference:
     if not tensor.is_leaf:
         return lambda: None
     learned, gradient = tensor.requires_grad, tensor.grad
     # Such a tensor consists of others, and has no storage of its own.
     storage = None if is_traceable_wrapper_subclass(tensor) else tensor.data
+
+    def is_same() -> bool:
+        same = tensor.requires_grad == learned and tensor.grad is gradient
+        return same and (storage is None or _place(tensor) == _place(storage))
 
     def put_back() -> None:
         if not learned:
@@ -136,7 +190,7 @@ def _tensor(tensor: torch.Tensor) -> PutBack:
         if tensor.grad is not gradient:
             tensor.grad = gradient
 
-    return put_back
+    return lambda: None if is_same() else put_back
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:

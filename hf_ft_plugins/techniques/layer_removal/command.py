@@ -92,7 +92,7 @@ def examine(
 
     from .curve import measure_curve, save_curve
     from .score import score_layers
-    from .stacks import NAME, block_stacks
+    from .stacks import NAME, find_stack, usual_side
     from .surgery import prompts_of
 
     texts = _read(data, column, target_column, 2 * rows)
@@ -106,8 +106,7 @@ def examine(
     cls = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM)
     network = cls.from_pretrained(model, dtype="auto").train(False)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    stacks = block_stacks(network)
-    side = side or ("decoder" if "decoder" in stacks else "")
+    side = usual_side(network, side)
     if network.config.is_encoder_decoder and target_column is None:
         raise PluginError(f"{NAME}: {cls.__name__} writes one text for another: name its column, --target-column.")
     batches = _batches(tokenizer, texts, max_length, network)
@@ -117,7 +116,7 @@ def examine(
     found: dict[str, Any] = {"model": model, "rows": len(texts), "scores": scores}
     if not scores["loss"]:
         return found
-    depth = len(stacks[side].layers)
+    depth = len(find_stack(network, side).layers)
     curve = measure_curve(
         network,
         chosen_by,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...models.unchanged import evaluating, unchanged_on_error
 from .quality import measure_quality, perplexity_of
 from .remove import remove_layers
 from .score import Batches, choose_layers, mean_loss, removal_order
@@ -63,20 +64,15 @@ def measure_choices(
     """The points of a curve for layers that are chosen already; the whole model is the first."""
     points, original = [], None
     for layers in ([], *choices):
-        removal = remove_layers(model, layers, side=side, check=False) if layers else None
-        training = model.training
-        model.train(False)
-        try:
-            with torch.no_grad():
-                loss = mean_loss(model, held_out)
+        with unchanged_on_error(model), evaluating(model), torch.no_grad():
+            removal = remove_layers(model, layers, side=side, check=False) if layers else None
+            loss = mean_loss(model, held_out)
             point: dict[str, Any] = {"removed": len(layers), "layers": list(layers), "loss": loss}
             point["perplexity"] = perplexity_of(loss)
             if prompts is not None:
                 quality = measure_quality(model, [], prompts)
                 original = original or quality
                 point |= {"repetition": quality.repetition, "match": quality.match(original)}
-        finally:
-            model.train(training)
             if removal is not None:
                 removal.restore()
         points.append(point)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...models.inputs import decoder_inputs
 from .stacks import NAME
 
 IGNORED = -100
@@ -47,7 +48,7 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
             )
         given = {name: value for name, value in kwargs.items() if name not in ("labels", "num_items_in_batch")}
         if "decoder_input_ids" not in given and getattr(original.config, "is_encoder_decoder", False):
-            given["decoder_input_ids"] = original.prepare_decoder_input_ids_from_labels(labels)
+            given["decoder_input_ids"] = decoder_inputs(original, labels, NAME)
         with torch.no_grad():
             target = original.to(logits.device)(**given).logits
         outputs["loss"] = outputs["loss"] + weight * divergence(

@@ -61,76 +61,87 @@ class GateCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         surgery = self._surgery()
-        if surgery is None:
-            return
-        model = self._model()
-        with torch.random.fork_rng(devices=[]):
-            healed = quality_of(model, surgery.held_out, surgery.prompts)
-        # Ranks may differ in the last bits, and must not in what they do.
-        found: list[Any] = [self._judge(surgery, healed)]
-        if args.world_size > 1:
-            dist.broadcast_object_list(found, src=0)
-        self.report = found[0]
-        if args.should_save:
-            folder = Path(args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / REPORT).write_text(json.dumps(self.report, indent=1), encoding="utf-8")
-        for line in self.report["failed"]:
-            logger.warning("%s: %s", NAME, line)
-        if not self.report["failed"]:
-            logger.info("%s: %s", NAME, self.report["said"])
-        elif self.on_fail == "restore":
-            self._restore(surgery)
-            raise PluginError(
-                f"{NAME}: {'; '.join(self.report['failed'])}. The trainer's model is the original again; checkpoints "
-                f"in {args.output_dir} hold the smaller one. Remove fewer layers, train for longer, or say "
-                "max_degradation=..., or on_fail=warn."
-            )
-
-    def _judge(self, surgery: Surgery, healed: Quality | None) -> dict[str, Any]:
-        report: dict[str, Any] = {
-            "removed": list(surgery.removed),
-            "layers_before": surgery.depth,
-            "side": surgery.side,
-            "chosen_by": surgery.why,
-            "failed": [],
-        }
-        said = f"without layers {list(surgery.removed)} of {surgery.depth}"
-        if surgery.whole is None or healed is None:
-            return report | {"said": f"{said}; there is no evaluation data with a loss, so nothing was compared"}
-        for name, quality in (("original", surgery.whole), ("before_healing", surgery.cut), ("healed", healed)):
-            assert quality is not None
-            report[name] = {key: value for key, value in asdict(quality).items() if key != "continuations"}
-            if surgery.prompts is not None:
-                report[name]["match"] = quality.match(surgery.whole)
-            else:
-                del report[name]["repetition"]
-        rise = healed.perplexity / surgery.whole.perplexity - 1
-        report["degradation"] = rise
-        if self.max_degradation is not None and not rise <= self.max_degradation:
-            report["failed"].append(
-                f"held-out perplexity is {healed.perplexity:.4g}, {rise:+.1%} against the original's, and "
-                f"max_degradation={self.max_degradation}"
-            )
-        more = healed.repetition - surgery.whole.repetition
-        if self.max_repetition is not None and surgery.prompts is not None and not more <= self.max_repetition:
-            report["failed"].append(
-                f"it repeats {healed.repetition:.0%} of what it writes, the original {surgery.whole.repetition:.0%}, "
-                f"and max_repetition={self.max_repetition}"
-            )
-        cut = surgery.cut.perplexity if surgery.cut is not None else math.nan
-        return report | {
-            "said": f"{said} held-out perplexity was {surgery.whole.perplexity:.4g} before, {cut:.4g} after the "
-            f"removal, and is {healed.perplexity:.4g} ({rise:+.1%})"
-        }
-
-    def _restore(self, surgery: Surgery) -> None:
-        original = surgery.original.to(self._trainer.args.device)
-        trainer = self._trainer
-        trainer.model = trainer.model_wrapped = trainer.callback_handler.model = original
-
-    def _model(self) -> Any:
-        return self._trainer.accelerator.unwrap_model(self._trainer.model)
+        if surgery is not None:
+            self.report = close_run(self._trainer, surgery, self)
 
     def _surgery(self) -> Surgery | None:
-        return find_surgery(self._model())
+        return find_surgery(_model_of(self._trainer))
+
+
+def close_run(trainer: Any, surgery: Surgery, limits: GateCallback) -> dict[str, Any]:
+    """The gate's work when training has ended: measure, write the report, say what failed, and put the original back
+    where that is asked for. It changes the trainer's model, so it comes before whatever exports that.
+
+    Raises:
+        PluginError: the model is worse than `limits` allow, and `on_fail` is `restore`.
+    """
+    args = trainer.args
+    with torch.random.fork_rng(devices=[]):
+        healed = quality_of(_model_of(trainer), surgery.held_out, surgery.prompts)
+    # Ranks may differ in the last bits, and must not in what they do.
+    found: list[Any] = [judge(surgery, healed, limits)]
+    if args.world_size > 1:
+        dist.broadcast_object_list(found, src=0)
+    report: dict[str, Any] = found[0]
+    if args.should_save:
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    for line in report["failed"]:
+        logger.warning("%s: %s", NAME, line)
+    if not report["failed"]:
+        logger.info("%s: %s", NAME, report["said"])
+    elif limits.on_fail == "restore":
+        original = surgery.original.to(args.device)
+        trainer.model = trainer.model_wrapped = trainer.callback_handler.model = original
+        raise PluginError(
+            f"{NAME}: {'; '.join(report['failed'])}. The trainer's model is the original again; checkpoints "
+            f"in {args.output_dir} hold the smaller one. Remove fewer layers, train for longer, or say "
+            "max_degradation=..., or on_fail=warn."
+        )
+    return report
+
+
+def judge(surgery: Surgery, healed: Quality | None, limits: GateCallback) -> dict[str, Any]:
+    """The report: what was removed, how good the model was and is, and in `failed` which limits it exceeds."""
+    report: dict[str, Any] = {
+        "removed": list(surgery.removed),
+        "layers_before": surgery.depth,
+        "side": surgery.side,
+        "chosen_by": surgery.why,
+        "failed": [],
+    }
+    said = f"without layers {list(surgery.removed)} of {surgery.depth}"
+    if surgery.whole is None or healed is None:
+        return report | {"said": f"{said}; there is no evaluation data with a loss, so nothing was compared"}
+    if math.isinf(surgery.whole.perplexity):
+        return report | {"said": f"{said}; the original's loss is too large for a perplexity, so nothing was compared"}
+    for name, quality in (("original", surgery.whole), ("before_healing", surgery.cut), ("healed", healed)):
+        assert quality is not None
+        report[name] = {key: value for key, value in asdict(quality).items() if key != "continuations"}
+        if surgery.prompts is not None:
+            report[name]["match"] = quality.match(surgery.whole)
+        else:
+            del report[name]["repetition"]
+    rise = healed.perplexity / surgery.whole.perplexity - 1
+    report["degradation"] = rise
+    if limits.max_degradation is not None and not rise <= limits.max_degradation:
+        report["failed"].append(
+            f"held-out perplexity is {healed.perplexity:.4g}, {rise:+.1%} against the original's, and "
+            f"max_degradation={limits.max_degradation}"
+        )
+    more = healed.repetition - surgery.whole.repetition
+    if limits.max_repetition is not None and surgery.prompts is not None and not more <= limits.max_repetition:
+        report["failed"].append(
+            f"it repeats {healed.repetition:.0%} of what it writes, the original {surgery.whole.repetition:.0%}, "
+            f"and max_repetition={limits.max_repetition}"
+        )
+    cut = surgery.cut.perplexity if surgery.cut is not None else math.nan
+    return report | {
+        "said": f"{said} held-out perplexity was {surgery.whole.perplexity:.4g} before, {cut:.4g} after the "
+        f"removal, and is {healed.perplexity:.4g} ({rise:+.1%})"
+    }
+
+
+def _model_of(trainer: Any) -> Any:
+    return trainer.accelerator.unwrap_model(trainer.model)

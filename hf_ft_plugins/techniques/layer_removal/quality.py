@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...models.unchanged import evaluating
 from .score import Batches, mean_loss
 
 # Of tokens; what repeats in shorter ones is grammar.
@@ -41,9 +42,7 @@ def measure_quality(model: Any, batches: Batches, prompts: torch.Tensor, *, new_
         batches: held out, with labels; none if only what it writes is of interest.
         prompts: int64 [B, L] without padding.
     """
-    training = model.training
-    model.train(False)
-    try:
+    with evaluating(model):
         loss = mean_loss(model, batches) if len(batches) else math.nan
         prompts = prompts.to(model.device)
         written = model.generate(
@@ -54,8 +53,6 @@ def measure_quality(model: Any, batches: Batches, prompts: torch.Tensor, *, new_
             do_sample=False,
             pad_token_id=0,
         )
-    finally:
-        model.train(training)
     continuations = written[:, -new_tokens:].cpu()
     repeated = [repetition(row) for row in continuations.tolist()]
     return Quality(perplexity_of(loss), sum(repeated) / len(repeated), continuations)

@@ -1,31 +1,34 @@
 """Layers taken out of a model in place, so that it generates, is saved and loads again as what it then is.
 
-Beside the list of modules this mends what other code reads: the number of layers, every list of the configuration with
-an entry for each layer or with layers' numbers, and the numbers that the layers keep of themselves, by which they find
-their place in the cache. What nobody thought of is found by `verify.check_structure`: the model must be what its
-configuration now makes.
+Beside the list of modules this mends what other code reads: what the configuration tells of each layer (`editing`), and
+the numbers that modules keep, by which layers find their place in the cache. What nobody thought of is found by
+`structure`: the model must be what its configuration now makes.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ...errors import OptionError, PluginError
-from .stacks import NAME, Stack, block_stacks
+from ...models.inputs import bare
+from ...models.unchanged import remembered, unchanged_on_error
+from .editing import edit_config, original_layers, remember_removed, rename_paths
+from .stacks import NAME, Stack, find_stack
+from .structure import Differences, differences, new_differences, rebuilt, told
+
+__all__ = ["Removal", "original_layers", "refuse_architecture", "remove_layers"]
 
 logger = logging.getLogger(__name__)
 
-REMOVED = "removed_layers"
+_REMOVALS: weakref.WeakKeyDictionary[Any, Callable[[], Removal | None]] = weakref.WeakKeyDictionary()
 OWN_NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number")
-# Lists of layers' numbers; all other lists that are as long as the stack have an entry for each layer.
-NUMBERS = ("mlp_only_layers", "moe_layers", "full_attention_layers", "cross_attention_layers")
-NOT_BY_LAYER = ("architectures", "removed_layers", "no_split_modules")
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,28 @@ class Removal:
 
     stack: Stack
     removed: tuple[int, ...]
-    _layers: list[nn.Module]
-    _config: dict[str, Any]
+    _take_back: Callable[[], None]
 
     def restore(self) -> None:
         """Put the layers back, in place."""
-        setattr(self.stack.parent, self.stack.key, nn.ModuleList(self._layers))
-        self.stack.config.__dict__.clear()
-        self.stack.config.__dict__.update(self._config)
-        _number(self._layers)
-        _count(self.stack, len(self._layers) - len(self.removed), len(self._layers))
+        _unscale(self.stack.parent)
+        self._take_back()
+        for model, removal in list(_REMOVALS.items()):
+            if removal() is self:
+                del _REMOVALS[model]
 
 
-def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: bool = True) -> Removal:
-    """Remove blocks by number, in place.
+def remove_layers(
+    model: Any, layers: Sequence[int], *, side: str = "", check: bool = True, mends: bool = True
+) -> Removal:
+    """Remove blocks by number, in place. If it fails the model is as it was.
 
     Args:
         model: a `PreTrainedModel`.
         layers: numbers in the stack as it is, from 0.
         side: of an encoder-decoder "encoder" or "decoder".
         check: compare the result with what its configuration makes, and put all back if they differ.
+        mends: look for layers that could go instead, for the error.
 
     Returns:
         the way back. The configuration remembers, in `removed_layers`, the numbers in the original stack.
@@ -66,10 +71,7 @@ def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: b
         OptionError: a number is no layer's, or none would be left.
         PluginError: this architecture cannot lose these layers.
     """
-    stacks = block_stacks(model)
-    if side not in stacks:
-        raise OptionError(f"{NAME}: side={side!r}; this model has {', '.join(map(repr, stacks))}.")
-    stack = stacks[side]
+    stack = find_stack(model, side)
     depth = len(stack.layers)
     out = sorted(set(layers))
     wrong = [layer for layer in out if not 0 <= layer < depth]
@@ -79,25 +81,49 @@ def remove_layers(model: Any, layers: Sequence[int], *, side: str = "", check: b
         raise OptionError(f"{NAME}: layers={list(layers)} are all of {stack.name}; at least one must be left.")
     refuse_architecture(model, stack, side, out)
     kept = [layer for layer in range(depth) if layer not in out]
-    removal = Removal(stack, tuple(out), list(stack.layers), copy.deepcopy(stack.config.__dict__))
-    _edit_config(stack, kept, depth, side)
-    setattr(stack.parent, stack.key, nn.ModuleList([removal._layers[layer] for layer in kept]))
-    _number(list(stack.layers))
-    _count(stack, depth, len(kept))
-    if check:
-        from .verify import check_structure
-
+    before = _differences_of_whole(model) if check else None
+    lists = [f"{stack.name.removesuffix(stack.key)}{key}." for key in stack.keys]
+    _unscale(stack.parent)
+    found: Differences = {}
+    changed = remembered(model)
+    with unchanged_on_error(model):
         try:
-            check_structure(model)
+            _take_out(model, stack, side, kept, depth)
         except PluginError:
-            removal.restore()
             raise
+        except Exception as error:
+            # Configurations check what is written to them.
+            raise PluginError(
+                f"{NAME}: the configuration of {type(bare(model)).__name__} cannot be told that layers {out} are gone: "
+                f"{type(error).__name__}: {error} Remove other layers, or none."
+            ) from error
+        if before is not None:
+            _spread_drop_paths(model)
+            found = new_differences(model, before, lambda name: _name_before(name, lists, kept))
+    if found:
+        changed()()
+        mend = _mend(model, depth, len(out), side) if mends else "Remove others, or none."
+        raise PluginError(f"{told(bare(model), found)} {mend}")
+    removal = Removal(stack, tuple(out), changed())
+    _REMOVALS[model] = weakref.ref(removal)
     return removal
 
 
-def original_layers(config: Any, side: str = "") -> tuple[int, ...]:
-    """The numbers, in the original stack, of the layers that are no longer there."""
-    return tuple((getattr(config, REMOVED, None) or {}).get(side, ()))
+@contextmanager
+def whole_again(model: Any) -> Iterator[bool]:
+    """With the layers that were removed last, if somebody still holds the `Removal`; whether that is so."""
+    removal = _REMOVALS.get(model, lambda: None)()
+    if removal is None:
+        yield False
+        return
+    changed = remembered(model)
+    removal.restore()
+    back = changed()
+    _REMOVALS[model] = weakref.ref(removal)
+    try:
+        yield True
+    finally:
+        back()
 
 
 def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int]) -> None:
@@ -105,12 +131,22 @@ def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int])
     Raises:
         PluginError: without these layers the model would be wrong in a way that its configuration cannot say.
     """
-    config, what = stack.config, type(model).__name__
+    config, what = stack.config, type(bare(model)).__name__
+    settings = vars(config)
     why = None
-    if getattr(config, "num_kv_shared_layers", 0):
+    if settings.get("num_kv_shared_layers"):
         why = "its last layers read the keys and values of earlier ones, by number"
-    elif getattr(config, "scale_attn_by_inverse_layer_idx", False):
+    elif settings.get("scale_attn_by_inverse_layer_idx"):
         why = "attention is scaled by each layer's number (scale_attn_by_inverse_layer_idx), so others would change"
+    elif settings.get("hidden_size_per_layer_input"):
+        why = "its embeddings hold a part for each layer (hidden_size_per_layer_input)"
+    elif settings.get("use_weighted_layer_sum") and hasattr(bare(model), "layer_weights"):
+        why = "its head weighs the output of each layer (use_weighted_layer_sum)"
+    elif any(_is_of_stages(settings.get(name), stack) for name in ("depths", "block_sizes", "hidden_sizes")):
+        why = (
+            f"{stack.name} is a list of stages, each of which makes its input smaller for the next; only single layers "
+            "can go"
+        )
     elif 0 in out and any("relative_attention_bias" in name for name, _ in stack.layers[0].named_parameters()):
         others = [name for name, _ in stack.layers[1:].named_parameters() if "relative_attention_bias" in name]
         if not others:
@@ -119,64 +155,102 @@ def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int])
         raise PluginError(f"{NAME}: {what} cannot lose layers {list(out)}: {why}.")
 
 
-def _edit_config(stack: Stack, kept: list[int], depth: int, side: str) -> None:
-    config = stack.config
-    gone_before = original_layers(config, side)
-    original = list(range(depth + len(gone_before)))
-    there = [layer for layer in original if layer not in gone_before]
-    still_there = {there[layer] for layer in kept}
-    for name, value in list(vars(config).items()):
-        public = name.lstrip("_")
-        if not isinstance(value, (list, tuple)) or public in NOT_BY_LAYER:
-            continue
-        if public in NUMBERS:
-            new = [kept.index(layer) for layer in value if layer in kept]
-        elif len(value) == depth:
-            new = [value[layer] for layer in kept]
-        else:
-            continue
-        setattr(config, name, type(value)(new))
-    _edit_patterns(config, kept, depth)
-    for name in stack.counts:
-        setattr(config, name, len(kept))
-    removed = {side: [layer for layer in original if layer not in still_there]}
-    setattr(config, REMOVED, {**(getattr(config, REMOVED, None) or {}), **removed})
+def _mend(model: Any, depth: int, count: int, side: str) -> str:
+    """What else could go: where something follows from a layer's number, the last ones, as no number changes."""
+    last = range(depth - count, depth)
+    try:
+        remove_layers(model, last, side=side, mends=False).restore()
+    except PluginError:
+        return "Remove others, or none."
+    return (
+        "It follows from a layer's number what it does: remove the last ones, whose loss leaves all numbers, "
+        f"layers={'+'.join(map(str, last))} with protect_last=0; or none."
+    )
 
 
-def _edit_patterns(config: Any, kept: list[int], depth: int) -> None:
-    """What is told of layers by a rule over their numbers."""
-    if getattr(config, "decoder_sparse_step", None):
-        # Qwen's: sparse are every n-th, but for those named.
-        step, named = config.decoder_sparse_step, set(getattr(config, "mlp_only_layers", None) or ())
-        if step > 1:
-            config.mlp_only_layers = [new for new, old in enumerate(kept) if new in named or (old + 1) % step]
-            config.decoder_sparse_step = 1
-    if getattr(config, "first_k_dense_replace", None):
-        config.first_k_dense_replace = sum(layer < config.first_k_dense_replace for layer in kept)
-    if getattr(config, "attention_types", None) and hasattr(config, "attention_layers"):
-        # GPT-Neo's: the list is made of this when it is loaded.
-        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
-    if getattr(config, "max_window_layers", None) is not None:
-        config.max_window_layers = sum(layer < config.max_window_layers for layer in kept)
+def _is_of_stages(sizes: Any, stack: Stack) -> bool:
+    return isinstance(sizes, (list, tuple)) and len(sizes) == len(stack.layers)
 
 
-def _count(stack: Stack, before: int, after: int) -> None:
-    """Tell the module that holds the layers how many there are, where it, or a configuration of its own, keeps that."""
-    places = [vars(stack.parent)]
-    own = getattr(stack.parent, "config", stack.config)
-    if own is not stack.config:
-        # T5's stacks have copies, in which num_layers is of that side.
-        places.append(vars(own))
-    for place in places:
-        for name in (*stack.counts, "num_layers"):
-            if place.get(name) == before:
-                place[name] = after
+def _differences_of_whole(model: Any) -> Differences | None:
+    try:
+        return differences(model)
+    except PluginError as error:
+        logger.warning("%s, even whole; so it is not compared with what its configuration makes", error)
+        return None
 
 
-def _number(layers: list[nn.Module]) -> None:
+def _name_before(name: str, lists: list[str], kept: list[int]) -> str:
+    for prefix in lists:
+        number, dot, rest = name.removeprefix(prefix).partition(".")
+        number, space, more = number.partition(" ")
+        if name.startswith(prefix) and number.isdigit() and int(number) < len(kept):
+            return f"{prefix}{kept[int(number)]}{space}{more}{dot}{rest}"
+    return name
+
+
+def _take_out(model: Any, stack: Stack, side: str, kept: list[int], depth: int) -> None:
+    lists = [stack.parent._modules[key] for key in stack.keys]
+    copies = {id(own): own for own in _configs_in(stack) if own is not stack.config}
+    remember_removed(stack.config, side, kept, depth)
+    for config in (stack.config, *copies.values()):
+        edit_config(config, stack, kept, depth)
+    rename_paths(model, stack, kept)
+    for listed in lists:
+        # In place: the list may be of a class of its own, and others may hold it.
+        assert isinstance(listed, nn.ModuleList)
+        left = [listed[layer] for layer in kept]
+        listed._modules.clear()
+        listed._modules.update({str(number): layer for number, layer in enumerate(left)})
+        # BigBird's seed is a layer's number, and draws the blocks that it looks at where it does not look at all.
+        sees_all = vars(stack.config).get("attention_type") == "original_full"
+        _number(listed, (*OWN_NUMBERS, "seed") if sees_all else OWN_NUMBERS)
+    for module in stack.parent.modules():
+        for name in (*stack.counts, "num_hidden_layers", "num_layers", "n_layers"):
+            if vars(module).get(name) == depth:
+                setattr(module, name, len(kept))
+    for name, value in list(vars(stack.parent).items()):
+        # Gemma's first layer that shares keys and values, of none.
+        if "layer" in name and value == depth and type(value) is int:
+            setattr(stack.parent, name, len(kept))
+
+
+def _configs_in(stack: Stack) -> list[Any]:
+    """The configurations that the layers, and the module that holds them, read: T5's stacks have copies, and layers of
+    different kinds one each."""
+    found = [getattr(module, "config", None) for module in stack.parent.modules()]
+    return [own for own in found if type(own) is type(stack.config)]
+
+
+def _number(layers: nn.ModuleList, names: Sequence[str]) -> None:
     """Tell layers, and what they consist of, which number they have."""
     for number, layer in enumerate(layers):
         for module in layer.modules():
-            for name in OWN_NUMBERS:
+            for name in names:
                 if isinstance(vars(module).get(name), int):
                     setattr(module, name, number)
+
+
+def _unscale(parent: Any) -> None:
+    """RWKV divides weights by layers' numbers to be evaluated, and multiplies by what these are when it is trained."""
+    if getattr(parent, "layers_are_rescaled", False):
+        training, parent.training = parent.training, True
+        parent._rescale_layers()
+        parent.training = training
+
+
+def _spread_drop_paths(model: Any) -> None:
+    """Rates of dropped paths rise over the layers, in training alone: as the configuration spreads them over these."""
+    modules = dict(bare(model).named_modules())
+    if not any(hasattr(module, "drop_prob") for module in modules.values()):
+        return
+    for name, expected in rebuilt(bare(model)).named_modules():
+        own = modules.get(name)
+        if own is None or not any("DropPath" in type(one).__name__ for one in (own, expected)):
+            continue
+        if type(own) is type(expected):
+            own.drop_prob = expected.drop_prob
+        elif not list(own.parameters()):
+            # That of the first layer, with a rate of 0, is nn.Identity in some models.
+            above, _, key = name.rpartition(".")
+            bare(model).get_submodule(above)._modules[key] = expected.train(own.training)

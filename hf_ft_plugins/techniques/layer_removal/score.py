@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ...errors import OptionError, PluginError
+from ...models.unchanged import evaluating, unchanged_on_error
 from .remove import Removal, refuse_architecture, remove_layers
-from .stacks import NAME, Stack, block_stacks
+from .stacks import NAME, Stack, find_stack
+from .trial import takes_cache
 
 Batches = Sequence[dict[str, torch.Tensor]]
 IGNORED = -100
@@ -58,13 +60,11 @@ def removal_order(
     seed: int = 0,
 ) -> list[int]:
     """`choose_layers`, in the order in which they go; but for angular, fewer layers are the first of these."""
-    stacks = block_stacks(model)
-    if side not in stacks:
-        raise OptionError(f"{NAME}: side={side!r}; this model has {', '.join(map(repr, stacks))}.")
-    depth = len(stacks[side].layers)
+    stack = find_stack(model, side)
+    depth = len(stack.layers)
     if method not in METHODS:
         raise OptionError(f"{NAME}: method={method!r}; there are {', '.join(METHODS)}.")
-    free = _allowed(model, stacks[side], side, range(protect_first, depth - protect_last))
+    free = _allowed(model, stack, side, range(protect_first, depth - protect_last))
     if not 1 <= number <= len(free):
         raise OptionError(
             f"{NAME}: {number} layers of {depth} cannot be removed with protect_first={protect_first} and "
@@ -72,13 +72,8 @@ def removal_order(
         )
     if method not in ("last", "random") and not len(batches):
         raise OptionError(f"{NAME}: method={method!r} needs batches of data to choose by; there are none.")
-    training = model.training
-    model.train(False)
-    try:
-        with torch.no_grad():
-            return list(METHODS[method](model, batches, number, side, free, seed))
-    finally:
-        model.train(training)
+    with unchanged_on_error(model), evaluating(model), torch.no_grad():
+        return list(METHODS[method](model, batches, number, side, free, seed))
 
 
 def _allowed(model: Any, stack: Stack, side: str, layers: Iterable[int]) -> list[int]:
@@ -96,15 +91,33 @@ def _allowed(model: Any, stack: Stack, side: str, layers: Iterable[int]) -> list
 
 
 def mean_loss(model: Any, batches: Batches) -> float:
-    """The loss per label of all batches, labels of -100 left out."""
-    causal = model.can_generate() and not model.config.is_encoder_decoder
+    """The loss per label of all batches, labels of -100 left out; per row where a loss is of no `labels`.
+
+    Batches that give no loss do not count; nan if none does.
+    """
     total, count = 0.0, 0
     for batch in batches:
-        labels = batch["labels"]
-        scored = int(((labels[..., 1:] if causal else labels) != IGNORED).sum())
-        if scored:
-            total, count = total + scored * float(_forward(model, batch)["loss"]), count + scored
+        scored = _scored(model, batch)
+        loss = getattr(_forward(model, batch), "loss", None) if scored else None
+        if loss is not None:
+            total, count = total + scored * float(loss), count + scored
     return total / count if count else math.nan
+
+
+def gives_loss(model: Any, batches: Batches) -> bool:
+    """Whether the model gives a loss of at least one of the batches."""
+    with torch.no_grad(), evaluating(model):
+        return any(_scored(model, one) and getattr(_forward(model, one), "loss", None) is not None for one in batches)
+
+
+def _scored(model: Any, batch: dict[str, torch.Tensor]) -> int:
+    """How many labels a batch has; where its loss is of something else, how many rows."""
+    labels: Any = batch.get("labels")
+    if not torch.is_tensor(labels):
+        return next((len(value) for value in batch.values() if torch.is_tensor(value) and value.dim()), 1)
+    causal = model.can_generate() and not model.config.is_encoder_decoder and labels.dim() > 1
+    scored: torch.Tensor = (labels[..., 1:] if causal else labels) != IGNORED
+    return int(scored.sum())
 
 
 def score_layers(model: Any, batches: Batches, *, side: str = "") -> dict[str, list[float]]:
@@ -114,16 +127,11 @@ def score_layers(model: Any, batches: Batches, *, side: str = "") -> dict[str, l
         `loss`: of the model without this layer alone, empty where the batches have no labels; `block_influence`: 1 -
         cosine between what goes in and what comes out, mean over tokens.
     """
-    training = model.training
-    model.train(False)
-    try:
-        with torch.no_grad():
-            depth = len(block_stacks(model)[side].layers)
-            labelled = "labels" in batches[0]
-            losses = [_loss_without(model, batches, [layer], side) for layer in range(depth) if labelled]
-            turned = _turned(model, batches, side, 1)
-    finally:
-        model.train(training)
+    with unchanged_on_error(model), evaluating(model), torch.no_grad():
+        depth = len(find_stack(model, side).layers)
+        labelled = gives_loss(model, batches)
+        losses = [_loss_without(model, batches, [layer], side) for layer in range(depth) if labelled]
+        turned = _turned(model, batches, side, 1)
     return {"loss": losses, "block_influence": turned}
 
 
@@ -157,12 +165,14 @@ def _by_angle(model: Any, batches: Batches, number: int, side: str, free: list[i
 
 def _turned(model: Any, batches: Batches, side: str, over: int) -> list[float]:
     """1 - cosine between the states before layer n and after layer n + over - 1, mean over real tokens, for each n."""
-    layers = block_stacks(model)[side].layers
+    stack = find_stack(model, side)
+    layers = stack.layers
     totals, tokens = [0.0] * (len(layers) - over + 1), 0
     states: list[torch.Tensor] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        states.append(args[0] if args else kwargs["hidden_states"])
+        given = (*args, kwargs.get("hidden_states"), *kwargs.values())
+        states.append(next(one for one in given if torch.is_tensor(one)))
 
     def note_last(module: Any, args: Any, output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
@@ -173,9 +183,7 @@ def _turned(model: Any, batches: Batches, side: str, over: int) -> list[float]:
         for batch in batches:
             states.clear()
             _forward(model, batch)
-            mask = batch.get("attention_mask" if side != "decoder" else "decoder_attention_mask")
-            real = torch.ones(states[0].shape[:2]) if mask is None else mask
-            real = real.to(states[0].device).bool()
+            real = _real(batch, states[0], model.config.is_encoder_decoder and stack.half == "decoder")
             tokens += int(real.sum())
             for start in range(len(totals)):
                 before, after = states[start].float(), states[start + over].float()
@@ -186,8 +194,22 @@ def _turned(model: Any, batches: Batches, side: str, over: int) -> list[float]:
     return [total / tokens for total in totals]
 
 
+def _real(batch: dict[str, torch.Tensor], states: torch.Tensor, decoding: bool) -> torch.Tensor:
+    """Which states are no padding, bool, the shape of the states but for the last dimension.
+
+    All, where a mask is of something else: of samples of sound, say, of which many make one state.
+    """
+    mask = batch.get("decoder_attention_mask" if decoding else "attention_mask")
+    labels = batch.get("labels")
+    if mask is None and decoding and labels is not None:
+        mask = labels != IGNORED
+    if mask is None or mask.shape != states.shape[:-1]:
+        return torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+    return mask.to(states.device).bool()
+
+
 def _by_taylor(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
-    layers = block_stacks(model)[side].layers
+    layers = find_stack(model, side).layers
     learned = {name: weight.requires_grad for name, weight in model.named_parameters()}
     kept = {name: weight.grad for name, weight in model.named_parameters()}
     totals = [0.0] * len(layers)
@@ -197,7 +219,9 @@ def _by_taylor(model: Any, batches: Batches, number: int, side: str, free: list[
             weight.requires_grad_(weight.is_floating_point())
         for batch in batches:
             with torch.enable_grad():
-                _forward(model, batch)["loss"].backward()
+                loss = getattr(_forward(model, batch), "loss", None)
+                if loss is not None:
+                    loss.backward()
         for layer, module in enumerate(layers):
             gradients = [(weight, weight.grad) for weight in module.parameters() if weight.grad is not None]
             totals[layer] = sum(float((weight * gradient).abs().sum()) for weight, gradient in gradients)
@@ -217,9 +241,10 @@ def _random(model: Any, batches: Batches, number: int, side: str, free: list[int
     return [free[place] for place in order[:number]]
 
 
-def _forward(model: Any, batch: dict[str, torch.Tensor]) -> Any:
-    cached = {"use_cache": False} if model.can_generate() else {}
-    return model(**{name: value.to(model.device) for name, value in batch.items()}, **cached)
+def _forward(model: Any, batch: dict[str, Any]) -> Any:
+    cached = {"use_cache": False} if model.can_generate() and takes_cache(model) else {}
+    moved = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    return model(**moved, **cached)
 
 
 METHODS: dict[str, Callable[..., Iterable[int]]] = {

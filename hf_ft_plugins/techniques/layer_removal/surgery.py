@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...models.unchanged import evaluating
 from .quality import Quality, measure_quality, perplexity_of
 from .score import Batches, mean_loss
 
@@ -46,15 +47,10 @@ def quality_of(model: Any, held_out: Batches, prompts: torch.Tensor | None) -> Q
     """
     if not held_out:
         return None
-    training = model.training
-    model.train(False)
-    try:
-        if prompts is not None:
-            return measure_quality(model, held_out, prompts, new_tokens=NEW_TOKENS)
-        with torch.no_grad():
-            return Quality(perplexity_of(mean_loss(model, held_out)), math.nan, torch.empty(0, 0, dtype=torch.long))
-    finally:
-        model.train(training)
+    if prompts is not None:
+        return measure_quality(model, held_out, prompts, new_tokens=NEW_TOKENS)
+    with evaluating(model), torch.no_grad():
+        return Quality(perplexity_of(mean_loss(model, held_out)), math.nan, torch.empty(0, 0, dtype=torch.long))
 
 
 def prompts_of(model: Any, batches: Batches) -> torch.Tensor | None:

@@ -90,8 +90,9 @@ class LayerRemoval(Technique):
     def ft_model(self, model: Any, args: Any, first_batches: Any) -> None:
         import torch
 
+        from ...models.unchanged import unchanged_on_error
         from .remove import original_layers
-        from .stacks import block_stacks
+        from .stacks import find_stack, usual_side
 
         if args.fsdp or args.deepspeed:
             raise PluginError(f"{self.name}: a model that FSDP or DeepSpeed has cut up cannot lose layers here.")
@@ -99,16 +100,23 @@ class LayerRemoval(Technique):
             raise PluginError(
                 f"{self.name}: the script's model has adapters already. Remove layers first: --with peft."
             )
-        stacks = block_stacks(model)
-        side = self.side or ("decoder" if "decoder" in stacks else "")
-        gone = original_layers(model.config.get_text_config() if not side else model.config, side)
+        side = usual_side(model, self.side)
+        stack = find_stack(model, side)
+        gone = original_layers(stack.config, side)
         if gone:
             logger.info("%s: this model is without layers %s already; it is left as it is", self.name, list(gone))
             return
         devices = sorted({weight.device.index for weight in model.parameters() if weight.device.type == "cuda"})
         # A run without the technique draws the same random numbers afterwards.
-        with torch.random.fork_rng(devices=devices):
-            self._operate(model, args, first_batches, side, len(stacks[side].layers) if side in stacks else 0)
+        with unchanged_on_error(model), torch.random.fork_rng(devices=devices):
+            self._operate(model, args, first_batches, side, len(stack.layers))
+
+    def ft_trainer(self, trainer: Any) -> None:
+        if self.distill and trainer.args.label_smoothing_factor:
+            raise PluginError(
+                f"{self.name}: distill={self.distill} needs a model called with labels, and Trainer keeps them for "
+                f"label_smoothing_factor={trainer.args.label_smoothing_factor}. Set either to 0."
+            )
 
     def ft_loss(self, trainer: Any) -> AbstractContextManager[None] | None:
         from .distill import distilling
@@ -130,12 +138,14 @@ class LayerRemoval(Technique):
     def _operate(self, model: Any, args: Any, first_batches: Any, side: str, depth: int) -> None:
         from .curve import measure_choices, save_curve
         from .remove import remove_layers
+        from .score import gives_loss
         from .surgery import Surgery, prompts_of, quality_of, remember
         from .verify import verify_cache
 
         batches = _inputs_of(model, first_batches(self.calibration)) if not self.layers else []
         held_out = _inputs_of(model, first_batches(HELD_OUT, "eval"))
-        held_out = held_out if held_out and _gives_loss(model, held_out[0]) else []
+        tried = _trial(model, [*held_out, *batches])
+        held_out = held_out if gives_loss(model, held_out) else []
         order, why = self._choose(model, batches, side, depth)
         order = _as_first_rank(order, args)
         surgery = Surgery(tuple(sorted(order)), depth, side, why, held_out, prompts_of(model, held_out))
@@ -143,14 +153,16 @@ class LayerRemoval(Technique):
             surgery.whole = quality_of(model, held_out, surgery.prompts)
         if self.distill or (self._has_gate and self.on_fail == "restore" and held_out):
             surgery.original = copy.deepcopy(model) if self.distill else copy.deepcopy(model).to("cpu")
-        remove_layers(model, order, side=side)
-        verify_cache(model)
-        remember(model, surgery)
+        # Held until the model is verified: what fails with these layers too is no fault of the removal.
+        removal = remove_layers(model, order, side=side)
+        verify_cache(model, inputs=tried)
+        del removal
         logger.info(
             "%s: layers %s of %d are gone (%s): %s parameters are left",
             *(self.name, list(surgery.removed), depth, why, f"{model.num_parameters():,}"),
         )
         if not held_out:
+            remember(model, surgery)
             logger.warning(
                 "%s: there is no evaluation data with a loss, so nothing is compared when training ends", self.name
             )
@@ -160,9 +172,10 @@ class LayerRemoval(Technique):
             steps = [sorted(order[:count]) for count in range(1, len(order) + 1)] if why != "angular" else [order]
             points = measure_choices(surgery.original, steps, held_out, side=side, prompts=surgery.prompts)
             logger.info("%s: the curve is in %s", self.name, save_curve(points, Path(args.output_dir)))
+        remember(model, surgery)
 
     def _choose(self, model: Any, batches: Any, side: str, depth: int) -> tuple[list[int], str]:
-        from .score import removal_order
+        from .score import gives_loss, removal_order
 
         if self.layers:
             kept = [*range(self.protect_first), *range(depth - self.protect_last, depth)]
@@ -175,7 +188,7 @@ class LayerRemoval(Technique):
                 )
             return sorted(set(self.layers)), "named"
         method = self.method
-        loss = bool(batches) and _gives_loss(model, batches[0])
+        loss = gives_loss(model, batches)
         if method == "auto":
             method = "perplexity" if model.can_generate() and loss else "block_influence"
         if method in ("perplexity", "taylor") and batches and not loss:
@@ -206,10 +219,9 @@ class LayerRemoval(Technique):
         return max(1, round((FRACTION if self.fraction is None else self.fraction) * depth))
 
     def plan_for(self, model: Any) -> str | None:
-        from .stacks import block_stacks
+        from .stacks import find_stack, usual_side
 
-        stacks = block_stacks(model)
-        stack = stacks[self.side or ("decoder" if "decoder" in stacks else "")]
+        stack = find_stack(model, usual_side(model, self.side))
         depth = len(stack.layers)
         which = "+".join(map(str, self.layers)) if self.layers else f"chosen by method={self.method}"
         return f"{self.count(depth)} of the {depth} layers of {stack.name} go: {which}"
@@ -228,13 +240,13 @@ class LayerRemoval(Technique):
     def acted(self, trainer: Any) -> bool:
         """The configuration says what is gone, and the model is what it says."""
         from ..heads import base_of
-        from .stacks import block_stacks
+        from .stacks import find_stack
         from .surgery import find_surgery
 
         surgery = find_surgery(trainer.model)
         if surgery is None:
             return False
-        stack = block_stacks(base_of(trainer.model))[surgery.side]
+        stack = find_stack(base_of(trainer.model), surgery.side)
         return len(stack.layers) == surgery.depth - len(surgery.removed)
 
 
@@ -244,13 +256,15 @@ def _inputs_of(model: Any, batches: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in batch.items() if name in parameters} for batch in batches]
 
 
-def _gives_loss(model: Any, batch: dict[str, Any]) -> bool:
-    import torch
+def _trial(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Two rows of the data to try a model on whose main input is no ids; None for drawn ones."""
+    from ...models.inputs import main_input_name
 
-    if "labels" not in batch:
-        return False
-    with torch.no_grad():
-        return getattr(model(**batch), "loss", None) is not None
+    name = main_input_name(model)
+    if name == "input_ids" or not batches or name not in batches[0]:
+        return None
+    taken = (name, "attention_mask", "decoder_input_ids")
+    return {key: batches[0][key][:2] for key in taken if batches[0].get(key) is not None}
 
 
 def _as_first_rank(order: list[int], args: Any) -> list[int]:
