@@ -49,16 +49,17 @@ class Adapted:
             yield
 
     def _supply_model(self) -> None:
-        self._undo.enter_context(unchanged_on_error(self.model))
+        # A technique that quantises the model wants the memory of what it replaces.
+        self._undo.enter_context(unchanged_on_error(self.model, storages=False))
         self._undo.enter_context(_attributes_put_back(self.args))
-        model = self._supplied_model(self.model)
+        model = self._supplied_model(self.model, self._undo)
         if model is not self.model:
             # What Trainer derived from the model it derived from the one under the adapter, as it always does.
             if self.model_wrapped is self.model:
                 self.model_wrapped = model
             self.model = self.callback_handler.model = model
 
-    def _supplied_model(self, model: Any) -> Any:
+    def _supplied_model(self, model: Any, undo: contextlib.ExitStack) -> Any:
         self._change_model(model)
         technique = hooks.owner(self._ft_techniques, "ft_adapter")
         if technique is None:
@@ -71,6 +72,8 @@ class Adapted:
         config = self._ask_owner("ft_adapter", model=model, args=self.args)
         if config is None:
             return model
+        # PiSSA and its like change the weights under the adapter.
+        undo.enter_context(unchanged_on_error(model))
         adapted = with_adapter(model, config, self.args.seed, technique.name)
         # With model_init there is none of the script's, and that of the run before is dropped.
         if self.optimizer is not None and self.model_init is None:

@@ -126,7 +126,8 @@ class Inputs(Adapted):
             # Quantised where it will stay: bitsandbytes' layers are not moved by Trainer.
             if self.place_model_on_device:
                 self._move_model_to_device(model, self.args.device)
-            return self._supplied_model(model)
+            with contextlib.ExitStack() as undo:
+                return self._supplied_model(model, undo)
         return model
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

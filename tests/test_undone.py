@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import pytest
+import torch
 
 from hf_ft_plugins import adapter, registry
 from hf_ft_plugins.errors import ConflictError
@@ -79,9 +80,19 @@ def test_an_interrupt_does_too(tmp_path):
 
 @pytest.mark.parametrize("name", ["layer-removal", "peft"])
 def test_control_without_the_undoing_it_does_not(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter, "unchanged_on_error", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(adapter, "unchanged_on_error", lambda model, **_: contextlib.nullcontext())
     before, after = build(tmp_path, name, "ft_trainer")
     assert after != before
+
+
+def test_weights_that_an_adapter_changed_hold_what_they_held(tmp_path):
+    model = tiny_trainer(tmp_path / "stock").model
+    before = {name: (parameter.data_ptr(), parameter.clone()) for name, parameter in model.named_parameters()}
+    with pytest.raises(Broken):
+        tiny_trainer(tmp_path / "run", "peft:method=pissa,r=2", breaks_in("ft_trainer"), model=model)
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == before[name][0]
+        assert torch.equal(parameter, before[name][1])
 
 
 def test_arguments_are_as_they_were(tmp_path):

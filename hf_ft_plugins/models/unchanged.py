@@ -31,7 +31,7 @@ PARTS = (nn.Module, torch.Tensor, PreTrainedConfig, GenerationConfig, HfQuantize
 
 
 @contextmanager
-def unchanged_on_error(model: nn.Module) -> Iterator[None]:
+def unchanged_on_error(model: nn.Module, *, storages: bool = True) -> Iterator[None]:
     """If an exception of any class leaves the block, the model is put back as it was when the block began.
 
     Put back are, in the same objects: every module's sub-modules, parameters, buffers, hooks, class and plain
@@ -45,8 +45,10 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: any module, with adapters or quantised or neither.
+        storages: whether the storage that a tensor reads is kept, too. Without, a block that moves weights to another
+            device frees their memory; they are moved back.
     """
-    differences = _kept(model)
+    differences = _kept(model, storages=storages)
     try:
         yield
     except BaseException:
@@ -89,7 +91,7 @@ def _taking_back(differences: list[Difference]) -> PutBack:
     return take_back
 
 
-def _kept(model: nn.Module) -> list[Difference]:
+def _kept(model: nn.Module, *, storages: bool = True) -> list[Difference]:
     """Each thing that the model consists of."""
     # Held, so that nobody else gets their ids meanwhile.
     seen: dict[int, Any] = {}
@@ -101,7 +103,7 @@ def _kept(model: nn.Module) -> list[Difference]:
             continue
         seen[id(thing)] = thing
         if isinstance(thing, torch.Tensor):
-            differences.append(_tensor(thing))
+            differences.append(_tensor(thing, storages))
         elif isinstance(thing, (list, deque, set, dict)):
             differences.append(_container(thing))
         if isinstance(thing, dict):
@@ -169,23 +171,25 @@ def _container(owner: Any) -> Difference:
     return lambda: None if is_same() else put_back
 
 
-def _tensor(tensor: torch.Tensor) -> Difference:
+def _tensor(tensor: torch.Tensor, keep: bool) -> Difference:
     if not tensor.is_leaf:
         return lambda: None
-    learned, gradient = tensor.requires_grad, tensor.grad
+    learned, gradient, device = tensor.requires_grad, tensor.grad, tensor.device
     # Such a tensor consists of others, and has no storage of its own.
-    storage = None if is_traceable_wrapper_subclass(tensor) else tensor.data
+    storage = tensor.data if keep and not is_traceable_wrapper_subclass(tensor) else None
+
+    def is_in_place() -> bool:
+        return tensor.device == device if storage is None else _place(tensor) == _place(storage)
 
     def is_same() -> bool:
-        same = tensor.requires_grad == learned and tensor.grad is gradient
-        return same and (storage is None or _place(tensor) == _place(storage))
+        return tensor.requires_grad == learned and tensor.grad is gradient and is_in_place()
 
     def put_back() -> None:
         if not learned:
             tensor.requires_grad_(False)
-        if storage is not None and _place(tensor) != _place(storage):
+        if not is_in_place():
             tensor.grad = None
-            tensor.data = storage
+            tensor.data = tensor.data.to(device) if storage is None else storage
         tensor.requires_grad_(learned)
         if tensor.grad is not gradient:
             tensor.grad = gradient

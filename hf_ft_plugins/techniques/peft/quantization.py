@@ -48,7 +48,7 @@ def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None
     if getattr(model, "hf_quantizer", None) is not None:
         raise PluginError(f"{NAME}: quant={kind}, and the script's model is quantised already. Leave out quant.")
     dtype, turned = model.dtype, 0
-    with unchanged_on_error(model):
+    with unchanged_on_error(model, storages=False):
         for stack in block_stacks(model):
             for path, module in list(model.get_submodule(stack).named_modules()):
                 if is_linear(module) and not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
