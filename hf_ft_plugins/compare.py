@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import PluginError
-from .metrics import greater_is_better
+from .metrics import greater_is_better, without_set_name
 from .technique import Technique
 
 WITHOUT, WITH = "without", "with"
 MEGABYTE = 1024 * 1024
 # Of Trainer's log: how fast, how much, when; not how good.
 NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "total_flos", "num_input_tokens_seen", "learning_rate")
+EVALUATED = re.compile(r"eval_(.+)_runtime")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,16 @@ class Outcome:
             found.pop(key, None)
         final = {key: values[-1] for key, values in found.items()}
         for key, values in found.items():
-            if len(values) > 2:
-                final[f"best {key}"] = max(values) if greater_is_better(key) else min(values)
+            greater = self.direction(key)
+            if len(values) > 2 and greater is not None:
+                final[f"best {key}"] = max(values) if greater else min(values)
         return final
+
+    def direction(self, key: str) -> bool | None:
+        """Whether a logged metric is better when greater; None where its name does not say."""
+        # Trainer logs the time that each evaluation set took under the set's own name.
+        timed = [EVALUATED.fullmatch(other) for entry in self.history for other in entry]
+        return greater_is_better(without_set_name(key, {match[1] for match in timed if match}))
 
 
 def compare_runs(
@@ -168,7 +177,7 @@ def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
     before, after = outcomes[WITHOUT], outcomes[WITH]
     metrics = {which: outcome.final_metrics() for which, outcome in outcomes.items()}
     rows = [
-        _row(key, metrics[WITHOUT].get(key), metrics[WITH].get(key), greater_is_better(key.removeprefix("best ")))
+        _row(key, metrics[WITHOUT].get(key), metrics[WITH].get(key), after.direction(key.removeprefix("best ")))
         for key in {**metrics[WITHOUT], **metrics[WITH]}
     ]
     for row in rows:
@@ -185,12 +194,12 @@ def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(name: str, before: float | None, after: float | None, greater: bool) -> dict[str, Any]:
+def _row(name: str, before: float | None, after: float | None, greater: bool | None) -> dict[str, Any]:
     better = None
     if before is not None and after is not None:
         if math.isnan(before) != math.isnan(after):
             better = math.isnan(before)
-        elif before != after and not math.isnan(before):
+        elif greater is not None and before != after and not math.isnan(before):
             better = (after > before) == greater
     return {"name": name, WITHOUT: before, WITH: after, "better": better}
 
@@ -222,7 +231,11 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
     prefix = metrics[-1]["name"].partition("_")[0] if metrics else ""
     said = [
         f"{row['name']} {_number(row[WITHOUT])} → {_number(row[WITH])} "
-        + {True: "[green]better[/]", False: "[red]worse[/]", None: "same"}[row["better"]]
+        + (
+            "same"
+            if row[WITHOUT] == row[WITH]
+            else {True: "[green]better[/]", False: "[red]worse[/]"}.get(row["better"], "")
+        )
         for row in metrics
         if row["name"].startswith(prefix)
     ]

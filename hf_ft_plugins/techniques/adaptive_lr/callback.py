@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers import Trainer, TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ...metrics import greater_is_better
+from ...metrics import direction, evaluation_key, set_names
 from . import nonfinite
 from .best_weights import add_new_weights, copy_weights, restore_weights
 from .controllers import ControllerState, Decision, decide
@@ -72,6 +73,10 @@ class AdaptiveLRCallback(TrainerCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_trainer": None}
+
+    @property
+    def _sets(self) -> tuple[str, ...]:
+        return set_names(getattr(self._trainer, "eval_dataset", None))
 
     @property
     def _hosted(self) -> bool:
@@ -138,7 +143,7 @@ class AdaptiveLRCallback(TrainerCallback):
         self._seen_keys: set[str] = set()
         self._metric_seen = False
         self._metric = watched_metric(self.options, args)
-        self._greater = watched_direction(self.options, args, self._metric)
+        self._greater = watched_direction(self.options, args, self._metric, self._sets)
         self._warmup_steps = args.get_warmup_steps(state.max_steps)
         self._steered = not _tunes_itself(optimizer)
         if self._steered:
@@ -335,30 +340,40 @@ def watched_metric(options: AdaptiveLR, args: Any) -> str:
         return options.metric
     if args.eval_strategy == "no":
         return TRAINING_LOSS
-    return _evaluation_key(args.metric_for_best_model or "eval_loss")
+    return evaluation_key(args.metric_for_best_model or "eval_loss")
 
 
-def watched_direction(options: AdaptiveLR, args: Any, metric: str) -> bool:
-    """Whether greater is better: the option, the arguments' word on the same metric, or a guess from its name."""
+def watched_direction(options: AdaptiveLR, args: Any, metric: str, sets: Iterable[str] = ()) -> bool:
+    """Whether greater is better: the option, the arguments' word on the same metric, or the metric's name.
+
+    Args:
+        sets: the names of the evaluation sets where there are several.
+
+    Raises:
+        PluginError: none of them says.
+    """
     if options.greater_is_better is not None:
         return options.greater_is_better
-    guess = greater_is_better(metric)
-    best = args.metric_for_best_model
-    if best is None or args.greater_is_better is None or _evaluation_key(best) != _evaluation_key(metric):
-        return guess
-    if args.greater_is_better != guess:
-        logger.warning(
-            "%s: greater_is_better=%s for %s, as in the arguments (Trainer's own default for a metric that is not a "
-            "loss), though its name suggests otherwise. Say greater_is_better in the arguments or as an option.",
-            NAME,
-            args.greater_is_better,
-            metric,
+    found = direction(metric, args, sets)
+    if found is None:
+        raise PluginError(
+            f"{NAME}: the name of metric={metric!r} does not say whether it is better when greater. "
+            f"Say it: {NAME}:greater_is_better=true (or false)."
         )
-    return args.greater_is_better
-
-
-def _evaluation_key(metric: str) -> str:
-    return metric if metric.startswith("eval_") else f"eval_{metric}"
+    best = args.metric_for_best_model
+    same = best is not None and evaluation_key(best) == evaluation_key(metric)
+    if same and args.greater_is_better is not None and args.greater_is_better != found:
+        logger.warning(
+            "%s: %s counts as better when %s, by its name; the arguments' greater_is_better=%s (Trainer's own default) "
+            "says otherwise, so Trainer keeps another checkpoint as the best. Say greater_is_better in the arguments; "
+            "the option %s:greater_is_better=... goes before both.",
+            NAME,
+            metric,
+            "greater" if found else "lower",
+            args.greater_is_better,
+            NAME,
+        )
+    return found
 
 
 def refuse_arguments(options: AdaptiveLR, args: Any) -> None:
@@ -383,6 +398,7 @@ def refuse_arguments(options: AdaptiveLR, args: Any) -> None:
 def refuse_unsupported(options: AdaptiveLR, trainer: Any) -> None:
     """`refuse_arguments`, and what only the whole trainer shows."""
     refuse_arguments(options, trainer.args)
+    watched_direction(options, trainer.args, watched_metric(options, trainer.args), set_names(trainer.eval_dataset))
     if options.controller == "rollback" and trainer.is_deepspeed_enabled:
         raise PluginError(
             f"{NAME}: controller=rollback does not work with DeepSpeed, whose next step would undo it from its own "
