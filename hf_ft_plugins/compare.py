@@ -257,9 +257,9 @@ def draw(outcomes: dict[str, Outcome], file: Path, *, title: str) -> Path:
             steps, values = outcomes[which].series(key)
             panel.plot(steps, values, color=colour, label=which, marker="." if len(steps) < 40 else "", linewidth=1.6)
         for entry in outcomes[WITH].history:
-            for action in _decisions(entry):
+            for action, step in _decisions(entry):
                 style = "-" if action == "stop" else ":"
-                panel.axvline(entry["step"], color="#d55e00", linewidth=0.9, linestyle=style)
+                panel.axvline(step, color="#d55e00", linewidth=0.9, linestyle=style)
         panel.set_title({"loss": "training loss", "learning_rate": "learning rate, as applied"}.get(key, key))
         panel.set_xlabel("optimizer step")
         panel.grid(alpha=0.25)
@@ -272,9 +272,14 @@ def draw(outcomes: dict[str, Outcome], file: Path, *, title: str) -> Path:
     return file
 
 
-def _decisions(entry: dict[str, Any]) -> list[str]:
-    """The decisions in a log entry: techniques log them as `NAME/action`."""
-    return [value for key, value in entry.items() if key.endswith("/action")]
+def _decisions(entry: dict[str, Any]) -> list[tuple[str, int]]:
+    """The decisions that a log entry tells of, and when they were made: `NAME/action` and `NAME/step`."""
+    return [
+        (action, entry.get(key.removesuffix("action") + "step", entry["step"]))
+        for key, value in entry.items()
+        if key.endswith("/action")
+        for action in str(value).split(", ")
+    ]
 
 
 def _evaluated(outcomes: dict[str, Outcome]) -> list[str]:

@@ -28,6 +28,7 @@ from .adapter import Innermost
 from .checkpoints import WholeCheckpoints
 from .errors import ConflictError, PluginError
 from .inputs import Inputs
+from .log_notes import taken_notes
 from .registry import origin, resolve
 from .streams import StreamPasses
 from .technique import Technique
@@ -189,6 +190,14 @@ class Host(Inputs, StreamPasses, WholeCheckpoints):
         if lr_scale.is_scaled(self.optimizer):
             return lr_scale.effective_lrs(self.optimizer)[0]
         return super()._get_learning_rate()  # type: ignore[misc]
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        notes = taken_notes(self._ft_parts.values())
+        told = {**logs, **notes}
+        super().log(told, *args, **kwargs)  # type: ignore[misc]
+        # What was logged is also what `evaluate` and `train` give as metrics; what the techniques told is none.
+        logs.clear()
+        logs.update((key, value) for key, value in told.items() if key not in notes)
 
     # ---- training loop ----
 
