@@ -49,7 +49,13 @@ def log_into_last_entry(trainer: Any, values: dict[str, Any]) -> None:
     trackers, and stands in that entry; the history gets no further one."""
     history = trainer.state.log_history
     entries = len(history)
+    waiting = [part.log_notes for part in getattr(trainer, "_ft_parts", {}).values() if hasattr(part, "log_notes")]
+    kept = [dict(notes) for notes in waiting]
+    for notes in waiting:
+        notes.clear()
     trainer.log(dict(values))
+    for notes, old in zip(waiting, kept, strict=True):
+        notes.update(old)
     if 0 < entries < len(history):
         added = [history.pop() for _ in range(len(history) - entries)]
         late = {key: value for entry in reversed(added) for key, value in entry.items() if key in values}
