@@ -377,7 +377,8 @@ def refuse_unsupported(options: AdaptiveLR, trainer: Any) -> None:
     refuse_arguments(options, trainer.args)
     refuse_unnamed_of_several(options, trainer)
     watched_direction(options, trainer.args, watched_metric(options, trainer.args), set_names(trainer.eval_dataset))
-    if trainer.optimizer is None or not _tunes_itself(trainer.optimizer):
+    recipe = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,)
+    if not (_tunes_itself(trainer.optimizer) or _named_as_self_tuning(getattr(recipe[0], "__name__", ""))):
         lr_scale.refuse_when_built(trainer, NAME)
     if options.controller == "rollback" and trainer.is_deepspeed_enabled:
         raise PluginError(
@@ -392,8 +393,11 @@ def refuse_unsupported(options: AdaptiveLR, trainer: Any) -> None:
 
 
 def _tunes_itself(optimizer: Any) -> bool:
-    name = type(lr_scale.innermost(optimizer)).__name__.lower().replace("_", "")
-    return any(word in name for word in SELF_TUNING_OPTIMIZERS)
+    return _named_as_self_tuning(type(lr_scale.innermost(optimizer)).__name__)
+
+
+def _named_as_self_tuning(name: str) -> bool:
+    return any(word in name.lower().replace("_", "") for word in SELF_TUNING_OPTIMIZERS)
 
 
 def _world_size() -> int:
