@@ -35,6 +35,7 @@ from .watching import (
     refuse_absent_metric,
     refuse_arguments,
     refuse_unnamed_of_several,
+    tunes_itself,
     value_of,
     watched_direction,
     watched_metric,
@@ -44,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 NAME = AdaptiveLR.name
 STATE_KEY = "hf_ft_plugins/adaptive-lr"
-# These adapt the rate themselves, from quantities that a factor on it would falsify.
-SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
 
 
 class NonFiniteGradientsError(PluginError):
@@ -158,7 +157,7 @@ class AdaptiveLRCallback(TrainerCallback):
         self._metric = TRAINING_LOSS if self._fell_back else watched_metric(self.options, args)
         self._greater = watched_direction(self.options, args, self._metric, self._sets)
         self._warmup_steps = args.get_warmup_steps(state.max_steps)
-        self._steered = not _tunes_itself(optimizer)
+        self._steered = not tunes_itself(type(lr_scale.innermost(optimizer)))
         if self._steered:
             self._refuse_lomo_alone(optimizer)
             lr_scale.refuse_unfit(optimizer, NAME)
@@ -378,7 +377,7 @@ def refuse_unsupported(options: AdaptiveLR, trainer: Any) -> None:
     refuse_unnamed_of_several(options, trainer)
     watched_direction(options, trainer.args, watched_metric(options, trainer.args), set_names(trainer.eval_dataset))
     recipe = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,)
-    if not (_tunes_itself(trainer.optimizer) or _named_as_self_tuning(getattr(recipe[0], "__name__", ""))):
+    if not (tunes_itself(type(lr_scale.innermost(trainer.optimizer))) or tunes_itself(recipe[0])):
         lr_scale.refuse_when_built(trainer, NAME)
     if options.controller == "rollback" and trainer.is_deepspeed_enabled:
         raise PluginError(
@@ -390,14 +389,6 @@ def refuse_unsupported(options: AdaptiveLR, trainer: Any) -> None:
         raise PluginError(
             f"{NAME}: the script adds an AdaptiveLRCallback itself, so the technique would act twice. Keep one."
         )
-
-
-def _tunes_itself(optimizer: Any) -> bool:
-    return _named_as_self_tuning(type(lr_scale.innermost(optimizer)).__name__)
-
-
-def _named_as_self_tuning(name: str) -> bool:
-    return any(word in name.lower().replace("_", "") for word in SELF_TUNING_OPTIMIZERS)
 
 
 def _world_size() -> int:

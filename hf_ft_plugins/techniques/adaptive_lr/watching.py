@@ -1,4 +1,4 @@
-"""What the adaptive learning rate watches: which metric, in which direction, and what cannot be watched."""
+"""What the adaptive learning rate watches and steers: which metric, in which direction, and what it cannot."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 NAME = AdaptiveLR.name
 TRAINING_LOSS = "loss"
+# These adapt the rate themselves, from quantities that a factor on it would falsify.
+SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
 
 
 def watched_metric(options: AdaptiveLR, args: Any) -> str:
@@ -120,3 +122,9 @@ def refuse_arguments(options: AdaptiveLR, args: Any) -> None:
             f"{NAME}: optim={optim!r} steps inside the backward pass with a rate of its own, which no factor "
             "reaches. Use the variant without layerwise."
         )
+
+
+def tunes_itself(optimizer_class: Any) -> bool:
+    """Whether optimizers of this class adapt the learning rate themselves, by its name."""
+    name = getattr(optimizer_class, "__name__", "").lower().replace("_", "")
+    return any(word in name for word in SELF_TUNING_OPTIMIZERS)
