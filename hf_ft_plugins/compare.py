@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from .errors import PluginError
-from .metrics import greater_is_better
+from .metrics import greater_is_better, without_set_name
 from .technique import Technique
 
 WITHOUT, WITH = "without", "with"
 MEGABYTE = 1024 * 1024
 # Of Trainer's log: how fast, how much, when; not how good.
 NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "total_flos", "num_input_tokens_seen", "learning_rate")
+EVALUATED = re.compile(r"eval_(.+)_runtime")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,16 @@ class Outcome:
             found.pop(key, None)
         final = {key: values[-1] for key, values in found.items()}
         for key, values in found.items():
-            if len(values) > 2:
-                final[f"best {key}"] = max(values) if greater_is_better(key) else min(values)
+            greater = self.direction(key)
+            if len(values) > 2 and greater is not None:
+                final[f"best {key}"] = max(values) if greater else min(values)
         return final
+
+    def direction(self, key: str) -> bool | None:
+        """Whether a logged metric is better when greater; None where its name does not say."""
+        # Trainer logs the time that each evaluation set took under the set's own name.
+        timed = [EVALUATED.fullmatch(other) for entry in self.history for other in entry]
+        return greater_is_better(without_set_name(key, {match[1] for match in timed if match}))
 
 
 def compare_runs(
@@ -168,7 +177,7 @@ def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
     before, after = outcomes[WITHOUT], outcomes[WITH]
     metrics = {which: outcome.final_metrics() for which, outcome in outcomes.items()}
     rows = [
-        _row(key, metrics[WITHOUT].get(key), metrics[WITH].get(key), greater_is_better(key.removeprefix("best ")))
+        _row(key, metrics[WITHOUT].get(key), metrics[WITH].get(key), after.direction(key.removeprefix("best ")))
         for key in {**metrics[WITHOUT], **metrics[WITH]}
     ]
     for row in rows:
@@ -185,12 +194,12 @@ def _rows(outcomes: dict[str, Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(name: str, before: float | None, after: float | None, greater: bool) -> dict[str, Any]:
+def _row(name: str, before: float | None, after: float | None, greater: bool | None) -> dict[str, Any]:
     better = None
     if before is not None and after is not None:
         if math.isnan(before) != math.isnan(after):
             better = math.isnan(before)
-        elif before != after and not math.isnan(before):
+        elif greater is not None and before != after and not math.isnan(before):
             better = (after > before) == greater
     return {"name": name, WITHOUT: before, WITH: after, "better": better}
 
@@ -222,7 +231,11 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
     prefix = metrics[-1]["name"].partition("_")[0] if metrics else ""
     said = [
         f"{row['name']} {_number(row[WITHOUT])} → {_number(row[WITH])} "
-        + {True: "[green]better[/]", False: "[red]worse[/]", None: "same"}[row["better"]]
+        + (
+            "same"
+            if row[WITHOUT] == row[WITH]
+            else {True: "[green]better[/]", False: "[red]worse[/]"}.get(row["better"], "")
+        )
         for row in metrics
         if row["name"].startswith(prefix)
     ]
@@ -244,9 +257,9 @@ def draw(outcomes: dict[str, Outcome], file: Path, *, title: str) -> Path:
             steps, values = outcomes[which].series(key)
             panel.plot(steps, values, color=colour, label=which, marker="." if len(steps) < 40 else "", linewidth=1.6)
         for entry in outcomes[WITH].history:
-            for action in _decisions(entry):
+            for action, step in _decisions(entry):
                 style = "-" if action == "stop" else ":"
-                panel.axvline(entry["step"], color="#d55e00", linewidth=0.9, linestyle=style)
+                panel.axvline(step, color="#d55e00", linewidth=0.9, linestyle=style)
         panel.set_title({"loss": "training loss", "learning_rate": "learning rate, as applied"}.get(key, key))
         panel.set_xlabel("optimizer step")
         panel.grid(alpha=0.25)
@@ -259,9 +272,14 @@ def draw(outcomes: dict[str, Outcome], file: Path, *, title: str) -> Path:
     return file
 
 
-def _decisions(entry: dict[str, Any]) -> list[str]:
-    """The decisions in a log entry: techniques log them as `NAME/action`."""
-    return [value for key, value in entry.items() if key.endswith("/action")]
+def _decisions(entry: dict[str, Any]) -> list[tuple[str, int]]:
+    """The decisions that a log entry tells of, and when they were made: `NAME/action` and `NAME/step`."""
+    return [
+        (action, entry.get(key.removesuffix("action") + "step", entry["step"]))
+        for key, value in entry.items()
+        if key.endswith("/action")
+        for action in str(value).split(", ")
+    ]
 
 
 def _evaluated(outcomes: dict[str, Outcome]) -> list[str]:

@@ -29,6 +29,7 @@ from .checkpoints import WholeCheckpoints
 from .endings import END_PHASES, Endings, phase_of
 from .errors import ConflictError, PluginError
 from .inputs import Inputs
+from .log_notes import taken_notes
 from .preemption import Preemption
 from .registry import origin, resolve
 from .streams import StreamPasses
@@ -199,6 +200,14 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
         if lr_scale.is_scaled(self.optimizer):
             return lr_scale.effective_lrs(self.optimizer)[0]
         return super()._get_learning_rate()  # type: ignore[misc]
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        notes = taken_notes(self._ft_parts.values())
+        told = {**logs, **notes}
+        super().log(told, *args, **kwargs)  # type: ignore[misc]
+        # What was logged is also what `evaluate` and `train` give as metrics; what the techniques told is none.
+        logs.clear()
+        logs.update((key, value) for key, value in told.items() if key not in notes)
 
     # ---- training loop ----
 

@@ -6,20 +6,39 @@ optimizer steps, by torch's own step hooks, and taken back right after, so that 
 
 The factors are saved and restored with the optimizer's state, since they are entries of its parameter groups.
 
-Not covered: optimizers that step inside the backward pass with a rate of their own (LOMO takes the rate that the
-Trainer logs, which under the host is the scaled one; layer-wise GaLore does not) and DeepSpeed's engine (untested).
+Not every optimizer steps with the rate of its groups: a factor is first tried on a small twin (`lr_probe.py`), and
+where it would change the log and no weight it is refused. Those that step inside the backward pass are known by name:
+layer-wise GaLore and APOLLO have a rate of their own; LOMO takes the one that the Trainer logs, which under the host is
+the scaled one, for all its groups. DeepSpeed's engine is no torch optimizer and is refused.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from .errors import PluginError
+from .lr_probe import Unequal, Unprobed, deaf_groups
+
+logger = logging.getLogger(__name__)
+
 KEY = "hf_ft_lr_scale"  # not `lr_scale`, which is a number in the groups of timm and MAE
 _INSTALLED = "_hf_ft_lr_scale_base"
+_PROBED = "_hf_ft_lr_scale_probed"
+# Of the classes that no probe can tell: why, and what else to use.
+IN_BACKWARD = "steps inside the backward pass with a rate of its own"
+ONE_RATE = "steps inside the backward pass with one rate for all weights"
+UNFIT = {"LayerWiseDummyOptimizer": IN_BACKWARD}
+UNFIT_BY_GROUP = {"Lomo": ONE_RATE, "AdaLomo": ONE_RATE}
+MENDS = {
+    "Adafactor": "Give it relative_step=False and lr=...",
+    "LayerWiseDummyOptimizer": "Use the variant of optim= without layerwise",
+    "LBFGS": "Leave out its line_search_fn",
+}
 
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
@@ -40,10 +59,13 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
 
     Raises:
         ValueError: the factor is negative or not finite.
+        PluginError: the factor is not 1 and would reach no weight (`refuse_unfit`).
     """
     if not math.isfinite(factor) or factor < 0:
         raise ValueError(f"lr_scale: the factor {name}={factor!r} must be finite and not negative.")
     inner = innermost(optimizer)
+    if factor != 1:
+        refuse_unfit(inner, name, groups)
     for group in inner.param_groups if groups is None else groups:
         # A new mapping: groups that were split from one share theirs.
         group[KEY] = {**group.get(KEY, {}), name: float(factor)}
@@ -53,12 +75,85 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
         inner.register_step_post_hook(_take_back)
 
 
+def refuse_unfit(optimizer: Any, name: str, groups: list[dict[str, Any]] | None = None) -> None:
+    """Refuse an optimizer whose weights do not follow the rate of parameter `groups` (None: all of them).
+
+    Each group is tried once. Where that is not possible, a warning says so, and the factor is taken to act.
+
+    Raises:
+        PluginError: it names the contributor, the optimizer, the reason and a mend.
+    """
+    inner, kind = innermost(optimizer), type(innermost(optimizer)).__name__
+    if not hasattr(inner, "_optimizer_step_pre_hooks"):
+        raise _refusal(name, kind, "is no torch optimizer, so nothing can act on its rate while it steps")
+    reason = UNFIT.get(kind) or (UNFIT_BY_GROUP.get(kind) if groups is not None else None)
+    if any(group.get("line_search_fn") for group in inner.param_groups):
+        reason = "searches for the length of each step (line_search_fn)"
+    if reason is not None:
+        raise _refusal(name, kind, reason)
+    probed = vars(inner).setdefault(_PROBED, {})
+    scaled = [
+        group
+        for group in (inner.param_groups if groups is None else groups)
+        if probed.get(id(group)) is not group and any(weight.numel() for weight in group["params"])
+    ]
+    if not scaled or kind in UNFIT_BY_GROUP:
+        return
+    try:
+        deaf = deaf_groups(inner, scaled)
+    except Unequal as reason:
+        raise _refusal(name, kind, f"does not take groups of different rates ({reason})") from reason
+    except Unprobed as reason:
+        logger.warning("%s: whether %s follows a factor on its rate was not tried: %s.", _who(name), kind, reason)
+        deaf = []
+    if deaf:
+        raise _refusal(name, kind, "does not step with the rate of its parameter groups, as it is set up here")
+    # The groups themselves: an identity may be used again.
+    probed.update({id(group): group for group in scaled})
+
+
+def refuse_when_built(trainer: Any, name: str, *, by_group: bool = False) -> None:
+    """`refuse_unfit`, as far as a trainer that has not begun to train knows its optimizer.
+
+    Args:
+        by_group: whether parameter groups are to have factors of their own.
+    """
+    optimizer, recipe = trainer.optimizer, getattr(trainer, "optimizer_cls_and_kwargs", None)
+    if optimizer is None and recipe is not None:
+        try:
+            optimizer = recipe[0]([torch.nn.Parameter(torch.ones(16, 16))], **recipe[1])
+        except Exception:  # It wants the model; it will be tried once it is made.
+            return
+    if optimizer is not None:
+        inner = innermost(optimizer)
+        refuse_unfit(inner, name, getattr(inner, "param_groups", []) if by_group else None)
+        return
+    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if "layerwise" in optim or (by_group and "lomo" in optim):
+        raise PluginError(
+            f"{_who(name)}: optim={optim!r} {IN_BACKWARD if 'layerwise' in optim else ONE_RATE}, which no factor "
+            f"reaches. {'Use the variant without layerwise' if 'layerwise' in optim else 'Use another optim='}."
+        )
+
+
+def _refusal(name: str, kind: str, reason: str) -> PluginError:
+    mend = MENDS.get(kind, "Use another optimizer, such as torch.optim.AdamW")
+    return PluginError(
+        f"{_who(name)}: the optimizer {kind} {reason}, so that a factor on the learning rate would stand in the log "
+        f"and reach no weight. {mend}, or leave out what changes the rate."
+    )
+
+
+def _who(name: str) -> str:
+    return name.partition("/")[0]
+
+
 def forget_others(optimizer: Any, kept: Iterable[str]) -> None:
     """Remove all factors but those named in `kept`, or `KEPT/...`: a checkpoint holds them of all who were there."""
     kept = tuple(kept)
     for group in innermost(optimizer).param_groups:
         for name in set(group.get(KEY, {})):
-            if name.partition("/")[0] not in kept:
+            if _who(name) not in kept:
                 del group[KEY][name]
 
 

@@ -6,8 +6,15 @@ It is kept on the CPU and costs as much memory as the trainable parameters (with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from ...errors import PluginError
+from .technique import AdaptiveLR
+
+WEIGHTS_FILE = "hf_ft_adaptive_lr_best.safetensors"
 
 
 def _moving_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -36,3 +43,30 @@ def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor])
             # A buffer that is a constant may be expanded, and could not be written.
             if name in weights and not torch.equal(tensor.cpu(), weights[name]):
                 tensor.copy_(weights[name])
+
+
+def write_weights(best: dict[str, torch.Tensor], args: Any, step: int) -> None:
+    """Write the best weights beside the checkpoint of `step`, where there is one (in a Trainer that is no host)."""
+    from safetensors.torch import save_file
+
+    file = _file(args, step)
+    if file.parent.is_dir():
+        save_file(best, file)
+
+
+def read_weights(args: Any, step: int) -> dict[str, torch.Tensor]:
+    """What `write_weights` wrote; a `PluginError` where it is not there."""
+    from safetensors.torch import load_file
+
+    file = _file(args, step)
+    if not file.is_file():
+        raise PluginError(
+            f"{AdaptiveLR.name}: the best weights of the interrupted run are not at {file}, so controller=rollback "
+            "cannot go on. Keep the checkpoint under output_dir, or use with_plugins(Trainer, ...), whose checkpoints "
+            "hold them wherever they are."
+        )
+    return load_file(file)
+
+
+def _file(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}" / WEIGHTS_FILE

@@ -3,9 +3,9 @@
     trainer.add_callback(AdaptiveLRCallback(patience=3))
 
 Alone in a stock Trainer it keeps its state in `trainer_state.json` (and, for `rollback`, the best weights beside it),
-so that a resumed run goes on as if it had not stopped. Under the host that is the host's work, checkpoints are checked
-before they are used, and decisions reach the trackers as log entries of their own; in a stock Trainer they are in
-`trainer.state.log_history`, and in the trackers too after `callback.set_trainer(trainer)`.
+so that a resumed run goes on as if it had not stopped. Under the host that is the host's work, and checkpoints are
+checked before they are used. Decisions stand in the next thing that is logged (see `log_notes.py`); under the host the
+script's own `log()` sees them, too.
 
 Every rank holds the same state: rank 0 decides, the others are told.
 """
@@ -15,29 +15,36 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ...metrics import greater_is_better
+from ...log_notes import StockLog, add_note, tell_at_the_end
+from ...metrics import set_names
 from . import nonfinite
-from .best_weights import add_new_weights, copy_weights, restore_weights
+from .best_weights import add_new_weights, copy_weights, read_weights, restore_weights, write_weights
 from .controllers import ControllerState, Decision, decide
 from .technique import AdaptiveLR
+from .watching import (
+    TRAINING_LOSS,
+    is_named,
+    refuse_absent_metric,
+    refuse_arguments,
+    refuse_unnamed_of_several,
+    tunes_itself,
+    value_of,
+    watched_direction,
+    watched_metric,
+)
 
 logger = logging.getLogger(__name__)
 
 NAME = AdaptiveLR.name
 STATE_KEY = "hf_ft_plugins/adaptive-lr"
-WEIGHTS_FILE = "hf_ft_adaptive_lr_best.safetensors"
-TRAINING_LOSS = "loss"
-# These adapt the rate themselves, from quantities that a factor on it would falsify.
-SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
 
 
 class NonFiniteGradientsError(PluginError):
@@ -55,23 +62,34 @@ class AdaptiveLRCallback(TrainerCallback):
 
     def __init__(self, **options: Any) -> None:
         self.options = AdaptiveLR.from_options(options)
+        self.log_notes: dict[str, Any] = {}
         self._trainer: Any = None
         self._restored = False
         self._training = False
+        self._stock_log = StockLog()
         self._forget()
 
     def _forget(self) -> None:
+        self.log_notes.clear()
+        # Keys that evaluations gave, whether the watched one was among them, and whether another is watched since.
+        self._seen_keys: set[str] = set()
+        self._metric_seen = False
+        self._fell_back = False
         self._controller = ControllerState()
         self._guard = nonfinite.GuardState()
         self._ema = {"sum": 0.0, "weight": 0.0, "step": 0, "decided": 0}
         self._best: dict[str, torch.Tensor] | None = None
 
     def set_trainer(self, trainer: Any) -> None:
-        """Give the callback its trainer, so that decisions are logged through it and reach the trackers."""
+        """Give the callback its trainer, whose evaluation sets it then knows by name."""
         self._trainer = trainer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None}
+        return {**self.__dict__, "_trainer": None, "_stock_log": StockLog()}
+
+    @property
+    def _sets(self) -> tuple[str, ...]:
+        return set_names(getattr(self._trainer, "eval_dataset", None))
 
     @property
     def _hosted(self) -> bool:
@@ -85,7 +103,14 @@ class AdaptiveLRCallback(TrainerCallback):
 
     def _plain_state(self) -> dict[str, Any]:
         guard = asdict(self._guard) | {"recent": list(self._guard.recent)}
-        return {"controller": asdict(self._controller), "guard": guard, "ema": dict(self._ema)}
+        watch = {"keys": sorted(self._seen_keys), "seen": self._metric_seen, "fell_back": self._fell_back}
+        return {
+            "controller": asdict(self._controller),
+            "guard": guard,
+            "ema": dict(self._ema),
+            "watch": watch,
+            "log_notes": dict(self.log_notes),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; the next `on_train_begin` goes on from there."""
@@ -93,6 +118,12 @@ class AdaptiveLRCallback(TrainerCallback):
         self._guard = nonfinite.GuardState(**{**state["guard"], "recent": tuple(state["guard"]["recent"])})
         self._ema = dict(state["ema"])
         self._best = state.get("best_weights")
+        watch = state.get("watch", {})
+        self._seen_keys = set(watch.get("keys", ()))
+        self._metric_seen = watch.get("seen", False)
+        self._fell_back = watch.get("fell_back", False)
+        self.log_notes.clear()
+        self.log_notes.update(state.get("log_notes", {}))
         self._restored = True
 
     def _remember(self, state: Any) -> None:
@@ -105,24 +136,11 @@ class AdaptiveLRCallback(TrainerCallback):
             return
         self.load_state_dict(stored)
         if self.options.controller == "rollback" and self._controller.best is not None:
-            file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / WEIGHTS_FILE
-            if not file.is_file():
-                raise PluginError(
-                    f"{NAME}: the best weights of the interrupted run are not at {file}, so controller=rollback "
-                    "cannot go on. Keep the checkpoint under output_dir, or use with_plugins(Trainer, ...), whose "
-                    "checkpoints hold them wherever they are."
-                )
-            from safetensors.torch import load_file
-
-            self._best = load_file(file)
+            self._best = read_weights(args, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._best is not None and not self._hosted and args.should_save:
-            from safetensors.torch import save_file
-
-            file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / WEIGHTS_FILE
-            if file.parent.is_dir():
-                save_file(self._best, file)
+            write_weights(self._best, args, state.global_step)
 
     # ---- begin and end ----
 
@@ -135,13 +153,14 @@ class AdaptiveLRCallback(TrainerCallback):
         self._restored = False
         self._training = True
         self._began_at = state.global_step
-        self._seen_keys: set[str] = set()
-        self._metric_seen = False
-        self._metric = watched_metric(self.options, args)
-        self._greater = watched_direction(self.options, args, self._metric)
+        self._evaluated_at = -1
+        self._metric = TRAINING_LOSS if self._fell_back else watched_metric(self.options, args)
+        self._greater = watched_direction(self.options, args, self._metric, self._sets)
         self._warmup_steps = args.get_warmup_steps(state.max_steps)
-        self._steered = not _tunes_itself(optimizer)
+        self._steered = not tunes_itself(type(lr_scale.innermost(optimizer)))
         if self._steered:
+            self._refuse_lomo_alone(optimizer)
+            lr_scale.refuse_unfit(optimizer, NAME)
             lr_scale.set_scale(optimizer, NAME, self._controller.scale)
         else:
             logger.warning(
@@ -153,10 +172,22 @@ class AdaptiveLRCallback(TrainerCallback):
             control.should_training_stop = True
         self._remember(state)
 
+    def _refuse_lomo_alone(self, optimizer: Any) -> None:
+        kind = type(lr_scale.innermost(optimizer)).__name__
+        if kind in lr_scale.UNFIT_BY_GROUP and not self._hosted:
+            raise PluginError(
+                f"{NAME}: {kind} takes its rate from the Trainer, which tells it the scaled one under the host alone. "
+                "Use with_plugins(Trainer, ...) instead of the callback."
+            )
+
     def on_train_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+        self._stock_log.untell()
         if self._best is not None and not args.load_best_model_at_end:
             restore_weights(model, self._best)
-            self._record(state, {"adaptive_lr/action": "restore", "adaptive_lr/reason": "end: the best weights"})
+            self._record(state, "restore", reason="end: the best weights")
+        tell_at_the_end(self._trainer, state, self.log_notes)
+        if self._steered and self._metric != TRAINING_LOSS and not self._seen_keys:
+            logger.warning("%s: no evaluation gave %s, so the rate followed its schedule.", NAME, self._metric)
         if self._guard.total:
             logger.warning(
                 "%s: %d of %d optimizer steps were dropped for gradients that were not finite.",
@@ -179,6 +210,7 @@ class AdaptiveLRCallback(TrainerCallback):
         model: Any,
         **kwargs: Any,
     ) -> None:
+        self._stock_log.untell()
         if not self._training or self._metric == TRAINING_LOSS:
             return
         if state.global_step == self._began_at > 0:
@@ -187,9 +219,12 @@ class AdaptiveLRCallback(TrainerCallback):
         if any(key.startswith("eval_") for key in metrics):
             # Others are the script's own, on its training or test set.
             self._seen_keys |= set(metrics)
-        key = self._metric if self._metric in metrics else f"eval_{self._metric}"
-        self._metric_seen |= key in metrics
-        self._decide(metrics.get(key), args, state, control, optimizer, model)
+        value = value_of(self._metric, metrics)
+        # Of several sets one gives the metric; a second value at one step is the script's own evaluation of other data.
+        again = self._evaluated_at == state.global_step
+        if self._decide(None if again else value, args, state, control, optimizer, model):
+            self._metric_seen, self._evaluated_at = True, state.global_step
+        self._remember(state)
 
     def on_log(
         self,
@@ -202,6 +237,9 @@ class AdaptiveLRCallback(TrainerCallback):
         model: Any,
         **kwargs: Any,
     ) -> None:
+        if not self._hosted:
+            self._stock_log.tell(self.log_notes, logs, state)
+            self._remember(state)
         if not self._training or TRAINING_LOSS not in logs or "learning_rate" not in logs:
             return
         steps = state.global_step - self._ema["step"]
@@ -223,10 +261,11 @@ class AdaptiveLRCallback(TrainerCallback):
         self._ema["step"] = state.global_step
         self._remember(state)
 
-    def _decide(self, value: float | None, args: Any, state: Any, control: Any, optimizer: Any, model: Any) -> None:
-        decided: list[tuple[ControllerState, Decision] | None] = [None]
+    def _decide(self, value: float | None, args: Any, state: Any, control: Any, optimizer: Any, model: Any) -> bool:
+        """Act on a value of the metric, where there is one; whether there was."""
+        decided: list[Any] = [value is not None, None]
         if value is not None and self._steered:
-            decided[0] = decide(
+            decided[1] = decide(
                 self.options,
                 self._controller,
                 float(value),
@@ -236,9 +275,10 @@ class AdaptiveLRCallback(TrainerCallback):
         if _world_size() > 1:
             # Asked also where the metric is absent: every rank must take part, whatever rank 0 sees.
             dist.broadcast_object_list(decided, src=0)
-        if decided[0] is None:
-            return
-        self._controller, decision = decided[0]
+        if decided[1] is None:
+            return decided[0]
+        decision: Decision
+        self._controller, decision = decided[1]
         if self._best is not None:
             add_new_weights(model, self._best)
         if decision.improved and self.options.controller == "rollback":
@@ -249,36 +289,40 @@ class AdaptiveLRCallback(TrainerCallback):
             control.should_training_stop = True
         if decision.action != "keep":
             lr_scale.set_scale(optimizer, NAME, self._controller.scale)
-            self._record_decision(state, decision.action, f"{self._metric}: {decision.reason}")
+            self._record(
+                state, decision.action, scale=self._controller.scale, reason=f"{self._metric}: {decision.reason}"
+            )
         self._remember(state)
+        return True
 
-    def _record_decision(self, state: Any, action: str, reason: str) -> None:
-        self._record(
-            state,
-            {
-                "adaptive_lr/action": action,
-                "adaptive_lr/scale": self._controller.scale,
-                "adaptive_lr/reason": reason,
-            },
-        )
-
-    def _record(self, state: Any, entry: dict[str, Any]) -> None:
-        if self._trainer is None:
-            state.log_history.append({**entry, "epoch": state.epoch, "step": state.global_step})
-        else:
-            # Trainer's own method: TRL's overrides empty their running averages into whatever is logged next.
-            Trainer.log(self._trainer, entry)
+    def _record(self, state: Any, action: str, **said: Any) -> None:
+        logger.info("%s: step %d: %s", NAME, state.global_step, {"action": action, **said})
+        note = {"action": action, **said, "step": state.global_step}
+        add_note(self.log_notes, {f"adaptive_lr/{key}": value for key, value in note.items()})
 
     # ---- every step ----
 
     def on_step_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
-        if self._seen_keys and not self._metric_seen:
-            raise PluginError(
-                f"{NAME}: metric={self._metric!r} is not among what the evaluation gave: "
-                f"{', '.join(sorted(self._seen_keys))}. Name one of these: {NAME}:metric=..."
-            )
+        if self._seen_keys and not self._metric_seen and self._metric != TRAINING_LOSS:
+            self._watch_what_there_is(args, state)
         if self.options.guard and getattr(optimizer, "step_was_skipped", False):
             self._count_dropped(state, optimizer, state.global_step - 1, by_scaler=True)
+
+    def _watch_what_there_is(self, args: Any, state: Any) -> None:
+        if is_named(self.options, args):
+            refuse_absent_metric(self._metric, self._seen_keys)
+        logger.warning(
+            "%s: nobody named a metric, and the evaluation gives no %s; from here on %s. It gives %s: name one with "
+            "%s:metric=...",
+            NAME,
+            self._metric,
+            "nothing is watched" if args.logging_strategy == "no" else "the training loss is watched",
+            ", ".join(sorted(self._seen_keys)),
+            NAME,
+        )
+        self._metric, self._greater, self._fell_back = TRAINING_LOSS, False, True
+        self._ema["decided"] = state.global_step
+        self._remember(state)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
         if not self.options.guard or getattr(optimizer, "scaler", None) is not None:
@@ -292,11 +336,12 @@ class AdaptiveLRCallback(TrainerCallback):
 
     def _count_dropped(self, state: Any, optimizer: Any, step: int, *, by_scaler: bool) -> None:
         self._guard = nonfinite.dropped(self._guard, step)
-        self._record(state, {"adaptive_lr/action": "drop", "adaptive_lr/dropped_steps": self._guard.total})
+        self._record(state, "drop", dropped_steps=self._guard.total, reason="gradients that are not finite")
         searching = by_scaler and step < nonfinite.SCALER_SEARCH
         if not searching and nonfinite.is_hopeless(
             self._guard, step, state.max_steps, self.options.max_nonfinite_share
         ):
+            tell_at_the_end(self._trainer, state, self.log_notes)
             raise NonFiniteGradientsError(
                 f"{NAME}: the gradients of {self._guard.total} of {step + 1} optimizer steps were not finite, more "
                 f"than max_nonfinite_share={self.options.max_nonfinite_share} of the latest. They were dropped: the "
@@ -309,11 +354,8 @@ class AdaptiveLRCallback(TrainerCallback):
             scale = max(self._controller.scale * self.options.cut_factor, self.options.lowest_scale)
             self._controller = replace(self._controller, scale=scale)
             lr_scale.set_scale(optimizer, NAME, scale)
-            self._record_decision(
-                state,
-                "cut",
-                f"{nonfinite.CUT_AFTER} of {nonfinite.CUT_WINDOW} steps had gradients that are not finite",
-            )
+            share = f"{nonfinite.CUT_AFTER} of {nonfinite.CUT_WINDOW} steps"
+            self._record(state, "cut", scale=scale, reason=f"{share} had gradients that are not finite")
         self._remember(state)
 
     def on_optimizer_step(
@@ -329,60 +371,14 @@ class AdaptiveLRCallback(TrainerCallback):
             lr_scheduler._last_lr = rates
 
 
-def watched_metric(options: AdaptiveLR, args: Any) -> str:
-    """The metric to act on: the option, the arguments' `metric_for_best_model`, `eval_loss`, or the training loss."""
-    if options.metric is not None:
-        return options.metric
-    if args.eval_strategy == "no":
-        return TRAINING_LOSS
-    return _evaluation_key(args.metric_for_best_model or "eval_loss")
-
-
-def watched_direction(options: AdaptiveLR, args: Any, metric: str) -> bool:
-    """Whether greater is better: the option, the arguments' word on the same metric, or a guess from its name."""
-    if options.greater_is_better is not None:
-        return options.greater_is_better
-    guess = greater_is_better(metric)
-    best = args.metric_for_best_model
-    if best is None or args.greater_is_better is None or _evaluation_key(best) != _evaluation_key(metric):
-        return guess
-    if args.greater_is_better != guess:
-        logger.warning(
-            "%s: greater_is_better=%s for %s, as in the arguments (Trainer's own default for a metric that is not a "
-            "loss), though its name suggests otherwise. Say greater_is_better in the arguments or as an option.",
-            NAME,
-            args.greater_is_better,
-            metric,
-        )
-    return args.greater_is_better
-
-
-def _evaluation_key(metric: str) -> str:
-    return metric if metric.startswith("eval_") else f"eval_{metric}"
-
-
-def refuse_arguments(options: AdaptiveLR, args: Any) -> None:
-    """Raise `PluginError` where these `TrainingArguments` leave nothing to watch or nothing to steer."""
-    if args.eval_strategy == "no" and options.metric not in (None, TRAINING_LOSS):
-        raise PluginError(
-            f"{NAME}: metric={options.metric!r} comes from evaluations, and eval_strategy='no'. "
-            "Set eval_strategy, or watch the training loss with metric=loss."
-        )
-    if watched_metric(options, args) == TRAINING_LOSS and args.logging_strategy == "no":
-        raise PluginError(
-            f"{NAME}: there is nothing to watch: eval_strategy='no' and logging_strategy='no'. Set one of them."
-        )
-    optim = str(getattr(args.optim, "value", args.optim))
-    if "layerwise" in optim:
-        raise PluginError(
-            f"{NAME}: optim={optim!r} steps inside the backward pass with a rate of its own, which no factor "
-            "reaches. Use the variant without layerwise."
-        )
-
-
 def refuse_unsupported(options: AdaptiveLR, trainer: Any) -> None:
     """`refuse_arguments`, and what only the whole trainer shows."""
     refuse_arguments(options, trainer.args)
+    refuse_unnamed_of_several(options, trainer)
+    watched_direction(options, trainer.args, watched_metric(options, trainer.args), set_names(trainer.eval_dataset))
+    recipe = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,)
+    if not (tunes_itself(type(lr_scale.innermost(trainer.optimizer))) or tunes_itself(recipe[0])):
+        lr_scale.refuse_when_built(trainer, NAME)
     if options.controller == "rollback" and trainer.is_deepspeed_enabled:
         raise PluginError(
             f"{NAME}: controller=rollback does not work with DeepSpeed, whose next step would undo it from its own "
@@ -393,11 +389,6 @@ def refuse_unsupported(options: AdaptiveLR, trainer: Any) -> None:
         raise PluginError(
             f"{NAME}: the script adds an AdaptiveLRCallback itself, so the technique would act twice. Keep one."
         )
-
-
-def _tunes_itself(optimizer: Any) -> bool:
-    name = type(lr_scale.innermost(optimizer)).__name__.lower().replace("_", "")
-    return any(word in name for word in SELF_TUNING_OPTIMIZERS)
 
 
 def _world_size() -> int:

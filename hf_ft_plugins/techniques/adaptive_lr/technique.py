@@ -33,11 +33,11 @@ class AdaptiveLR(Technique):
     )
     metric: str | None = option(
         None,
-        help="what to watch; default metric_for_best_model, else eval_loss, else the training loss when "
-        "nothing is evaluated ('loss' asks for that)",
+        help="what to watch; default metric_for_best_model, else eval_loss, else the training loss when nothing is "
+        "evaluated ('loss' asks for that); of several evaluation sets, eval_SET_METRIC",
     )
     greater_is_better: bool | None = option(
-        None, help="direction; default that of the arguments, else inferred from the metric's name"
+        None, help="direction; default the script's own word in the arguments, else that of the metric's name"
     )
     factor: float | None = option(None, help="one cut multiplies the rate by this; default 0.3, greedy 0.9")
     patience: int | None = option(

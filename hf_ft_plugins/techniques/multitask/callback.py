@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
+from ...log_notes import log_into_last_entry
 from ..heads import base_of
 from .balancer import Balancer
 from .sampler import MultiTaskSampler
@@ -252,7 +253,7 @@ class MultiTaskCallback(TrainerCallback):
             total = sum(self._scores.values()) / len(self._scores)
             self._scores = {}
             metrics[f"eval_{SCORE}"] = total
-            self.trainer.log({f"eval_{SCORE}": total})
+            log_into_last_entry(self.trainer, {f"eval_{SCORE}": total})
 
     def _report_too_long(self) -> None:
         for split, collator in (("training", self.trainer.data_collator), ("evaluation", self.trainer.eval_collator)):

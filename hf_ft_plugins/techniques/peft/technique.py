@@ -117,7 +117,14 @@ class Peft(Technique):
             callbacks.append(ExportCallback(self.export, mutates=self.method in MUTATING))
         return callbacks
 
+    @property
+    def _second_rate(self) -> float:
+        """LoRA+'s ratio; 1.0 without it."""
+        ratio = LORAPLUS_RATIO if self.loraplus_ratio is None and self.method == "loraplus" else self.loraplus_ratio
+        return 1.0 if ratio is None else ratio
+
     def ft_trainer(self, trainer: Any) -> None:
+        from ... import lr_scale
         from .folders import load_weights
         from .names import MUTATING
 
@@ -127,6 +134,8 @@ class Peft(Technique):
                 f"{type(trainer).__name__} without ref_model= takes them for its reference. Pass a ref_model, or use "
                 "method=lora."
             )
+        if self._second_rate != 1.0:
+            lr_scale.refuse_when_built(trainer, self.name, by_group=True)
         if self.adapter is not None:
             load_weights(trainer.model, Path(self.adapter))
         elif self.method == "eva":
@@ -141,9 +150,8 @@ class Peft(Technique):
     def ft_param_groups(self, trainer: Any, model: Any) -> None:
         from .optim import loraplus
 
-        ratio = LORAPLUS_RATIO if self.loraplus_ratio is None and self.method == "loraplus" else self.loraplus_ratio
-        if ratio not in (None, 1.0):
-            loraplus(trainer.optimizer, model, ratio)
+        if self._second_rate != 1.0:
+            loraplus(trainer.optimizer, model, self._second_rate)
 
     # ---- what the options mean for a model ----
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Subset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
+from ...log_notes import log_into_last_entry
 from ..heads import Kind, base_of, output_layers
 from . import calibration, report
 from .calibration import Calibration
@@ -77,8 +78,7 @@ def finish(options: Any, trainer: Any, kind: Kind) -> None:
         base_of(trainer.model).config.update({CONFIG_KEY: found.as_config(folded)})
         predictions = predictions / (found.temperature if folded else 1.0)
         entry = {"temperature": found.temperature, "ece_before": found.ece_before, "ece": found.ece}
-        # Trainer's own method: TRL's overrides empty their running averages into whatever is logged next.
-        Trainer.log(trainer, {f"{name}/{key}": value for key, value in entry.items()})
+        log_into_last_entry(trainer, {f"{name}/{key}": value for key, value in entry.items()})
     if trainer.is_world_process_zero():
         names = report.class_names(base_of(trainer.model).config)
         folder = report.write(

@@ -76,10 +76,20 @@ class Transfer(Technique):
         if self.freeze:
             logger.info("%s: frozen for good: %s", self.name, ", ".join(freeze(model, *self.freeze)))
 
+    @property
+    def scales_rates(self) -> bool:
+        return self.layer_decay < 1 or self.strategy != "full"
+
+    def ft_trainer(self, trainer: Any) -> None:
+        from ... import lr_scale
+
+        if self.scales_rates:
+            lr_scale.refuse_when_built(trainer, self.name, by_group=True)
+
     def ft_param_groups(self, model: Any, trainer: Any) -> None:
         from .layers import groups_of, layerwise_lr
 
-        if self.layer_decay < 1 or self.strategy != "full":
+        if self.scales_rates:
             layerwise_lr(trainer.optimizer, model, self.layer_decay, groups=groups_of(model, by_layer=self.by_layer))
 
     def ft_callbacks(self) -> list[Any]:

@@ -19,6 +19,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
+from ...log_notes import add_note
 from ..heads import IGNORED, base_of, head_names
 from .layers import HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import NotCacheable, fit_probe
@@ -87,6 +88,7 @@ class GradualUnfreezing(TrainerCallback):
         self.probe_steps = probe_steps
         self.by_layer = by_layer
         self.cached = False
+        self.log_notes: dict[str, Any] = {}
         self._trainer: Any = None
         self._groups: list[LayerGroup] = []
         self._learns: dict[str, torch.nn.Parameter] = {}
@@ -102,10 +104,11 @@ class GradualUnfreezing(TrainerCallback):
         return vars(self) | {"_trainer": None, "_hook": None, "_learns": {}}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cached": self.cached}
+        return {"cached": self.cached, "log_notes": dict(self.log_notes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.cached = bool(state["cached"])
+        self.log_notes = dict(state.get("log_notes", {}))
 
     # ---- the run ----
 
@@ -235,9 +238,8 @@ class GradualUnfreezing(TrainerCallback):
             named = dict(base_of(model).named_parameters())
             for name in head_names(model):
                 dist.broadcast(named[name].data, src=0)
-        self._trainer.log(
-            {f"{NAME}/probe_loss": losses[-1], f"{NAME}/probe_runtime": round(time.perf_counter() - began, 3)}
-        )
+        seconds = round(time.perf_counter() - began, 3)
+        add_note(self.log_notes, {f"{NAME}/probe_loss": losses[-1], f"{NAME}/probe_runtime": seconds})
         return True
 
     def _loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

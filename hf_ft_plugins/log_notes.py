@@ -1,0 +1,96 @@
+"""What parts have to tell in the log, without entries of their own.
+
+Scripts index `trainer.state.log_history` (`[-2]` after an evaluation, `[-1]` after training), and their own `log()`
+sees every entry, so a technique adds none. It puts what it decided into its part's `log_notes`, a dict of JSON values,
+and the next thing that is logged takes it along: a training log, an evaluation's, or the summary at the end. A part
+keeps its notes in its state, so that a resumed run logs what the run that never stopped would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+STEP = "step"
+
+
+def add_note(notes: dict[str, Any], note: dict[str, Any]) -> None:
+    """Join `note` to the `notes` that are waiting: of two texts of one key both stay, of two numbers the later one.
+
+    Where reasons (`NAME/reason`) are joined, each says its step (`NAME/step`) first.
+    """
+    for key, value in note.items():
+        waiting = notes.get(key)
+        if not (isinstance(value, str) and isinstance(waiting, str)):
+            continue
+        prefix, _, name = key.rpartition("/")
+        step = f"{prefix}/{STEP}"
+        if name == "reason" and step in note:
+            first = waiting if waiting.startswith("step ") else f"step {notes[step]}: {waiting}"
+            note = {**note, key: f"{first}; step {note[step]}: {value}"}
+        else:
+            note = {**note, key: f"{waiting}, {value}"}
+    notes.update(note)
+
+
+def taken_notes(parts: Iterable[Any]) -> dict[str, Any]:
+    """All notes of these parts, which have none any more."""
+    taken: dict[str, Any] = {}
+    for part in parts:
+        notes = getattr(part, "log_notes", None)
+        if notes:
+            taken.update(notes)
+            notes.clear()
+    return taken
+
+
+def log_into_last_entry(trainer: Any, values: dict[str, Any]) -> None:
+    """Log what belongs to the latest entry but is known only after it: it passes the script's own `log()` and the
+    trackers, and stands in that entry; the history gets no further one."""
+    history = trainer.state.log_history
+    entries = len(history)
+    waiting = [part.log_notes for part in getattr(trainer, "_ft_parts", {}).values() if hasattr(part, "log_notes")]
+    kept = [dict(notes) for notes in waiting]
+    for notes in waiting:
+        notes.clear()
+    trainer.log(dict(values))
+    for notes, old in zip(waiting, kept, strict=True):
+        notes.update(old)
+    if 0 < entries < len(history):
+        added = [history.pop() for _ in range(len(history) - entries)]
+        late = {key: value for entry in reversed(added) for key, value in entry.items() if key in values}
+        add_note(history[-1], late)
+
+
+def tell_at_the_end(trainer: Any, state: Any, notes: dict[str, Any]) -> None:
+    """Tell what is left when nothing will be logged any more; `trainer` is None where a callback does not know it."""
+    left = dict(notes)
+    notes.clear()
+    if left and trainer is not None:
+        log_into_last_entry(trainer, left)
+    elif left and state.log_history:
+        add_note(state.log_history[-1], left)
+
+
+class StockLog:
+    """Puts notes into the entries of a Trainer that is no host, in a callback's `on_log`.
+
+    An evaluation's dict, and the summary's, is what the script gets as metrics, too: `untell` takes the notes out of it
+    again, in the events that follow (`on_evaluate`, `on_train_end`).
+    """
+
+    def __init__(self) -> None:
+        self._logs: dict[str, Any] = {}
+        self._told: dict[str, Any] = {}
+
+    def tell(self, notes: dict[str, Any], logs: dict[str, Any], state: Any) -> None:
+        self.untell()
+        self._logs, self._told = logs, dict(notes)
+        logs.update(notes)
+        state.log_history[-1].update(notes)
+        notes.clear()
+
+    def untell(self) -> None:
+        for key in self._told:
+            self._logs.pop(key, None)
+        self._logs, self._told = {}, {}

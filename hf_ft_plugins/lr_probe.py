@@ -1,0 +1,211 @@
+"""Does a factor on `group["lr"]` reach the weights? Tried on a twin of the optimizer that holds a few small tensors.
+
+Most optimizers read the rate of a parameter group in every step. Some compute a rate of their own (Adafactor with a
+relative step), read it once (Rprop), keep what they were given when they were made, or search for a step (L-BFGS with a
+line search): there a factor changes the log and nothing else. The twin is stepped a few times, once with the plain rate
+and once with a tenth of it from some step on; if the weights go the same way, no factor acts.
+
+Nothing of the real optimizer is stepped, changed or copied but its settings, and no random number is drawn from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import types
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+RATE, FACTOR = 1e-2, 0.1
+# A step is needed in which state is made from the first rate, one in which the next rate is computed, one to look at.
+PLAIN_STEPS, SCALED_STEPS = 2, 3
+# Of the movement with the plain rate: a factor of a tenth that changes less does not act.
+LEAST_CHANGE = 0.02
+SIDE = 16  # of the small tensors, in each dimension
+# What a twin may share with the original: it holds no weights, or is asked by them alone.
+SHARED = (
+    *(bool, int, float, complex, str, bytes, enum.Enum, type, types.BuiltinFunctionType),
+    *(torch.dtype, torch.device, torch.layout, type(None)),
+)
+SHARED_BY_NAME = ("GlobalOptimManager", "GlobalPageManager")  # of bitsandbytes
+HEAP_TYPE = 1 << 9  # of a class made by Python code
+
+
+class Unprobed(Exception):
+    """Nothing can be said of this optimizer; the text says why."""
+
+
+class Unequal(Exception):
+    """The optimizer's step fails where some of its groups have another rate than the others; the text is its own."""
+
+
+def deaf_groups(optimizer: torch.optim.Optimizer, scaled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the groups `scaled`, the optimizer's own, whose weights move as before when their rate is another.
+
+    Raises:
+        Unprobed: the optimizer cannot be tried without its weights.
+        Unequal: see there.
+    """
+    with _undisturbed(optimizer):
+        plain = _movements(optimizer, scaled, 1.0)
+        try:
+            other = _movements(optimizer, scaled, FACTOR)
+        except Unprobed as failed:
+            if len(scaled) < len(optimizer.param_groups):
+                raise Unequal(str(failed)) from failed
+            raise
+    deaf = []
+    for group, first, second in zip(scaled, plain, other, strict=True):
+        largest = max(first.abs().max().item(), second.abs().max().item())
+        if not largest > 0:
+            raise Unprobed("its step moves no weights")
+        if (first - second).abs().max().item() <= LEAST_CHANGE * largest:
+            deaf.append(group)
+    return deaf
+
+
+@contextlib.contextmanager
+def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    devices = {weight.device for group in optimizer.param_groups for weight in group["params"]}
+    with torch.random.fork_rng([device for device in devices if device.type == "cuda"]), torch.enable_grad():
+        yield
+
+
+def _movements(optimizer: torch.optim.Optimizer, scaled: list[dict[str, Any]], factor: float) -> list[torch.Tensor]:
+    """Where the last of a few steps moves one small weight of each group, the rate times `factor` from the third on."""
+    twins = Twins(optimizer)
+    groups = [(twins.of(group), any(group is one for one in scaled)) for group in optimizer.param_groups]
+    weights = [twins.weight(group) for group in scaled]
+    before: list[torch.Tensor] = []
+    try:
+        for step in range(PLAIN_STEPS + SCALED_STEPS):
+            before = [weight.detach().clone() for weight in weights]
+            for group, is_scaled in groups:
+                _set_rate(group, RATE * (factor if is_scaled and step >= PLAIN_STEPS else 1.0))
+                for parameter in group["params"]:
+                    parameter.grad = _gradient(parameter, step, twins.sparse)
+            # One that evaluates the model again gets a loss that says nothing new.
+            twins.optimizer.step(lambda: 0.0) if twins.wants_closure else twins.optimizer.step()
+    except Exception as error:
+        raise Unprobed(f"its step fails on a small copy: {type(error).__name__}: {error}") from error
+    return [weight.detach() - old for weight, old in zip(weights, before, strict=True)]
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    given = group.get("lr")
+    if isinstance(given, torch.Tensor):
+        group["lr"] = torch.full_like(given, rate)
+    elif given is not None:
+        group["lr"] = rate
+
+
+def _gradient(parameter: torch.Tensor, step: int, sparse: bool) -> torch.Tensor:
+    places = torch.arange(parameter.numel(), dtype=torch.float32, device=parameter.device)
+    gradient = (torch.cos(places * 1.7 + step * 0.3) + 0.1).reshape(parameter.shape)
+    return gradient.to_sparse(1) if sparse else gradient
+
+
+class Twins:
+    """A copy of an optimizer, of what it holds and of optimizers in it, with one small weight for each group."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        name = type(optimizer).__name__
+        self.sparse = name == "SparseAdam"
+        self.wants_closure = name == "LBFGS"
+        self._known: dict[int, Any] = {}
+        self._kept: list[Any] = []
+        # Weights before all else, so that lists of them, wherever they are kept, hold the small ones.
+        self._weights = {id(one): one for held in optimizer.param_groups for one in held["params"]}
+        self.optimizer = self._optimizer(optimizer)
+        # Schedule-free optimizers step in one of two modes.
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+
+    def of(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The twin of one of the optimizer's groups."""
+        return self._known[id(group)]
+
+    def weight(self, group: dict[str, Any]) -> torch.Tensor:
+        """The small weight that stands for a group's."""
+        weights = self.of(group)["params"]
+        if not weights:
+            raise Unprobed("one of its groups holds no weights")
+        return weights[0]
+
+    def _optimizer(self, original: torch.optim.Optimizer) -> Any:
+        twin = object.__new__(type(original))
+        self._known[id(original)] = twin
+        for key, value in vars(original).items():
+            if key.endswith("_hooks"):
+                setattr(twin, key, type(value)())
+            elif key == "state":
+                twin.state = defaultdict(dict)
+            # What schedulers put in its place counts steps.
+            elif key != "step":
+                setattr(twin, key, self._copied(value))
+        return twin
+
+    def _copied(self, value: Any) -> Any:
+        if id(value) in self._known:
+            return self._known[id(value)]
+        copy = self._new(value)
+        self._known[id(value)] = copy
+        self._kept.append(value)
+        return copy
+
+    def _new(self, value: Any) -> Any:
+        if isinstance(value, torch.optim.Optimizer):
+            return self._optimizer(value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, dict):
+            copy = value.copy()
+            self._known[id(value)] = copy
+            copy.clear()
+            for key, item in value.items():
+                copy[self._copied(key)] = self._group_weights(item) if key == "params" else self._copied(item)
+            return copy
+        if isinstance(value, list | tuple | set | frozenset):
+            items = [self._copied(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, types.MethodType) and id(value.__self__) in self._known:
+            return types.MethodType(value.__func__, self._known[id(value.__self__)])
+        plain_function = isinstance(value, types.FunctionType) and value.__closure__ is None
+        if plain_function or isinstance(value, SHARED) or type(value).__name__ in SHARED_BY_NAME:
+            return value
+        if isinstance(value, torch.nn.Module) or not _is_plain(value):
+            raise Unprobed(f"it holds a {type(value).__name__}")
+        copy = object.__new__(type(value))
+        self._known[id(value)] = copy
+        vars(copy).update({key: self._copied(item) for key, item in vars(value).items()})
+        return copy
+
+    def _group_weights(self, weights: Any) -> Any:
+        """One of a group's weights stands for all."""
+        if not isinstance(weights, list):
+            return self._copied(weights)
+        return [self._copied(one) for one in [one for one in weights if one.numel()][:1]]
+
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        if id(value) not in self._weights:
+            if value.numel() > SIDE**2:
+                raise Unprobed("it holds large tensors that are no weights")
+            return value.detach().clone()
+        if value.is_meta:
+            raise Unprobed("its weights are not loaded")
+        shape = [min(side, SIDE) for side in value.shape]
+        places = torch.arange(torch.Size(shape).numel(), dtype=torch.float32, device=value.device)
+        return torch.nn.Parameter((0.5 + 0.1 * torch.sin(places)).reshape(shape))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an object is its attributes and nothing else."""
+    kinds = type(value).__mro__[:-1]
+    return (
+        hasattr(value, "__dict__")
+        and type(value).__reduce_ex__ is object.__reduce_ex__
+        and all(kind.__flags__ & HEAP_TYPE and "__slots__" not in vars(kind) for kind in kinds)
+    )
