@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from ...errors import PluginError
 from ...metrics import greater_is_better
-from ..heads import Kind
+from ..labels import Kind
 from .metrics import BEST_METRIC, TaskMetrics
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback
 
-from ..heads import Kind, base_of, output_layers
+from ..heads import base_of, output_layers
+from ..labels import Kind
 from . import calibration, report
 from .calibration import Calibration
 from .metrics import evaluate, flat_predictions

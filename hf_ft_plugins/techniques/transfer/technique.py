@@ -63,18 +63,28 @@ class Transfer(Technique):
     def by_layer(self) -> bool:
         return self.layer_decay < 1 or self.strategy == "gradual"
 
-    def ft_model(self, model: Any, train_dataset: Any, args: Any) -> None:
-        from ..heads import base_of, fit_head, labels_of
+    def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
+        from ..heads import base_of, fit_head, labels_of, other_labels
         from .layers import freeze
 
         # A model of several tasks has heads by its config.
-        fits = self.new_head and not getattr(base_of(model), "labels_in_config", False)
-        labels = labels_of(train_dataset, self.name) if fits else None
-        if labels is not None and hasattr(getattr(model, "config", None), "num_labels"):
-            report = fit_head(model, labels, self.name, args.seed)
-            logger.info("%s: %s", self.name, report)
+        several = getattr(base_of(model), "labels_in_config", False)
+        if self.new_head and not several and hasattr(getattr(model, "config", None), "num_labels"):
+            why = other_labels(model)
+            if why is not None:
+                logger.info("%s: the head of a %s stays: %s.", self.name, type(base_of(model)).__name__, why)
+            else:
+                names = args.label_names or ()
+                labels = labels_of(train_dataset, self.name, model, label_names=names, first_batches=first_batches)
+                if labels is not None:
+                    fit_head(model, labels, self.name, args.seed).log(self.name)
         if self.freeze:
             logger.info("%s: frozen for good: %s", self.name, ", ".join(freeze(model, *self.freeze)))
+
+    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+        from ..heads import labels_as_numbers
+
+        return labels_as_numbers(trainer.model, inputs)
 
     def ft_param_groups(self, model: Any, trainer: Any) -> None:
         from .layers import groups_of, layerwise_lr

@@ -19,7 +19,8 @@ from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ..heads import IGNORED, base_of, head_names
+from ..heads import base_of, head_names
+from ..labels import IGNORED
 from .layers import HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import NotCacheable, fit_probe
 
