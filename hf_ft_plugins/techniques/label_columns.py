@@ -27,7 +27,7 @@ def columns_of(dataset: Any) -> dict[str, Any]:
     """The features of the columns that the data set gives; empty where it has none."""
     features = dict(getattr(dataset, "features", None) or {})
     shown = getattr(dataset, "format", None)
-    given = shown["columns"] if isinstance(shown, dict) and shown.get("columns") else features
+    given = (shown.get("columns") if isinstance(shown, dict) else None) or features
     return {name: feature for name, feature in features.items() if name in given}
 
 
@@ -55,9 +55,11 @@ def label_column(dataset: Any, label_names: Sequence[str] = (), given: Sequence[
 
 def collated_labels(first_batches: FirstBatches, label_names: Sequence[str] = ()) -> list[Any] | None:
     """The labels of the first rows, a number or a list each, as the collator gives them; None where it gives none."""
-    with _random_state_kept():
+    with random_state_kept():
         batches = first_batches(SHOWN)
-    found = [next((batch[name] for name in ("labels", *label_names) if name in batch), None) for batch in batches]
+    found: list[Any] = [
+        next((batch[name] for name in ("labels", *label_names) if name in batch), None) for batch in batches
+    ]
     if not found or not all(isinstance(labels, torch.Tensor) and labels.dim() for labels in found):
         return None
     return [label for labels in found for label in labels.tolist()]
@@ -81,7 +83,7 @@ def label_values(dataset: Any, column: str) -> list[Any]:
         if column not in shown or same(dataset.with_format(None)[places][column], shown[column]):
             # Reading a column as it is stored costs nothing; a transform may decode and augment a picture a row.
             return list(dataset.with_format(None)[column])
-    with _random_state_kept():
+    with random_state_kept():
         return [_plain(value) for rows in dataset.iter(batch_size=SHOWN) for value in rows[column]]
 
 
@@ -93,7 +95,7 @@ def is_transformed(dataset: Any) -> bool:
 
 def _shown(dataset: Any, places: Sequence[int] | None = None) -> dict[str, list[Any]]:
     """Rows, by default the first, as the transform gives them, by column."""
-    with _random_state_kept():
+    with random_state_kept():
         rows = dataset[list(range(min(SHOWN, len(dataset))) if places is None else places)]
     return {name: [_plain(value) for value in values] for name, values in rows.items()}
 
@@ -116,7 +118,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
     """What a transform or a collator draws, it draws again in the run."""
     others = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

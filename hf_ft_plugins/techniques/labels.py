@@ -85,7 +85,7 @@ class _Said:
 
     @classmethod
     def by(cls, model: Any) -> _Said:
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         if not hasattr(config, "num_labels"):
             return cls()
         names, kind = names_in(config), PROBLEM_TYPES.get(config.problem_type or "")

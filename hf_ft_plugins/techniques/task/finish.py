@@ -56,6 +56,9 @@ def finish(options: Any, trainer: Any, kind: Kind) -> None:
         logger.warning("%s: no evaluation set with a length, so neither calibration nor report.", name)
         return
     predictions, label_ids = predict(trainer, dataset)
+    if label_ids is None:
+        logger.warning("%s: the evaluation set has no labels, so neither calibration nor report.", name)
+        return
     if not np.isfinite(predictions).all():
         logger.warning("%s: the model predicts NaN or infinity, so neither calibration nor report.", name)
         return
@@ -90,13 +93,14 @@ def finish(options: Any, trainer: Any, kind: Kind) -> None:
         logger.info("%s: %s; report in %s", name, ", ".join(f"{k} {v:.4g}" for k, v in shown.items()), folder)
 
 
-def predict(trainer: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of every row in the order of the rows, equal on every rank."""
+def predict(trainer: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits and labels of every row in the order of the rows, equal on every rank; None where there are no labels."""
     with _plainly(trainer):
         loader = trainer.get_test_dataloader(dataset)
         output = trainer.evaluation_loop(loader, "Calibration", prediction_loss_only=False, metric_key_prefix="task")
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    return np.asarray(logits, dtype=np.float64), np.asarray(output.label_ids)
+    labels = None if output.label_ids is None else np.asarray(output.label_ids)
+    return np.asarray(logits, dtype=np.float64), labels
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import PluginError
 from ..class_names import are_placeholders, match
 from ..heads import base_of, head_names
-from ..label_columns import FirstBatches, collated_labels, columns_of, is_transformed, label_values
+from ..label_columns import FirstBatches, collated_labels, columns_of, is_transformed, label_values, random_state_kept
 from ..labels import IGNORED, PROBLEM_TYPES, Kind, Labels, classifies_tokens, labels_of, other_labels
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,15 @@ def read_labels(
     return labels
 
 
+def has_no_labels(dataset: Any, trainer: Any) -> bool:
+    """Whether Trainer evaluates the rows without labels, as those of a test set may be; the first is looked at."""
+    if not hasattr(dataset, "select") or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        return False
+    with random_state_kept():
+        first = next(iter(trainer.feature_batches(dataset.select(range(1)))))
+    return any(first.get(name) is None for name in trainer.label_names)
+
+
 def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_batches: FirstBatches) -> None:
     """Say by the first rows what the data set does not tell: the problem type, as transformers' loss would; or that
     there are no labels.
@@ -85,10 +94,12 @@ def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_
     given, columns, base = collated_labels(first_batches, args.label_names or ()), columns_of(dataset), base_of(model)
     if given is None:
         if columns and type(base).__module__.startswith("transformers."):
+            read = inspect.signature(base.forward).parameters
+            column = next((name for name in columns if name not in read), "...")
             raise PluginError(
                 f"{technique}: the training rows have no labels as they reach the model; their columns are "
-                f"{', '.join(columns)}. Name the column of labels so: dataset.rename_column({next(iter(columns))!r}, "
-                "'labels'), or have the collator give labels."
+                f"{', '.join(columns)}. Name the column of labels so: dataset.rename_column({column!r}, 'labels'), or "
+                "have the collator give labels."
             )
         return
     fractional = any(isinstance(value, float) for row in given for value in (row if isinstance(row, list) else [row]))
