@@ -102,19 +102,21 @@ class _Said:
 
 def classifies_tokens(model: Any) -> bool:
     """Whether each token has a label."""
-    return any(name.endswith("ForTokenClassification") for name in _class_names(model))
+    return any(cls.__name__.endswith("ForTokenClassification") for cls in type(bare(model)).__mro__)
 
 
 def other_labels(model: Any) -> str | None:
-    """Why the model's labels say nothing of its head, where it is one of transformers'; None where they do."""
-    name = next((name for name in _class_names(model, "transformers.") if "For" in name), None)
-    if name is None or "Token" in name or any(f"{what}Classification" in name for what in CLASSIFIERS):
+    """Why the model's labels say nothing of its head's outputs; None where they do, or the head is the script's own."""
+    classes = type(bare(model)).__mro__
+    library = next((cls for cls in classes if cls.__module__.startswith("transformers.")), None)
+    if library is None:
         return None
+    name = library.__name__
+    if "Token" in name or any(f"{what}Classification" in name for what in CLASSIFIERS):
+        return None
+    if library is not classes[0] and not any(part in name for part in ("For", "LM", "Heads")):
+        return None  # A head of the script's own on transformers' base model.
     return next((why for part, why in OTHER_LABELS.items() if part in name), "its labels are no classes of its head")
-
-
-def _class_names(model: Any, package: str = "") -> list[str]:
-    return [cls.__name__ for cls in type(bare(model)).__mro__ if cls.__module__.startswith(package)]
 
 
 def labels_of(

@@ -28,6 +28,8 @@ TOKENS = 2048  # where these are the examples
 READ_TWICE = 4  # batches
 STIRRED = 0.1
 
+Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+
 
 class NotCacheable(PluginError):
     """The features cannot be computed once; the message says why."""
@@ -37,7 +39,7 @@ def fit_probe(
     model: Any,
     batches: Iterable[dict[str, torch.Tensor]],
     *,
-    loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None = None,
+    loss: Loss | None = None,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     steps: int = 1000,
@@ -66,7 +68,7 @@ def fit_probe(
         torch.manual_seed(seed)
         model.train(False)
         try:
-            features = _Features.of(model, backbone, batches)
+            features = _Features.of(model, backbone, batches, loss or _own_loss)
             model.train()
             backbone.train(False)
             return _fitted(model, backbone, features, loss or _own_loss, learning_rate, weight_decay, steps)
@@ -82,7 +84,7 @@ def _fitted(
     model: Any,
     backbone: Any,
     features: _Features,
-    loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
+    loss: Loss,
     learning_rate: float,
     weight_decay: float,
     steps: int,
@@ -135,7 +137,7 @@ class _Features:
         return len(self._labels)
 
     @classmethod
-    def of(cls, model: Any, backbone: Any, batches: Iterable[dict[str, torch.Tensor]]) -> _Features:
+    def of(cls, model: Any, backbone: Any, batches: Iterable[dict[str, torch.Tensor]], loss: Loss) -> _Features:
         read: dict[str, list[torch.Tensor]] = {}
         labels: list[torch.Tensor] = []
         first_output, reading, used, examples = None, _Reading({}, False), 0, 0
@@ -147,7 +149,8 @@ class _Features:
                 output, logits = _output(model, backbone, batch)
                 _refuse_not_finite(output, examples)
                 if first_output is None:
-                    first_output, reading = output, _what_the_head_reads(model, backbone, batch, output, logits)
+                    first_output = output
+                    reading = _what_the_head_reads(model, backbone, batch, output, logits, loss)
                     read = {name: [] for name in reading.cuts}
                 # A head that reads the padding mask shows it only where there is padding.
                 reading.check(model, backbone, batch, output, logits)
@@ -265,25 +268,39 @@ class _Reading:
         fed = self.cut(output, labels)
         if self.of_tokens:
             expected = expected[labels != IGNORED][:, None]
-        size = len(expected)
-        if not size:
+        if not len(expected):
             return
-        if any(len(part) != size for part in fed.values()):
+        if any(len(part) != len(expected) for part in fed.values()):
             raise NotCacheable("the head reads several rows of features for an example")
-        try:
-            with torch.no_grad(), _answering(backbone, _like(output, fed, size)):
-                given = model()["logits"]
-        except Exception as error:
-            # Whatever it is, the head asked for something that is not there.
-            raise NotCacheable(f"the head reads more than the backbone's output ({error})") from error
+        with self._fed(backbone, output, fed):
+            given = model()["logits"]
         near = max(1e-5, 4 * torch.finfo(expected.dtype).eps)
         scale = float(expected.abs().max())
         if given.shape != expected.shape or not torch.allclose(given, expected, rtol=near, atol=near * scale):
             raise NotCacheable("the head reads more than the backbone's output, such as the padding mask")
 
+    def check_loss(self, model: Any, backbone: Any, batch: dict[str, torch.Tensor], output: Any, loss: Loss) -> None:
+        """The same of the loss, which may look at the places of labels, as one that shifts them does."""
+        with torch.no_grad():
+            expected = float(loss(model, dict(batch)))
+        with self._fed(backbone, output, self.cut(output, batch["labels"])):
+            given = float(loss(model, {"labels": self.labels(batch["labels"])}))
+        if not abs(given - expected) <= 1e-2 * abs(expected):
+            raise NotCacheable("the loss reads more than the head's output and the labels")
+
+    @contextlib.contextmanager
+    def _fed(self, backbone: Any, output: Any, fed: dict[str, torch.Tensor]) -> Iterator[None]:
+        size = len(next(iter(fed.values())))
+        try:
+            with torch.no_grad(), _answering(backbone, _like(output, fed, size)):
+                yield
+        except Exception as error:
+            # Whatever it is, the head asked for something that is not there.
+            raise NotCacheable(f"the head reads more than the backbone's output ({error})") from error
+
 
 def _what_the_head_reads(
-    model: Any, backbone: Any, batch: dict[str, torch.Tensor], output: Any, logits: torch.Tensor
+    model: Any, backbone: Any, batch: dict[str, torch.Tensor], output: Any, logits: torch.Tensor, loss: Loss
 ) -> _Reading:
     """Raises `NotCacheable` where the logits are not the same when the head is fed these alone."""
     leaves = {
@@ -307,8 +324,12 @@ def _what_the_head_reads(
         tokens = _Reading(cuts, of_tokens=True)
         with contextlib.suppress(NotCacheable):  # Then it looks at whole sequences.
             tokens.check(model, backbone, batch, output, logits)
+            tokens.check_loss(model, backbone, batch, output, loss)
             return tokens
-    return _Reading(cuts, of_tokens=False)
+    sequences = _Reading(cuts, of_tokens=False)
+    sequences.check(model, backbone, batch, output, logits)
+    sequences.check_loss(model, backbone, batch, output, loss)
+    return sequences
 
 
 def _refuse_not_finite(output: Any, before: int) -> None:
