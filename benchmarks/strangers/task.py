@@ -308,15 +308,8 @@ def situations() -> list[Situation]:
     for name, (config, labels, feature, mend) in UNFIT.items():
         made.append(Situation("labels that do not fit", name, partial(unfit, config, labels, feature), mend))
     three = ("O", "B-PER", "B-LOC")
-    for case, names in {
-        "-100": None,
-        "turned round": three[::-1],
-        "abbreviated": ("O", "B-PERSON", "B-LOCATION"),
-    }.items():
-        ours = ("O", "B-PER", "B-LOC") if case != "abbreviated" else three
-        if case == "abbreviated":
-            names, ours = ("O", "B-PER", "B-LOC"), ("O", "B-PER", "B-LOC")
-        made.append(Situation("tokens", case, partial(tokens, names, ours)))
+    for case, names in {"-100": None, "named": three, "turned round": three[::-1]}.items():
+        made.append(Situation("tokens", case, partial(tokens, names, three)))
     for case in NAMES:
         for spec in (SPEC, "transfer:strategy=full,layer_decay=1"):
             made.append(

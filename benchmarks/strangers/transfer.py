@@ -233,8 +233,6 @@ def head_of_zeros() -> None:
 
 def tokens_of_any_length() -> None:
     """Sentences of different lengths: the probe's first loss is the model's own over all tokens."""
-    from transformers import DataCollatorForTokenClassification  # noqa: F401  (the collator whose padding this is)
-
     from hf_ft_plugins.techniques.transfer import fit_probe
 
     model, batches = model_of("BertForTokenClassification").eval(), []

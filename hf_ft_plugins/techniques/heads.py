@@ -216,8 +216,8 @@ def _change_rows(base: Any, path: str, rows: Sequence[int | None], seed: int) ->
 def labels_as_numbers(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
     """A loss is computed inside: the batch's labels get the type that the loss of the config's problem type takes.
 
-    Whole numbers and truth values (ratings, 0 and 1) become float32 for a regression or several labels, and fractional
-    ones, such as 1.0, int64 for classes; transformers' losses fail on them.
+    Whole numbers and truth values (ratings, 0 and 1) become float32 for a regression or several labels; truth values
+    and fractional numbers, such as 1.0, int64 for classes. transformers' losses fail on them.
     """
     problem_type = getattr(getattr(base_of(model), "config", None), "problem_type", None)
     labels = inputs.get("labels")
@@ -225,6 +225,6 @@ def labels_as_numbers(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
         floating = labels.is_floating_point()
         if problem_type in ("regression", "multi_label_classification") and not floating:
             inputs["labels"] = labels.float()
-        elif problem_type == "single_label_classification" and floating and labels.dim() == 1:
+        elif problem_type == "single_label_classification" and labels.dim() == 1:
             inputs["labels"] = labels.long()
     yield

@@ -69,6 +69,12 @@ class Transfer(Technique):
         return 0.5 if self.strategy == "gradual" else 0.2
 
     @property
+    def short_run(self) -> int:
+        """Fewer steps are too few for a head to learn alone; 0 where the options say how it is to learn."""
+        asked = self.unfrozen_at is not None or self.probe_learning_rate is not None or self.cache_features == "never"
+        return 0 if asked else SHORT_RUN
+
+    @property
     def decay(self) -> float:
         return 0.8 if self.layer_decay is None else self.layer_decay
 
@@ -126,7 +132,7 @@ class Transfer(Technique):
                 probe_learning_rate=self.probe_learning_rate,
                 cache_features=self.cache_features,
                 probe_steps=self.probe_steps,
-                short_run=SHORT_RUN if self.unfrozen_at is None else 0,
+                short_run=self.short_run,
                 flat_if_short=self.layer_decay is None,
                 by_layer=self.by_layer,
             )
@@ -150,5 +156,5 @@ class Transfer(Technique):
 
         groups = [group for group in trainer.optimizer.param_groups if MARK in group]
         factors = [lr_scale.scale_of(group) for group in groups]
-        falling = self.layer_decay is not None or trainer.state.max_steps >= SHORT_RUN
+        falling = self.layer_decay is not None or trainer.state.max_steps >= self.short_run
         return len({group[MARK] for group in groups}) > 2 and (factors[0] > factors[-1] or not falling)

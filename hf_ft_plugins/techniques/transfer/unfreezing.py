@@ -178,8 +178,8 @@ class GradualUnfreezing(TrainerCallback):
         flat = self.flat_if_short and self._is_short(state) and self.strategy in ("lpft", "full")
         if self._is_short(state) and (flat or self.strategy == "lpft"):
             logger.warning(
-                "%s: %d steps are too few for a head to learn alone or layers to learn slowly, so all layers learn from "
-                "the first%s. unfrozen_at=... and layer_decay=... decide otherwise.",
+                "%s: %d steps are too few for a head to learn alone or layers to learn slowly, so all layers learn "
+                "from the first%s. unfrozen_at=... and layer_decay=... decide otherwise.",
                 NAME,
                 state.max_steps,
                 ", at one rate" if flat else "",
