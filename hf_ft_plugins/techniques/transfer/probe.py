@@ -319,6 +319,8 @@ def _what_the_head_reads(
             continue
         only_first = value.dim() == 3 and not gradient[:, 1:].any()
         cuts[name] = 1 if only_first else 0
+    if not cuts:
+        raise NotCacheable("the head reads none of the backbone's named outputs, such as the states of all layers")
     labels = batch["labels"]
     if labels.dim() == 2 and all(output[name].shape[:2] == labels.shape == logits.shape[:2] for name in cuts):
         tokens = _Reading(cuts, of_tokens=True)
