@@ -1,6 +1,6 @@
-"""What a data set's labels say about a model's head, and a head that fits them. Used by `transfer` and `task`.
+"""A model's head, and one that fits a data set's labels. Used by `transfer` and `task`.
 
-    labels = labels_of(train_dataset, "transfer")
+    labels = labels_of(train_dataset, "transfer", model)
     print(fit_head(model, labels, "transfer"))
 
 Errors name the technique that asks.
@@ -8,134 +8,62 @@ Errors name the technique that asks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from ..errors import PluginError
+from ..models.inputs import bare
+from .class_names import are_placeholders, match, names_in
+from .labels import IGNORED as IGNORED
+from .labels import Kind as Kind
+from .labels import Labels, classifies_tokens, other_labels
+from .labels import labels_of as labels_of
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["single_label", "multi_label", "regression", "token"]
-LABEL_COLUMNS = ("labels", "label")
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The labels of a data set.
-
-    Attributes:
-        column: where they stand.
-        kind: one class a row, several, numbers, or one class a token.
-        names: of the classes, in the order of their numbers; of a regression, one name a target.
-        values: of `single_label`, the class of each row, int64 [rows]; else, and where the data is streamed, None.
-    """
-
-    column: str
-    kind: Kind
-    names: tuple[str, ...]
-    values: np.ndarray | None = None
-
-    @property
-    def problem_type(self) -> str:
-        """What transformers calls it in `config.problem_type`."""
-        return {"multi_label": "multi_label_classification", "regression": "regression"}.get(
-            self.kind, "single_label_classification"
-        )
-
-    def counts(self) -> np.ndarray:
-        """Rows of each class, int64 [classes]; single_label only."""
-        assert self.values is not None
-        return np.bincount(self.values, minlength=len(self.names))
 
 
 @dataclass(frozen=True)
 class HeadReport:
-    """What `fit_head` did, by parameters' names."""
+    """What `fit_head` did.
+
+    Attributes:
+        replaced: names of the parameters that are new, or whose rows changed.
+        classes, before: names of the outputs now, and as they were.
+        rows: of every output, the output before that its weights are taken from; None for new weights.
+    """
 
     replaced: tuple[str, ...]
     classes: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    rows: tuple[int | None, ...] = ()
 
     def __str__(self) -> str:
         if not self.replaced:
-            return f"head kept for {len(self.classes)} outputs"
-        return f"new head for {len(self.classes)} outputs: {', '.join(self.replaced)}; the rest is kept"
-
-
-def labels_of(dataset: Any, technique: str) -> Labels | None:
-    """The labels of a `datasets.Dataset`, by its features; None where it has no features or no column of labels.
-
-    A `ClassLabel` or a column of whole numbers is one class a row; a list of `ClassLabel` is one class a
-    token; a list of numbers of equal length is several classes a row; a fractional number is a regression.
-
-    Raises:
-        PluginError: rows without a label, whole numbers that do not begin at 0 or leave one out, texts.
-    """
-    features = getattr(dataset, "features", None) or {}
-    column = next((name for name in LABEL_COLUMNS if name in features), None)
-    if column is None:
-        return None
-    feature = features[column]
-    inner = getattr(feature, "feature", None)
-    if inner is not None:
-        if hasattr(inner, "names"):
-            return Labels(column, "token", tuple(inner.names))
-        width = getattr(feature, "length", -1)
-        if width <= 0 and not hasattr(dataset, "__len__"):
-            return None
-        width = width if width > 0 else len(dataset.with_format(None)[0][column])
-        if _is_fraction(inner):
-            return Labels(column, "multi_label", tuple(f"LABEL_{index}" for index in range(width)))
-        return None
-    if _is_fraction(feature):
-        return Labels(column, "regression", (column,))
-    if not hasattr(dataset, "__len__"):
-        # Streamed: only what the features say.
-        names = getattr(feature, "names", None)
-        return Labels(column, "single_label", tuple(names)) if names else None
-    values = _whole_numbers(dataset, column, technique)
-    names = getattr(feature, "names", None)
-    if names is None:
-        found = np.unique(values)
-        if not np.array_equal(found, np.arange(len(found))):
-            shown = ", ".join(map(str, found[:6]))
-            raise PluginError(
-                f"{technique}: the labels in column {column!r} are {shown}, ...; they must be 0 to classes - 1. Cast "
-                f"the column: dataset.class_encode_column({column!r})."
-            )
-        names = [f"LABEL_{index}" for index in found]
-    wrong = np.flatnonzero((values < 0) | (values >= len(names)))
-    if len(wrong):
-        raise PluginError(
-            f"{technique}: row {wrong[0]} has the label {values[wrong[0]]}, and there are {len(names)} classes "
-            f"({', '.join(names[:6])}). Drop such rows, or give the column the right ClassLabel."
+            return f"head kept for {len(self.classes)} outputs ({_shown(self.classes)})"
+        kept = sum(row is not None for row in self.rows)
+        what = "new head" if not kept else "rows put in the labels' order" if kept == len(self.rows) else "wider head"
+        return (
+            f"{what} for {len(self.classes)} outputs ({_shown(self.classes)}), before {len(self.before)} "
+            f"({_shown(self.before)}): {', '.join(self.replaced)}; the rest is kept"
         )
-    return Labels(column, "single_label", tuple(names), values)
+
+    def log(self, technique: str) -> None:
+        """A warning where something of the model was replaced."""
+        logger.log(logging.WARNING if self.replaced else logging.INFO, "%s: %s", technique, self)
 
 
-def _is_fraction(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith("float")
-
-
-def _whole_numbers(dataset: Any, column: str, technique: str) -> np.ndarray:
-    values = list(dataset.with_format(None)[column])
-    if None in values:
-        raise PluginError(f"{technique}: row {values.index(None)} has no {column!r}. Drop such rows, or label them.")
-    if isinstance(values[0], str):
-        raise PluginError(
-            f"{technique}: the column {column!r} holds texts, such as {values[0]!r}. Number them: "
-            f"dataset.class_encode_column({column!r})."
-        )
-    return np.asarray(values, dtype=np.int64)
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def base_of(model: Any) -> Any:
     """The model under a PEFT wrapper, if there is one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return bare(model)
 
 
 def backbone_of(model: Any) -> Any:
@@ -168,45 +96,82 @@ def _ids(module: Any) -> set[int]:
 def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadReport:
     """Give the model a head for these labels, in place, and its config their names and problem type.
 
-    The head is kept where it has as many outputs and the config's names are the labels' or placeholders. Otherwise each
-    linear layer outside the backbone that has an output a class is made anew; other layers of the head are kept.
+    The head is kept where it has as many outputs, and their names mean the labels' or either are placeholders
+    (`class_names`); the config's names then stay. In another order its rows are put in the labels' order; with classes
+    beside those that it had, it gets rows for them. Otherwise each linear layer outside the backbone that has an output
+    a class is made anew; other layers of the head are kept.
 
     Args:
         model: any `AutoModelFor...` with a config.
         seed: of the new weights; the global random state is left as it was.
 
     Raises:
-        PluginError: the labels need a new head, and there is no layer to replace, or it is inside an adapter.
+        PluginError: the labels need another head, and there is no layer to replace, or it is inside an adapter.
     """
     config, base = model.config, base_of(model)
-    names = dict(enumerate(labels.names))
-    outputs = len(names)
-    same_size = config.num_labels == outputs
-    placeholders = all(str(name).startswith("LABEL_") for name in config.id2label.values())
-    unnamed = all(name.startswith("LABEL_") for name in labels.names) or labels.kind == "regression"
+    before, outputs = names_in(config), len(labels.names)
+    rows = _rows(before, labels)
+    names = tuple(
+        name if row is None or _says_more(name, before[row]) else before[row]
+        for row, name in zip(rows, _said_by(labels, before), strict=True)
+    )
     replaced: list[str] = []
-    if not same_size or not (placeholders or unnamed or list(config.id2label.values()) == list(labels.names)):
-        layers = output_layers(model, config.num_labels)
-        if not layers:
-            raise PluginError(
-                f"{technique}: the data has {outputs} labels and the model, a {type(base).__name__}, "
-                f"{config.num_labels} outputs, with no linear layer outside its backbone to replace. Load it with "
-                f"AutoModelFor...Classification.from_pretrained(..., num_labels={outputs})."
-            )
-        if base is not model:
-            raise PluginError(
-                f"{technique}: the data has {outputs} labels and the model {config.num_labels} outputs, and adapters "
-                f"already. Load it with num_labels={outputs} before it gets them."
-            )
+    if list(rows) != list(range(len(before))):
+        layers = _layers_to_change(model, labels, before, rows, technique)
         for path in layers:
-            _replace(base, path, outputs, seed)
+            _change_rows(base, path, rows, seed)
             replaced += [name for name, _ in base.named_parameters() if name.startswith(f"{path}.")]
-    if not unnamed or not same_size:
-        config.id2label, config.label2id = names, {name: index for index, name in names.items()}
+    if names != before or len(config.id2label) != outputs:
+        config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
     if hasattr(base, "num_labels"):
         base.num_labels = outputs
-    config.problem_type = labels.problem_type if labels.kind != "token" else config.problem_type
-    return HeadReport(tuple(replaced), labels.names)
+    if labels.kind != "token":
+        config.problem_type = labels.problem_type
+    return HeadReport(tuple(replaced), names, before, tuple(rows))
+
+
+def _rows(before: Sequence[str], labels: Labels) -> list[int | None]:
+    """For each output that the labels ask for, the one of the head's that stands for it; None where none does."""
+    wanted, same_size = labels.names, len(before) == len(labels.names)
+    unnamed = are_placeholders(before) or are_placeholders(wanted) or labels.kind == "regression"
+    if unnamed:
+        return list(range(len(wanted))) if same_size else [None] * len(wanted)
+    places = match(wanted, before)
+    complete = None not in places if same_size else set(range(len(before))) <= set(places)
+    return places if complete else [None] * len(wanted)
+
+
+def _said_by(labels: Labels, before: Sequence[str]) -> Sequence[str]:
+    return before if are_placeholders(labels.names) and len(before) == len(labels.names) else labels.names
+
+
+def _says_more(name: str, before: str) -> bool:
+    """Whether it is the name of another class, which takes the place of the one before."""
+    return match([name], [before]) == [None]
+
+
+def _layers_to_change(
+    model: Any, labels: Labels, before: Sequence[str], rows: Sequence[int | None], technique: str
+) -> list[str]:
+    outputs = len(rows)
+    said = f"{technique}: the data has {outputs} labels ({_shown(labels.names)}) and the model, a "
+    said += f"{type(base_of(model)).__name__}, {len(before)} outputs"
+    layers = output_layers(model, len(before))
+    if not layers:
+        raise PluginError(
+            f"{said}, with no linear layer outside its backbone to replace. Load it with "
+            f"AutoModelFor...Classification.from_pretrained(..., num_labels={outputs})."
+        )
+    if base_of(model) is not model:
+        order = sorted(row for row in rows if row is not None) == list(range(len(before))) and outputs == len(before)
+        mend = (
+            f"Put the labels in the model's order: dataset.align_labels_with_mapping(model.config.label2id, "
+            f"{labels.column!r}), or name the column's classes as the model does"
+            if order
+            else f"Load it with num_labels={outputs} before it gets them"
+        )
+        raise PluginError(f"{said} ({_shown(before)}), and adapters already. {mend}.")
+    return layers
 
 
 def output_layers(model: Any, outputs: int) -> list[str]:
@@ -226,13 +191,40 @@ def output_layers(model: Any, outputs: int) -> list[str]:
     ]
 
 
-def _replace(base: Any, path: str, outputs: int, seed: int) -> None:
+def _change_rows(base: Any, path: str, rows: Sequence[int | None], seed: int) -> None:
+    """Give the layer an output for each of `rows`: the old one of that number, or, for None, a new one."""
     old = base.get_submodule(path)
     with torch.random.fork_rng(devices=[]):
         # Not of the GPUs, whose generators would not be put back.
         torch.default_generator.manual_seed(seed)
-        new = torch.nn.Linear(old.in_features, outputs, bias=old.bias is not None)
+        new = torch.nn.Linear(old.in_features, len(rows), bias=old.bias is not None)
         if hasattr(base, "_init_weights"):
             base._init_weights(new)
+    new = new.to(device=old.weight.device, dtype=old.weight.dtype)
+    new.requires_grad_(old.weight.requires_grad or None in rows)
+    kept = [(place, row) for place, row in enumerate(rows) if row is not None]
+    with torch.no_grad():
+        for place, row in kept:
+            new.weight[place] = old.weight[row]
+            if old.bias is not None:
+                new.bias[place] = old.bias[row]
     parent, _, name = path.rpartition(".")
-    setattr(base.get_submodule(parent), name, new.to(device=old.weight.device, dtype=old.weight.dtype))
+    setattr(base.get_submodule(parent), name, new)
+
+
+@contextlib.contextmanager
+def labels_as_numbers(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
+    """A loss is computed inside: the batch's labels get the type that the loss of the config's problem type takes.
+
+    Whole numbers and truth values (ratings, 0 and 1) become float32 for a regression or several labels; truth values
+    and fractional numbers, such as 1.0, int64 for classes. transformers' losses fail on them.
+    """
+    problem_type = getattr(getattr(base_of(model), "config", None), "problem_type", None)
+    labels = inputs.get("labels")
+    if isinstance(labels, torch.Tensor) and other_labels(model) is None and not classifies_tokens(model):
+        floating = labels.is_floating_point()
+        if problem_type in ("regression", "multi_label_classification") and not floating:
+            inputs["labels"] = labels.float()
+        elif problem_type == "single_label_classification" and labels.dim() == 1:
+            inputs["labels"] = labels.long()
+    yield

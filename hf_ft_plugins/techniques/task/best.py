@@ -8,8 +8,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ...errors import PluginError
-from ...metrics import greater_is_better
-from ..heads import Kind
+from ...metrics import direction, set_names
+from ..labels import Kind
+from .labels import has_no_labels
 from .metrics import BEST_METRIC, TaskMetrics
 
 logger = logging.getLogger(__name__)
@@ -20,37 +21,54 @@ NAME = "task"
 def choose_metric(options: Any, trainer: Any, kind: Kind) -> None:
     """Set `metric_for_best_model`, `greater_is_better` and `load_best_model_at_end` on the trainer's arguments.
 
-    The script's own metric stays, but for its direction: Trainer takes any metric not called a loss for one that is
-    better when greater, and does not tell that guess from what the script says. The best model is loaded at the end
-    where the arguments allow it; each change is logged.
+    The script's own metric stays, but for its direction where its name says another than Trainer's default (any metric
+    not called a loss is better when greater). The best model is loaded at the end where the arguments allow it; what
+    changes of the script's is a warning. Evaluation sets without labels give no metric, so nothing is chosen by them.
+
+    Raises:
+        PluginError: neither the arguments nor the metric's name say when it is better.
     """
     args = trainer.args
     if args.eval_strategy == "no" or trainer.eval_dataset is None:
         return
-    metric = options.metric or args.metric_for_best_model or _default_metric(trainer, kind)
-    direction = options.greater_is_better
-    if direction is None:
-        direction = greater_is_better(metric)
-        if metric == args.metric_for_best_model and args.greater_is_better == metric.endswith("loss"):
-            # Not what Trainer guesses from the name, so the script said it.
-            direction = args.greater_is_better
-    changes = {"metric_for_best_model": metric, "greater_is_better": direction}
+    metric = options.metric or args.metric_for_best_model or _default_metric(options, trainer, kind)
+    if metric is None:
+        return
+    greater = options.greater_is_better
+    if greater is None:
+        greater = direction(metric, args, set_names(trainer.eval_dataset))
+    if greater is None:
+        raise PluginError(
+            f"{NAME}: the best checkpoint is to be the one of best {metric!r}, and nothing says whether more of it is "
+            f"better. Say {NAME}:greater_is_better=true or {NAME}:greater_is_better=false."
+        )
+    changes = {"metric_for_best_model": metric, "greater_is_better": greater}
     unfit = cannot_load_best(args)
     if unfit is None:
         changes["load_best_model_at_end"] = True
     else:
         logger.warning("%s: the run ends with its last weights, not with its best: %s", options.name, unfit)
     for name, value in changes.items():
-        if getattr(args, name) != value:
-            logger.info("%s: %s was %s, is %s", options.name, name, getattr(args, name), value)
+        before = getattr(args, name)
+        if before != value:
+            # None and False are the defaults.
+            level = logging.WARNING if before else logging.INFO
+            logger.log(level, "%s: %s was %s, is %s", options.name, name, before, value)
             setattr(args, name, value)
 
 
-def _default_metric(trainer: Any, kind: Kind) -> str:
+def _default_metric(options: Any, trainer: Any, kind: Kind) -> str | None:
     metric = BEST_METRIC[kind] if isinstance(trainer.compute_metrics, TaskMetrics) else "loss"
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+    first = next((name for name, dataset in sets.items() if not has_no_labels(dataset, trainer)), None)
+    if first is None:
+        logger.warning(
+            "%s: the evaluation data have no labels, so no checkpoint is the best, and nothing is calibrated.",
+            options.name,
+        )
+        return None
     # Trainer calls a metric of one of several sets by the set's name.
-    first = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
-    return metric if first is None else f"{first}_{metric}"
+    return f"{first}_{metric}" if first else metric
 
 
 def cannot_load_best(args: Any) -> str | None:

@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from ...log_notes import log_into_last_entry
-from ..heads import Kind, base_of, output_layers
+from ..heads import base_of, output_layers
+from ..labels import Kind
 from . import calibration, report
 from .calibration import Calibration
 from .metrics import evaluate, flat_predictions
@@ -58,6 +59,9 @@ def finish(options: Any, trainer: Any, kind: Kind) -> None:
         logger.warning("%s: no evaluation set with a length, so neither calibration nor report.", name)
         return
     predictions, label_ids = predict(trainer, dataset)
+    if label_ids is None:
+        logger.warning("%s: the evaluation set has no labels, so neither calibration nor report.", name)
+        return
     if not np.isfinite(predictions).all():
         logger.warning("%s: the model predicts NaN or infinity, so neither calibration nor report.", name)
         return
@@ -91,13 +95,14 @@ def finish(options: Any, trainer: Any, kind: Kind) -> None:
         logger.info("%s: %s; report in %s", name, ", ".join(f"{k} {v:.4g}" for k, v in shown.items()), folder)
 
 
-def predict(trainer: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of every row in the order of the rows, equal on every rank."""
+def predict(trainer: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits and labels of every row in the order of the rows, equal on every rank; None where there are no labels."""
     with _plainly(trainer):
         loader = trainer.get_test_dataloader(dataset)
         output = trainer.evaluation_loop(loader, "Calibration", prediction_loss_only=False, metric_key_prefix="task")
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    return np.asarray(logits, dtype=np.float64), np.asarray(output.label_ids)
+    labels = None if output.label_ids is None else np.asarray(output.label_ids)
+    return np.asarray(logits, dtype=np.float64), labels
 
 
 @contextlib.contextmanager

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import PluginError
-from ..heads import IGNORED, LABEL_COLUMNS, Kind, Labels, base_of, head_names, labels_of
+from ..class_names import are_placeholders, match
+from ..heads import base_of, head_names
+from ..label_columns import FirstBatches, collated_labels, columns_of, is_transformed, label_values, random_state_kept
+from ..labels import IGNORED, PROBLEM_TYPES, Kind, Labels, classifies_tokens, labels_of, other_labels
 
 logger = logging.getLogger(__name__)
 
@@ -29,40 +32,34 @@ def kind_of(model: Any, technique: str) -> Kind:
             f"{technique}: the model, a {type(base).__name__}, has no config with num_labels. Use an "
             "AutoModelFor...Classification, or leave out the technique."
         )
-    if type(base).__module__.startswith("transformers.") and "Classification" not in type(base).__name__:
+    why = other_labels(model)
+    if why is not None:
         raise PluginError(
-            f"{technique}: the model, a {type(base).__name__}, neither classifies nor regresses. Load it with "
+            f"{technique}: the model, a {type(base).__name__}, neither classifies nor regresses: {why}. Load it with "
             "AutoModelForSequenceClassification or its like, or leave out the technique."
         )
-    if type(base).__name__.endswith("ForTokenClassification"):
+    if classifies_tokens(model):
         return "token"
     if config.problem_type is None:
         return "regression" if config.num_labels == 1 else "single_label"
-    kinds: dict[str, Kind] = {"multi_label_classification": "multi_label", "regression": "regression"}
-    return kinds.get(config.problem_type, "single_label")
+    return PROBLEM_TYPES[config.problem_type]
 
 
-def read_labels(dataset: Any, model: Any, technique: str) -> Labels | None:
-    """`labels_of`, in the light of the model: labels of tokens that are padded with -100, ratings to regress on.
+def read_labels(
+    dataset: Any, model: Any, args: Any, technique: str, first_batches: FirstBatches | None = None
+) -> Labels | None:
+    """`labels_of`, and what of them cannot be learned.
 
     Returns:
-        None where the data set does not tell: it has no features, or no column `labels` or `label`.
+        None where the data set does not tell: it has no features, or its labels are made by the collator.
 
     Raises:
         PluginError: labels and model do not fit, numbers that are NaN, all rows of one class.
     """
-    kind = kind_of(model, technique)
-    labels = _token_labels(dataset, model, technique) if kind == "token" else labels_of(dataset, technique)
+    kind_of(model, technique)
+    labels = labels_of(dataset, technique, model, label_names=args.label_names or (), first_batches=first_batches)
     if labels is None:
         return None
-    if labels.kind == "token" != kind:
-        raise PluginError(
-            f"{technique}: the column {labels.column!r} holds a list of class numbers in each row, and the model, a "
-            f"{type(base_of(model)).__name__}, is not for token classification. Where a row has several classes, make "
-            f"the column a list of {len(labels.names)} numbers, 0.0 or 1.0."
-        )
-    if kind == "regression" == base_of(model).config.problem_type and labels.kind == "single_label":
-        labels = Labels(labels.column, "regression", (labels.column,))
     if labels.kind in ("regression", "multi_label"):
         _refuse_nan(dataset, labels, technique)
     if labels.values is not None:
@@ -76,29 +73,43 @@ def read_labels(dataset: Any, model: Any, technique: str) -> Labels | None:
     return labels
 
 
-def _token_labels(dataset: Any, model: Any, technique: str) -> Labels | None:
-    features = getattr(dataset, "features", None) or {}
-    column = next((name for name in LABEL_COLUMNS if name in features), None)
-    inner = getattr(features.get(column), "feature", None)
-    if inner is None or not str(getattr(inner, "dtype", "")).startswith("int"):
-        return None
-    config = base_of(model).config
-    # A ClassLabel says the names; tokenizing usually leaves plain numbers, and the model's config then says them.
-    names = tuple(getattr(inner, "names", None) or config.id2label.values())
-    if hasattr(dataset, "__len__"):
-        found = _flat(dataset, column)
-        wrong = found[(found != IGNORED) & ((found < 0) | (found >= len(names)))]
-        if len(wrong):
+def has_no_labels(dataset: Any, trainer: Any) -> bool:
+    """Whether Trainer evaluates the rows without labels, as those of a test set may be; the first is looked at."""
+    if not hasattr(dataset, "select") or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        return False
+    with random_state_kept():
+        first = next(iter(trainer.feature_batches(dataset.select(range(1)))))
+    return any(first.get(name) is None for name in trainer.label_names)
+
+
+def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_batches: FirstBatches) -> None:
+    """Say by the first rows what the data set does not tell: the problem type, as transformers' loss would; or that
+    there are no labels.
+
+    Raises:
+        PluginError: the rows have none, and the model is one of transformers', whose loss needs them.
+    """
+    if not hasattr(dataset, "__len__") or not len(dataset):
+        return
+    given, columns, base = collated_labels(first_batches, args.label_names or ()), columns_of(dataset), base_of(model)
+    if given is None:
+        if columns and type(base).__module__.startswith("transformers."):
+            read = inspect.signature(base.forward).parameters
+            column = next((name for name in columns if name not in read), "...")
             raise PluginError(
-                f"{technique}: the column {column!r} holds the label {wrong[0]}, and there are {len(names)} classes "
-                f"({', '.join(names[:6])}). Load the model with num_labels={int(found.max()) + 1}, or mark what is "
-                f"to be ignored with {IGNORED}."
+                f"{technique}: the training rows have no labels as they reach the model; their columns are "
+                f"{', '.join(columns)}. Name the column of labels so: dataset.rename_column({column!r}, 'labels'), or "
+                "have the collator give labels."
             )
-    return Labels(str(column), "token", names)
+        return
+    fractional = any(isinstance(value, float) for row in given for value in (row if isinstance(row, list) else [row]))
+    if base.config.problem_type is None and base.config.num_labels > 1 and fractional and not classifies_tokens(model):
+        base.config.problem_type = "multi_label_classification"
+        logger.warning("%s: problem_type was None, is multi_label_classification: the labels are fractions.", technique)
 
 
 def _flat(dataset: Any, column: Any) -> np.ndarray:
-    rows = dataset.with_format(None)[column]
+    rows = label_values(dataset, column)
     return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]) if len(rows) else np.empty(0, np.int64)
 
 
@@ -108,7 +119,7 @@ def class_counts(dataset: Any, labels: Labels) -> np.ndarray:
         found = _flat(dataset, labels.column)
         return np.bincount(found[found != IGNORED], minlength=len(labels.names))
     if labels.kind == "multi_label":
-        return (np.asarray(dataset.with_format(None)[labels.column]) > 0.5).sum(axis=0)
+        return (np.asarray(label_values(dataset, labels.column)) > 0.5).sum(axis=0)
     return labels.counts()
 
 
@@ -118,7 +129,7 @@ def refuse_unfit(options: Any, trainer: Any, labels: Labels | None) -> None:
     if imbalance in NEEDS_COUNTS:
         streams = not hasattr(trainer.train_dataset, "__len__")
         if labels is None or streams:
-            why = "is streamed" if streams else "has no column 'labels' or 'label' with features"
+            why = "is streamed" if streams else "has no column 'labels' or 'label' with features that reaches the model"
             raise PluginError(
                 f"{name}: imbalance={imbalance} counts the labels before training, and the training set {why}. Pass a "
                 "datasets.Dataset with a ClassLabel column, or use imbalance=focal."
@@ -176,18 +187,22 @@ def _refuse_frozen_head(options: Any, model: Any) -> None:
 def _refuse_other_evaluation_labels(options: Any, trainer: Any, labels: Labels | None) -> None:
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     for split, dataset in sets.items():
-        features = getattr(dataset, "features", None) or {}
+        features = columns_of(dataset)
         if labels is None or labels.kind != "single_label" or labels.column not in features:
             continue
         names = getattr(features[labels.column], "names", None)
-        if names is not None and tuple(names) != labels.names:
+        trained = getattr(columns_of(trainer.train_dataset).get(labels.column), "names", None)
+        if names is not None and trained is not None and not _same_numbers(names, trained):
             raise PluginError(
                 f"{options.name}: the classes of the {split} set ({', '.join(names[:6])}) are not those of the "
                 f"training set ({', '.join(labels.names[:6])}), by name or order. Cast both to one ClassLabel."
             )
         if hasattr(dataset, "__len__"):
-            found = np.asarray(dataset.with_format(None)[labels.column])
-            wrong = np.flatnonzero([not 0 <= value < len(labels.names) for value in found])
+            found = label_values(dataset, labels.column)
+            if all(value is None for value in found):
+                continue  # Not labelled.
+            fitting = (*range(len(labels.names)), IGNORED)
+            wrong = [row for row, value in enumerate(found) if value not in fitting]
             if len(wrong):
                 raise PluginError(
                     f"{options.name}: row {wrong[0]} of the {split} set has the label {found[wrong[0]]}, and the "
@@ -195,10 +210,17 @@ def _refuse_other_evaluation_labels(options: Any, trainer: Any, labels: Labels |
                 )
 
 
+def _same_numbers(names: list[str], others: list[str]) -> bool:
+    """Whether the classes that both name have the same numbers."""
+    common = min(len(names), len(others))
+    unnamed = are_placeholders(names) or are_placeholders(others)
+    return unnamed or match(names[:common], others[:common]) == list(range(common))
+
+
 def _refuse_nan(dataset: Any, labels: Labels, technique: str) -> None:
     if not hasattr(dataset, "__len__"):
         return
-    values = np.asarray(dataset.with_format(None)[labels.column], dtype=np.float64)
+    values = np.asarray(label_values(dataset, labels.column), dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if len(bad):
         raise PluginError(
@@ -209,7 +231,7 @@ def _refuse_nan(dataset: Any, labels: Labels, technique: str) -> None:
 
 def refuse_not_a_number(dataset: Any, model: Any, args: Any, technique: str) -> None:
     """Raise `PluginError` where a column that the model reads holds NaN or infinity: one row would ruin the weights."""
-    if not getattr(dataset, "features", None) or not hasattr(dataset, "__len__"):
+    if not getattr(dataset, "features", None) or not hasattr(dataset, "__len__") or is_transformed(dataset):
         return
     read = set(inspect.signature(base_of(model).forward).parameters)
     seen = 0

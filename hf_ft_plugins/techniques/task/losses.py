@@ -22,7 +22,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, mse_loss
 
 from ...errors import PluginError
-from ..heads import IGNORED, Kind, Labels, base_of
+from ..heads import base_of
+from ..labels import IGNORED, Kind, Labels
 
 logger = logging.getLogger(__name__)
 

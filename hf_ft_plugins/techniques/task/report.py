@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..heads import IGNORED, Kind
+from ..labels import IGNORED, Kind
 from . import calibration, pictures
 from .calibration import Calibration
 from .metrics import evaluate, flat_predictions, per_class, probabilities

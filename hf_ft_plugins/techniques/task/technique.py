@@ -57,14 +57,21 @@ class Task(Technique):
             return "task trains heads on labels, text2text trains text generation, and each supplies loss and metrics."
         return None
 
-    def ft_model(self, model: Any, train_dataset: Any, args: Any) -> None:
+    def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
         from ..heads import fit_head
-        from .labels import read_labels, refuse_not_a_number
+        from .labels import read_labels, refuse_no_labels, refuse_not_a_number
 
-        labels = read_labels(train_dataset, model, self.name)
+        labels = read_labels(train_dataset, model, args, self.name, first_batches)
         refuse_not_a_number(train_dataset, model, args, self.name)
         if labels is not None:
-            logger.info("%s: %s", self.name, fit_head(model, labels, self.name, args.seed))
+            fit_head(model, labels, self.name, args.seed).log(self.name)
+        else:
+            refuse_no_labels(train_dataset, model, args, self.name, first_batches)
+
+    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+        from ..heads import labels_as_numbers
+
+        return labels_as_numbers(trainer.model, inputs)
 
     def ft_metrics(self, model: Any, args: Any) -> Any:
         from .labels import kind_of
@@ -78,23 +85,25 @@ class Task(Technique):
         return [BestMetricCallback(self.early_stopping_patience, self.early_stopping_threshold)]
 
     def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
+        from ..label_columns import first_batches_of
         from .labels import read_labels
         from .sampler import BalancedSampler
 
         if self.imbalance != "sampler":
             return None
-        labels = read_labels(dataset, trainer.model, self.name)
+        labels = read_labels(dataset, trainer.model, trainer.args, self.name, first_batches_of(trainer))
         assert labels is not None
         assert labels.values is not None, "refuse_unfit has seen to it"
         return BalancedSampler(labels.values, data_seed(trainer.args))
 
     def ft_trainer(self, trainer: Any) -> None:
+        from ..label_columns import first_batches_of
         from .best import choose_metric
         from .finish import FinishCallback
         from .labels import kind_of, read_labels, refuse_unfit
         from .losses import supply_loss
 
-        labels = read_labels(trainer.train_dataset, trainer.model, self.name)
+        labels = read_labels(trainer.train_dataset, trainer.model, trainer.args, self.name, first_batches_of(trainer))
         kind = kind_of(trainer.model, self.name)
         refuse_unfit(self, trainer, labels)
         supply_loss(self, trainer, kind, labels)

@@ -14,6 +14,9 @@ from ...technique import Technique, option
 
 logger = logging.getLogger(__name__)
 
+# Its head would learn alone for 50 steps.
+SHORT_RUN = 250
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Technique):
@@ -27,9 +30,15 @@ class Transfer(Technique):
         help="lpft: the head alone, then everything; probe: the head alone; gradual: layer after layer from the top; "
         "full: everything from the start",
     )
-    layer_decay: float = option(0.8, help="each group of layers learns at this share of the rate of the one above it")
+    layer_decay: float | None = option(
+        None,
+        help="each group of layers learns at this share of the rate of the one above it; none: 0.8, and 1 in runs of "
+        f"fewer than {SHORT_RUN} steps whose head has not learned on cached features",
+    )
     unfrozen_at: float | None = option(
-        None, help="share of the steps after which every layer learns; default 0.2, gradual 0.5; see cache_features"
+        None,
+        help="share of the steps after which every layer learns; default 0.2 (0 in runs of fewer than "
+        f"{SHORT_RUN} steps), gradual 0.5; see cache_features",
     )
     rewarm: float = option(0.05, help="share of the steps over which the rate of an unfrozen layer rises from zero")
     cache_features: Literal["auto", "always", "never"] = option(
@@ -45,7 +54,7 @@ class Transfer(Technique):
     new_head: bool = option(True, help="make a head that fits the labels of the training data, where it does not")
 
     def check(self) -> None:
-        self.require(0 < self.layer_decay <= 1, "layer_decay", "it must lie in (0, 1].")
+        self.require(0 < self.decay <= 1, "layer_decay", "it must lie in (0, 1].")
         self.require(self.unfrozen_at is None or 0 <= self.unfrozen_at < 1, "unfrozen_at", "it must lie in [0, 1).")
         self.require(0 <= self.rewarm < 1, "rewarm", "it must lie in [0, 1).")
         self.require(self.probe_steps >= 1, "probe_steps", "it must be 1 or more.")
@@ -60,42 +69,66 @@ class Transfer(Technique):
         return 0.5 if self.strategy == "gradual" else 0.2
 
     @property
-    def by_layer(self) -> bool:
-        return self.layer_decay < 1 or self.strategy == "gradual"
+    def short_run(self) -> int:
+        """Fewer steps are too few for a head to learn alone; 0 where the options say how it is to learn."""
+        asked = self.unfrozen_at is not None or self.probe_learning_rate is not None or self.cache_features == "never"
+        return 0 if asked else SHORT_RUN
 
-    def ft_model(self, model: Any, train_dataset: Any, args: Any) -> None:
-        from ..heads import base_of, fit_head, labels_of
+    @property
+    def decay(self) -> float:
+        return 0.8 if self.layer_decay is None else self.layer_decay
+
+    @property
+    def by_layer(self) -> bool:
+        return self.decay < 1 or self.strategy == "gradual"
+
+    def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
+        from ..heads import base_of, fit_head, labels_of, other_labels
         from .layers import freeze
 
         # A model of several tasks has heads by its config.
-        fits = self.new_head and not getattr(base_of(model), "labels_in_config", False)
-        labels = labels_of(train_dataset, self.name) if fits else None
-        if labels is not None and hasattr(getattr(model, "config", None), "num_labels"):
-            report = fit_head(model, labels, self.name, args.seed)
-            logger.info("%s: %s", self.name, report)
+        several = getattr(base_of(model), "labels_in_config", False)
+        if self.new_head and not several and hasattr(getattr(model, "config", None), "num_labels"):
+            why = other_labels(model)
+            if why is not None:
+                logger.info("%s: the head of a %s stays: %s.", self.name, type(base_of(model)).__name__, why)
+            else:
+                names = args.label_names or ()
+                labels = labels_of(train_dataset, self.name, model, label_names=names, first_batches=first_batches)
+                if labels is not None:
+                    fit_head(model, labels, self.name, args.seed).log(self.name)
         if self.freeze:
             logger.info("%s: frozen for good: %s", self.name, ", ".join(freeze(model, *self.freeze)))
 
     @property
     def scales_rates(self) -> bool:
-        return self.layer_decay < 1 or self.strategy != "full"
+        return self.decay < 1 or self.strategy != "full"
+
+    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+        from ..heads import labels_as_numbers
+
+        return labels_as_numbers(trainer.model, inputs)
 
     def ft_trainer(self, trainer: Any) -> None:
         from ... import lr_scale
+        from .layers import groups_of
+        from .unfreezing import refuse_unfit
 
         if self.scales_rates:
             lr_scale.refuse_when_built(trainer, self.name, by_group=True)
+            groups = groups_of(trainer.model, by_layer=self.by_layer)
+            refuse_unfit(self.strategy, groups, trainer.args, trainer.model)
 
     def ft_param_groups(self, model: Any, trainer: Any) -> None:
         from .layers import groups_of, layerwise_lr
 
         if self.scales_rates:
-            layerwise_lr(trainer.optimizer, model, self.layer_decay, groups=groups_of(model, by_layer=self.by_layer))
+            layerwise_lr(trainer.optimizer, model, self.decay, groups=groups_of(model, by_layer=self.by_layer))
 
     def ft_callbacks(self) -> list[Any]:
         from .unfreezing import GradualUnfreezing
 
-        if self.strategy == "full":
+        if self.strategy == "full" and self.layer_decay is not None:
             return []
         return [
             GradualUnfreezing(
@@ -105,6 +138,8 @@ class Transfer(Technique):
                 probe_learning_rate=self.probe_learning_rate,
                 cache_features=self.cache_features,
                 probe_steps=self.probe_steps,
+                short_run=self.short_run,
+                flat_if_short=self.layer_decay is None,
                 by_layer=self.by_layer,
             )
         ]
@@ -113,7 +148,7 @@ class Transfer(Technique):
         from .layers import depth_factors, groups_of
 
         groups = groups_of(model, by_layer=self.by_layer)
-        factors = depth_factors(groups, self.layer_decay)
+        factors = depth_factors(groups, self.decay)
         return "\n".join(f"{factors[group.name]:7.4f} of the rate: {group}" for group in groups)
 
     @classmethod
@@ -121,10 +156,11 @@ class Transfer(Technique):
         return cls(strategy="gradual", layer_decay=0.5)
 
     def acted(self, trainer: Any) -> bool:
-        """The optimizer's groups are split by layer, and lower layers step at a lower rate."""
+        """The optimizer's groups are split by layer, and lower layers step at a lower rate, where they are to."""
         from ... import lr_scale
         from .layers import MARK
 
         groups = [group for group in trainer.optimizer.param_groups if MARK in group]
         factors = [lr_scale.scale_of(group) for group in groups]
-        return len({group[MARK] for group in groups}) > 2 and factors[0] > factors[-1]
+        falling = self.layer_decay is not None or trainer.state.max_steps >= self.short_run
+        return len({group[MARK] for group in groups}) > 2 and (factors[0] > factors[-1] or not falling)

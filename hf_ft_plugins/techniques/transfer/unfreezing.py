@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,8 +21,9 @@ from transformers.trainer_callback import TrainerCallback
 from ... import lr_scale
 from ...errors import PluginError
 from ...log_notes import add_note
-from ..heads import IGNORED, base_of, head_names
-from .layers import HEAD, MARK, NAME, LayerGroup, groups_of
+from ..heads import base_of, head_names
+from ..labels import IGNORED
+from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import NotCacheable, fit_probe
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,34 @@ def thaw_steps(strategy: Strategy, groups: int, steps: int, share: float) -> lis
     return thaw
 
 
+def refuse_unfit(strategy: Strategy, groups: Sequence[LayerGroup], args: Any, model: Any) -> None:
+    """Raise `PluginError` where the strategy cannot work on this model, or with these arguments."""
+    if strategy == "full":
+        return
+    base, first = base_of(model), groups[-1]
+    if strategy != "gradual" and first.name != HEAD:
+        raise PluginError(
+            f"{NAME}: strategy={strategy} trains the head alone, and a {type(base).__name__} has none outside its "
+            "backbone, or one that is tied to its embeddings. Use strategy=full or gradual."
+        )
+    learns = {name for name, weight in base.named_parameters() if weight.requires_grad}
+    if not learns.intersection(first.parameters):
+        raise PluginError(
+            f"{NAME}: strategy={strategy} begins with {first.name}, all of whose parameters are frozen. Name it in the "
+            "adapters' modules_to_save, take it out of freeze=..., or use strategy=full."
+        )
+    if args.fsdp or args.deepspeed:
+        raise PluginError(
+            f"{NAME}: strategy={strategy} under {'FSDP' if args.fsdp else 'DeepSpeed'} has not been tested: its shards "
+            "hold frozen and learning layers together. Use strategy=full."
+        )
+    if args.world_size > 1 and not _finds_unused(args, model):
+        raise PluginError(
+            f"{NAME}: strategy={strategy} on {args.world_size} ranks needs ddp_find_unused_parameters=True, since "
+            "frozen layers get no gradient. Set it, or use strategy=full."
+        )
+
+
 class GradualUnfreezing(TrainerCallback):
     """Freezes layers and unfreezes them from the top.
 
@@ -66,6 +96,9 @@ class GradualUnfreezing(TrainerCallback):
             on them (`fit_probe`), where they are the same every time; `always` refuses to run where they are not;
             `never` trains the head in the run's own steps. Under the host only.
         probe_steps: of the head, on cached features.
+        short_run: fewer steps than these are too few for a head to learn alone and for slow layers to learn: all learn
+            from the start (`lpft`), unless the head was trained on cached features.
+        flat_if_short: whether all layers then learn at one rate, too.
         by_layer: whether the layers need an order; False: backbone and head are told apart, which every model allows.
     """
 
@@ -78,6 +111,8 @@ class GradualUnfreezing(TrainerCallback):
         probe_learning_rate: float | None = None,
         cache_features: Literal["auto", "always", "never"] = "never",
         probe_steps: int = 1000,
+        short_run: int = 0,
+        flat_if_short: bool = False,
         by_layer: bool = True,
     ) -> None:
         self.strategy = strategy
@@ -86,6 +121,8 @@ class GradualUnfreezing(TrainerCallback):
         self.probe_learning_rate = probe_learning_rate
         self.cache_features = cache_features
         self.probe_steps = probe_steps
+        self.short_run = short_run
+        self.flat_if_short = flat_if_short
         self.by_layer = by_layer
         self.cached = False
         self.log_notes: dict[str, Any] = {}
@@ -117,15 +154,18 @@ class GradualUnfreezing(TrainerCallback):
         self._groups = groups_of(model, by_layer=self.by_layer)
         base = base_of(model)
         self._learns = {name: weight for name, weight in base.named_parameters() if weight.requires_grad}
-        self._refuse_where_it_cannot_work(args, model)
+        refuse_unfit(self.strategy, self._groups, args, model)
         self._hook = base.register_forward_pre_hook(lambda module, inputs: self._still_frozen(module))
         if state.global_step == 0:
             self.cached = self._probed(args, state, model)
         if self.cached and self.strategy == "probe":
             control.should_training_stop = True
-        strategy = "full" if self.cached and self.strategy == "lpft" else self.strategy
+        strategy = self.strategy
+        if strategy == "lpft" and (self.cached or self._is_short(state)):
+            strategy = "full"
         steps = thaw_steps(strategy, len(self._groups), state.max_steps, self.unfrozen_at)
         self._thaw = {group.name: since for group, since in zip(self._groups, steps, strict=True)}
+        self._flatten_if_short(state, kwargs.get("optimizer"))
         self._set(args, state, kwargs.get("optimizer"))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -133,6 +173,23 @@ class GradualUnfreezing(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end()
+
+    def _is_short(self, state: Any) -> bool:
+        return not self.cached and state.max_steps < self.short_run
+
+    def _flatten_if_short(self, state: Any, optimizer: Any) -> None:
+        flat = self.flat_if_short and self._is_short(state) and self.strategy in ("lpft", "full")
+        if self._is_short(state) and (flat or self.strategy == "lpft"):
+            logger.warning(
+                "%s: %d steps are too few for a head to learn alone or layers to learn slowly, so all layers learn "
+                "from the first%s. unfrozen_at=... and layer_decay=... decide otherwise.",
+                NAME,
+                state.max_steps,
+                ", at one rate" if flat else "",
+            )
+        if flat and optimizer is not None:
+            inner = lr_scale.innermost(optimizer)
+            lr_scale.set_scale(inner, DEPTH, 1.0, [held for held in inner.param_groups if MARK in held])
 
     def _set(self, args: Any, state: Any, optimizer: Any) -> None:
         step = state.global_step
@@ -185,32 +242,7 @@ class GradualUnfreezing(TrainerCallback):
             weight.requires_grad_(True)
         self._learns, self._frozen = {}, None
 
-    # ---- what cannot work, and what is done before the first step ----
-
-    def _refuse_where_it_cannot_work(self, args: Any, model: Any) -> None:
-        if self.strategy == "full":
-            return
-        first = self._groups[-1]
-        if self.strategy != "gradual" and first.name != HEAD:
-            raise PluginError(
-                f"{NAME}: strategy={self.strategy} trains the head alone, and a {type(base_of(model)).__name__} has "
-                "none outside its backbone, or one that is tied to its embeddings. Use strategy=full or gradual."
-            )
-        if not any(name in self._learns for name in first.parameters):
-            raise PluginError(
-                f"{NAME}: strategy={self.strategy} begins with {first.name}, all of whose parameters are frozen. Name "
-                "it in the adapters' modules_to_save, take it out of freeze=..., or use strategy=full."
-            )
-        if args.fsdp or args.deepspeed:
-            raise PluginError(
-                f"{NAME}: strategy={self.strategy} under {'FSDP' if args.fsdp else 'DeepSpeed'} has not been tested: "
-                "its shards hold frozen and learning layers together. Use strategy=full."
-            )
-        if args.world_size > 1 and not _finds_unused(args, model):
-            raise PluginError(
-                f"{NAME}: strategy={self.strategy} on {args.world_size} ranks needs "
-                "ddp_find_unused_parameters=True, since frozen layers get no gradient. Set it, or use strategy=full."
-            )
+    # ---- what is done before the first step ----
 
     def _probed(self, args: Any, state: Any, model: Any) -> bool:
         """Whether the head has been trained on features computed once."""

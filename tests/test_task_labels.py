@@ -1,0 +1,224 @@
+"""What the labels of a run are: the config's word, then features, then a guess; classes' names; rows without labels."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Value
+from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
+
+from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.techniques.class_names import are_placeholders, match
+from hf_ft_plugins.techniques.heads import fit_head, labels_as_numbers, labels_of, other_labels
+from hf_ft_plugins.techniques.task import Task
+from hf_ft_plugins.techniques.task.best import direction_of
+from hf_ft_plugins.techniques.transfer import Transfer
+from hf_ft_plugins.testing import LENGTH, VOCABULARY, tiny_trainer
+
+
+def model_of(cls=BertForSequenceClassification, **config):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return cls(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **sizes, **config))
+
+
+def rows_of(labels, feature=None, column="labels"):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, VOCABULARY, (len(labels), LENGTH), generator=generator).tolist()
+    data = Dataset.from_dict({"input_ids": ids, column: labels})
+    return data if feature is None else data.cast_column(column, feature)
+
+
+def read(labels, feature=None, cls=BertForSequenceClassification, **config):
+    found = labels_of(rows_of(labels, feature), "t", model_of(cls, **config))
+    return found.kind, found.names
+
+
+def test_the_configs_problem_type_holds():
+    numbers, bits, three = [[1.5, -3.0, 10.0]] * 4, [[0, 1, 1]] * 4, {"num_labels": 3}
+    assert read(numbers, problem_type="regression", **three)[0] == "regression"
+    assert read(bits, problem_type="regression", **three)[0] == "regression"
+    assert read(bits, problem_type="multi_label_classification", **three)[0] == "multi_label"
+    assert read([1, 5, 3, 2], problem_type="regression", num_labels=1)[0] == "regression"
+    assert read([1, 5, 3, 2], num_labels=1)[0] == "regression"
+    assert read([0, 1], ClassLabel(names=["a", "b"]), num_labels=1)[0] == "regression"
+    assert read([0.0, 1.0], Value("float32"), problem_type="single_label_classification")[0] == "single_label"
+    # The controls: nothing is said, so the features say it.
+    assert read([0.5, 1.0], Value("float32"))[0] == "regression"
+    assert read([0, 1], Value("int64"))[0] == "single_label"
+    assert read([[0.0, 1.0, 1.0]] * 4)[0] == "multi_label"
+
+
+def test_classes_without_rows_keep_their_outputs():
+    names = {"id2label": dict(enumerate("abcd"))}
+    assert read([0, 1, 3], **names) == ("single_label", tuple("abcd"))
+    assert read([0, 1], num_labels=4)[1] == tuple(f"LABEL_{index}" for index in range(4))
+    assert read([0, 1], ClassLabel(names=["x", "y"]), num_labels=3)[1] == ("x", "y", "LABEL_2")
+    assert read([[0, -100, 1]], cls=BertForTokenClassification, **names) == ("token", tuple("abcd"))
+    # The control: more classes than outputs.
+    assert len(read([0, 1, 2], num_labels=2)[1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "config", "mend"),
+    [
+        ([1, 2, 5], {}, r"num_labels=6 to keep the numbers, or number them anew.*problem_type='regression'"),
+        ([[1.5, 2.5]] * 4, {"num_labels": 2}, "problem_type='regression', num_labels=2"),
+        ([[1, 2], [3, 4]], {}, "problem_type='regression'"),
+        ([[1], [1, 2]], {"num_labels": 3}, "a list of 3 numbers, 0.0 or 1.0"),
+        ([0.5, 1.0], {"problem_type": "single_label_classification"}, "problem_type='regression'"),
+        ([0, 1], {"num_labels": 3, "problem_type": "multi_label_classification"}, "a list of 0.0 or 1.0"),
+        ([[0.0, 1.0]] * 2, {"problem_type": "single_label_classification"}, "'multi_label_classification'"),
+    ],
+)
+def test_labels_that_cannot_be_what_is_said_are_refused_with_a_mend(labels, config, mend):
+    with pytest.raises(PluginError, match=mend):
+        read(labels, **config)
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "places"),
+    [
+        (["neg", "pos"], ["NEGATIVE", "POSITIVE"], [0, 1]),
+        (["pos", "neg"], ["NEGATIVE", "POSITIVE"], [1, 0]),
+        (["not spam", "spam"], ["Spam", "Not-Spam"], [1, 0]),
+        (["ham", "spam"], ["spam", "not spam"], [1, 0]),
+        (["fact", "opinion"], ["bad", "good"], [None, None]),
+        (["1", "10"], ["10 stars", "1 star"], [1, 0]),
+        (["-1", "1"], ["1", "-1"], [1, 0]),
+        (["p"], ["positive", "polite"], [None]),
+    ],
+)
+def test_names_that_mean_the_same_class(names, others, places):
+    assert match(names, others) == places
+
+
+def test_placeholders_are_the_classes_numbers():
+    assert are_placeholders(["LABEL_0", "LABEL_1"])
+    assert are_placeholders(["0", "1", "2"])
+    assert not are_placeholders(["1", "2"])
+
+
+@pytest.mark.parametrize("technique", [Task(calibrate=False), Transfer(strategy="full", layer_decay=1.0)])
+def test_a_trained_head_is_put_in_the_labels_order(technique, tmp_path, caplog):
+    model = model_of(id2label={0: "NEGATIVE", 1: "POSITIVE"}, label2id={"NEGATIVE": 0, "POSITIVE": 1})
+    before = copy.deepcopy(model.classifier)
+    rows = rows_of([0, 1] * 6, ClassLabel(names=["pos", "neg"]))
+    trainer = tiny_trainer(tmp_path, technique, model=model, train_dataset=rows, eval_dataset=rows)
+    assert torch.equal(trainer.model.classifier.weight, before.weight[[1, 0]])
+    assert torch.equal(trainer.model.classifier.bias, before.bias[[1, 0]])
+    assert trainer.model.config.id2label == {0: "POSITIVE", 1: "NEGATIVE"}
+    told = [record for record in caplog.records if "before 2 (NEGATIVE, POSITIVE)" in record.getMessage()]
+    assert [record.levelno for record in told] == [logging.WARNING]
+    # The control: a head of other classes is made anew.
+    other = model_of(id2label={0: "fact", 1: "opinion"})
+    assert None in fit_head(other, labels_of(rows, "t", other), "t").rows
+
+
+def test_more_classes_keep_the_rows_of_those_that_were_there():
+    model = model_of(id2label=dict(enumerate(["no", "yes"])))
+    before = model.classifier.weight.detach().clone()
+    rows = rows_of([0, 1, 2], ClassLabel(names=["yes", "maybe", "no"]))
+    report = fit_head(model, labels_of(rows, "t", model), "t")
+    assert report.rows == (1, None, 0)
+    assert torch.equal(model.classifier.weight[[2, 0]], before)
+    assert str(report).startswith("wider head for 3 outputs (yes, maybe, no), before 2 (no, yes)")
+
+
+def test_the_batchs_labels_get_the_losss_type():
+    for problem_type, given, wanted in (
+        ("regression", torch.tensor([1, 2]), torch.float32),
+        ("multi_label_classification", torch.tensor([[True, False]]), torch.float32),
+        ("single_label_classification", torch.tensor([1.0, 0.0]), torch.int64),
+        (None, torch.tensor([1, 0]), torch.int64),
+    ):
+        batch = {"labels": given}
+        with labels_as_numbers(model_of(problem_type=problem_type), batch):
+            assert batch["labels"].dtype == wanted
+
+
+def test_models_whose_labels_are_no_outputs_are_told_of_by_what_they_are():
+    import transformers
+
+    for name, why in (
+        ("BertForMultipleChoice", "positions among the choices"),
+        ("BertForQuestionAnswering", "places in the text"),
+        ("BertForMaskedLM", "tokens of its vocabulary"),
+        ("GPT2LMHeadModel", "tokens of its vocabulary"),
+        ("Wav2Vec2ForXVector", "speakers"),
+    ):
+        cls = getattr(transformers, name)
+        with torch.device("meta"):
+            model = cls(cls.config_class(num_hidden_layers=1))
+        assert why in other_labels(model), name
+    assert other_labels(model_of()) is None
+    assert other_labels(type("Own", (BertForSequenceClassification,), {})(model_of().config)) is None
+
+
+def collated(rows, column="species", less=0):
+    batch = {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
+    return batch | {"labels": torch.tensor([row[column] - less for row in rows])}
+
+
+@pytest.mark.parametrize("technique", [Task(calibrate=False), Transfer(strategy="full", layer_decay=1.0)])
+def test_labels_are_those_that_reach_the_model(technique, tmp_path):
+    names = ClassLabel(names=["x", "y", "z"])
+    species = rows_of([0, 1, 2] * 4, names, "species")
+    letters = rows_of(["x", "y", "z"] * 4, column="letter")
+    transformed = letters.with_transform(
+        lambda rows: {"input_ids": rows["input_ids"], "labels": ["xyz".index(letter) for letter in rows["letter"]]}
+    )
+    keep = {"remove_unused_columns": False}
+    for data, collator, changes in (
+        (species, collated, dict(keep)),
+        (species, collated, {"label_names": ["species"]}),
+        (transformed, None, dict(keep)),
+    ):
+        changes |= {"data_collator": collator, "eval_dataset": data, "eval_strategy": "no", "max_steps": 2}
+        trainer = tiny_trainer(tmp_path, technique, model=model_of(), train_dataset=data, **changes)
+        assert trainer.model.config.num_labels == 3
+        trainer.train()
+    assert transformed[0]["labels"] == 0
+
+
+def test_training_rows_without_labels_are_refused_when_the_trainer_is_built(tmp_path):
+    with pytest.raises(
+        PluginError, match=r"task: the training rows have no labels.*rename_column\('target', 'labels'\)"
+    ):
+        tiny_trainer(tmp_path, Task(), model=model_of(), train_dataset=rows_of([0, 1] * 4, column="target"))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_evaluation_and_test_sets_may_lack_labels(several, tmp_path):
+    rows = rows_of([0, 1] * 6, Value("int64"))
+    bare = rows.remove_columns("labels")
+    sets = {"new": bare, "old": rows} if several else bare
+    trainer = tiny_trainer(
+        tmp_path, Task(), model=model_of(), train_dataset=rows, eval_dataset=sets, save_strategy="no"
+    )
+    trainer.train()
+    assert trainer.args.metric_for_best_model == ("old_macro_f1" if several else None)
+    found = trainer.predict(bare)
+    assert found.label_ids is None
+    assert found.predictions.shape == (12, 2)
+
+
+class Arguments:
+    def __init__(self, metric, greater):
+        self.metric_for_best_model, self.greater_is_better = metric, greater
+
+
+@pytest.mark.parametrize(
+    ("metric", "script", "sets", "greater"),
+    [
+        ("rmse", ("rmse", True), (), False),  # Trainer's default for the name, which says better.
+        ("accuracy", ("accuracy", False), (), False),  # Not the default, so the script's word.
+        ("error_accuracy", ("error_accuracy", True), ("error", "clean"), True),
+        ("eval_loss", ("loss", False), (), False),
+        ("macro_f1", (None, None), (), True),
+        ("quux", ("quux", True), (), True),
+    ],
+)
+def test_the_direction_of_a_metric(metric, script, sets, greater):
+    assert direction_of(metric, Arguments(*script), sets) is greater
