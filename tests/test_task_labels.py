@@ -9,10 +9,10 @@ from datasets import ClassLabel, Dataset, Value
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
 
 from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.metrics import direction
 from hf_ft_plugins.techniques.class_names import are_placeholders, match
 from hf_ft_plugins.techniques.heads import fit_head, labels_as_numbers, labels_of, other_labels
 from hf_ft_plugins.techniques.task import Task
-from hf_ft_plugins.techniques.task.best import direction_of
 from hf_ft_plugins.techniques.transfer import Transfer
 from hf_ft_plugins.testing import LENGTH, VOCABULARY, tiny_trainer
 
@@ -221,4 +221,4 @@ class Arguments:
     ],
 )
 def test_the_direction_of_a_metric(metric, script, sets, greater):
-    assert direction_of(metric, Arguments(*script), sets) is greater
+    assert direction(metric, Arguments(*script), sets) is greater

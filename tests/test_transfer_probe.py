@@ -133,3 +133,24 @@ def test_what_cannot_work_is_said_when_the_trainer_is_built(tmp_path):
 
     with pytest.raises(PluginError, match="none outside its backbone"):
         tiny_trainer(tmp_path, Transfer(), **Text2Text.example_setting())
+
+
+def language_run(folder, *techniques, **changes):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **SIZES))
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in tiny_dataset()]
+    held_out = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in tiny_dataset(12, seed=1)]
+    setting = {"model": model, "train_dataset": rows, "eval_dataset": held_out, "max_steps": 6, "save_strategy": "no"}
+    trainer = tiny_trainer(folder, *techniques, **{**setting, **changes})
+    trainer.train()
+    return trainer
+
+
+def test_a_pretrained_language_head_does_not_learn_alone_by_heart(tmp_path, caplog):
+    stock = language_run(tmp_path / "stock")
+    ours = language_run(tmp_path / "ours", Transfer())
+    assert "does not learn alone first" in caplog.text
+    assert difference(outcome(stock)["weights"], outcome(ours)["weights"]) is None
+    # The control: asked for, it does, and is the worse for it on other texts.
+    asked = language_run(tmp_path / "asked", Transfer(unfrozen_at=0.2))
+    assert asked.evaluate()["eval_loss"] > 1.1 * stock.evaluate()["eval_loss"]

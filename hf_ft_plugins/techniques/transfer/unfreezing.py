@@ -97,7 +97,8 @@ class GradualUnfreezing(TrainerCallback):
             `never` trains the head in the run's own steps. Under the host only.
         probe_steps: of the head, on cached features.
         short_run: fewer steps than these are too few for a head to learn alone and for slow layers to learn: all learn
-            from the start (`lpft`), unless the head was trained on cached features.
+            from the start (`lpft`), unless the head was trained on cached features. Where it is not 0, a pretrained
+            language-model head does not learn alone either.
         flat_if_short: whether all layers then learn at one rate, too.
         by_layer: whether the layers need an order; False: backbone and head are told apart, which every model allows.
     """
@@ -156,12 +157,13 @@ class GradualUnfreezing(TrainerCallback):
         self._learns = {name: weight for name, weight in base.named_parameters() if weight.requires_grad}
         refuse_unfit(self.strategy, self._groups, args, model)
         self._hook = base.register_forward_pre_hook(lambda module, inputs: self._still_frozen(module))
-        if state.global_step == 0:
+        language = self._has_language_head(base)
+        if state.global_step == 0 and not language:
             self.cached = self._probed(args, state, model)
         if self.cached and self.strategy == "probe":
             control.should_training_stop = True
         strategy = self.strategy
-        if strategy == "lpft" and (self.cached or self._is_short(state)):
+        if strategy == "lpft" and (self.cached or language or self._is_short(state)):
             strategy = "full"
         steps = thaw_steps(strategy, len(self._groups), state.max_steps, self.unfrozen_at)
         self._thaw = {group.name: since for group, since in zip(self._groups, steps, strict=True)}
@@ -173,6 +175,19 @@ class GradualUnfreezing(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end()
+
+    def _has_language_head(self, base: Any) -> bool:
+        """Whether the head was pretrained with the backbone, so that alone it would only learn these texts by heart."""
+        layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+        found = self.strategy == "lpft" and self.short_run > 0 and layer is not None
+        if found:
+            logger.warning(
+                "%s: the language-model head of a %s was pretrained with its layers, so it does not learn alone first. "
+                "unfrozen_at=... decides otherwise.",
+                NAME,
+                type(base).__name__,
+            )
+        return found
 
     def _is_short(self, state: Any) -> bool:
         return not self.cached and state.max_steps < self.short_run
