@@ -11,7 +11,8 @@ from ..errors import PluginError
 
 def bare(model: Any) -> Any:
     """The model under a PEFT wrapper, if there is one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    # `peft_config` stands on the model under the wrapper, too, and on one with an adapter and no wrapper.
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def main_input_name(model: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PluginError
+from ...models.limits import longest_input
 from .data import TaggedRow, words_of
 from .labels import numbers_of, row_labels
 from .tasks import ABSENT, FLOAT_KINDS, NAME, WORD_KINDS, TaskSpec, source_tasks, tasks_of
@@ -182,8 +183,7 @@ class MultiTaskCollator:
 
 def longest(tokenizer: Any, model: Any) -> int | None:
     """Tokens that tokenizer and model take at most; None where neither says."""
-    config = getattr(getattr(model, "encoder", None), "config", None)
-    places = getattr(config, "max_position_embeddings", None)
+    places = None if isinstance(model, Mapping) else longest_input(model)
     said = [limit for limit in (tokenizer.model_max_length, places) if limit is not None and limit < 10**6]
     return min(said, default=None)
 
