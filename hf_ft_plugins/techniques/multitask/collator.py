@@ -15,7 +15,7 @@ from ...errors import PluginError
 from ...models.limits import longest_input
 from .data import TaggedRow, words_of
 from .encoding import Encoded, Encoding
-from .labels import numbers_of, row_labels
+from .labels import named, numbers_of, row_labels
 from .tasks import ABSENT, FLOAT_KINDS, NAME, WORD_KINDS, TaskSpec, source_tasks, tasks_of
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,12 @@ class MultiTaskCollator:
         model: the `MultiTaskModel`, or its tasks by name.
         max_length: tokens in a row; None for the least of what model and tokenizer take.
         pad_to_multiple_of: round the number of tokens up.
-        training: whether words that were cut off lose their labels.
+        training: whether words that were cut off lose their labels, and -1 is an error rather than no label.
+
+    Attributes:
+        too_long: rows that were cut, by source.
+        declared: the names of columns whose numbers are not the tasks' (see `declared_otherwise`), of rows that are no
+            `TaggedRow`.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class MultiTaskCollator:
         self.training = training
         self._encoding = Encoding(tokenizer, self.max_length, pad_to_multiple_of)
         self.too_long: Counter[str] = Counter()
+        self.declared: dict[str, tuple[str, ...]] = {}
         self._numbers = {name: numbers_of(spec) for name, spec in self.tasks.items()}
 
     def __call__(self, features: Sequence[TaggedRow | Mapping[str, Any]]) -> dict[str, Any]:
@@ -81,10 +87,7 @@ class MultiTaskCollator:
     def _encoded(self, rows: Sequence[TaggedRow]) -> Encoded:
         words = [words_of(row.row) for row in rows]
         if all(found is not None for found in words):
-            for row, found in zip(rows, words, strict=True):
-                if not found:
-                    raise PluginError(f"{NAME}: {_where(row)} has no words. Leave empty rows out.")
-            encoded = self._encoding.of_words([list(found or ()) for found in words])
+            encoded = self._encoding.of_words([list(found) for found in words if found is not None])
         elif all("input_ids" in row.row for row in rows):
             encoded = self._encoding.of_ids([row.row for row in rows])
         elif all(isinstance(row.row.get("text"), str) for row in rows):
@@ -123,7 +126,11 @@ class MultiTaskCollator:
             len(found) if found is not None else _given_words(row) for row in rows for found in [words_of(row.row)]
         ]
         found = [
-            row_labels(task, spec, row.row, self._numbers[task], _where(row), length) if task in row.tasks else None
+            row_labels(
+                task, spec, named(row.row, self.declared), self._numbers[task], _where(row), length, self.training
+            )
+            if task in row.tasks
+            else None
             for row, length in zip(rows, lengths, strict=True)
         ]
         if spec.kind in FLOAT_KINDS:

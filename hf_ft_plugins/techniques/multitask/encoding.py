@@ -71,9 +71,12 @@ class Encoding:
     # ---- words ----
 
     def of_words(self, rows: Sequence[Words]) -> Encoded:
-        """Rows of words; a word of which the tokenizer drops each character is the unknown token."""
+        """Rows of words; a word of which the tokenizer drops each character is the unknown token, and a row without
+        words is one that belongs to no word.
+        """
         unknown = self._unknown()
-        rows = [[word if word.strip() else unknown for word in row] for row in rows]
+        empty = [len(row) == 0 for row in rows]
+        rows = [[word if word.strip() else unknown for word in row] or [unknown] for row in rows]
         encoded = self._of_words(rows)
         lost = [_lost(encoded.words[place], len(row), encoded.over[place]) for place, row in enumerate(rows)]
         if any(lost):
@@ -82,6 +85,7 @@ class Encoding:
                 for row, none in zip(rows, lost, strict=True)
             ]
             encoded = self._of_words(rows)
+        encoded.words[empty] = -1
         return encoded
 
     def _of_words(self, rows: Sequence[Words]) -> Encoded:

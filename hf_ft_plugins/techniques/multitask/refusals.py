@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import PluginError
+from .data import TaggedConcat
 
 # TRL's trainers that draw their own batches, each example several times.
 OWN_SAMPLER = ("GRPOTrainer", "RLOOTrainer")
@@ -28,6 +29,7 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
             f"{name}: each head has a loss of its own, and the trainer has a compute_loss_func or "
             f"label_smoothing_factor={args.label_smoothing_factor}. Leave it out."
         )
+    _refuse_unscored(name, trainer)
     if technique.adaptive and args.ignore_data_skip:
         raise PluginError(
             f"{name}: option mix={technique.mix} needs to know which data each step had, and ignore_data_skip=True "
@@ -37,6 +39,18 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
         _refuse_gradients(technique, trainer)
     if technique.balance in ("pcgrad", "cagrad", "gradnorm", "famo"):
         _refuse_one_task_a_step(technique, trainer)
+
+
+def _refuse_unscored(name: str, trainer: Any) -> None:
+    """Trainer would look in vain for the metric of the best checkpoint, at the first evaluation."""
+    args, sets = trainer.args, trainer.eval_dataset
+    sets = list(sets.values()) if isinstance(sets, dict) else [sets]
+    scored = any(own.taught() for own in sets if isinstance(own, TaggedConcat))
+    if args.metric_for_best_model and any(isinstance(own, TaggedConcat) for own in sets) and not scored:
+        raise PluginError(
+            f"{name}: metric_for_best_model={args.metric_for_best_model} needs evaluation data with labels, and these "
+            "have the columns of no task. Leave it and load_best_model_at_end out, or say TaskSpec(columns=...)."
+        )
 
 
 def _refuse_gradients(technique: Any, trainer: Any) -> None:

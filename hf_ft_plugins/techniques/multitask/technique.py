@@ -138,6 +138,13 @@ class MultiTask(Technique):
         # Data that are given later, to `evaluate` or `predict`, keep the columns that the collator reads.
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += columns_read(tasks_of(trainer.model))
+        if trainer.label_names != ["labels"]:
+            logger.warning(
+                "%s: label_names=%s is set to ['labels'], where a batch has the labels of all tasks.",
+                self.name,
+                trainer.label_names,
+            )
+            trainer.label_names = ["labels"]
         base_of(trainer.model).touches_idle = trainer.args.world_size > 1
 
     def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
@@ -147,7 +154,8 @@ class MultiTask(Technique):
         args = trainer.args
         sampler = MultiTaskSampler(
             dataset.sizes,
-            args.train_batch_size,
+            # What `auto_find_batch_size` has come down to, where it has.
+            trainer._train_batch_size,
             names=list(dataset.sources),
             mix=self.mix,
             temperature=self.temperature,
@@ -177,6 +185,11 @@ class MultiTask(Technique):
         if self.balance == "gradnorm":
             return gradnorm_step(callback_of(trainer), trainer, model, inputs)
         return surgery_step(self.balance, callback_of(trainer), trainer, model, inputs)
+
+    def ft_evaluation(self, trainer: Any, dataloader: Any) -> Any:
+        from .callback import declared_in
+
+        return declared_in(trainer, dataloader)
 
     @classmethod
     def example(cls) -> Self:
