@@ -131,10 +131,11 @@ class MultiTask(Technique):
     def ft_trainer(self, trainer: Any) -> None:
         from ..heads import base_of
         from .data import columns_read
-        from .refusals import refuse_unfit
+        from .refusals import refuse_failing, refuse_unfit
         from .tasks import tasks_of
 
         refuse_unfit(self, trainer)
+        refuse_failing(self.name, trainer)
         # Data that are given later, to `evaluate` or `predict`, keep the columns that the collator reads.
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += columns_read(tasks_of(trainer.model))
