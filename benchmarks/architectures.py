@@ -133,6 +133,6 @@ def takes(model: Any, length: int, **others: Any) -> bool:
     try:
         with torch.no_grad():
             model(input_ids=ids, attention_mask=torch.ones_like(ids), **others)
-    except (IndexError, RuntimeError, ValueError):
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
     return True

@@ -60,6 +60,7 @@ class MultiTaskCollator:
                 f"{NAME}: rows are made to tokens by a tokenizer, and this is a {type(tokenizer).__name__}. Load one "
                 "with AutoTokenizer, and pass it: processing_class=tokenizer."
             )
+        self.tokenizer = tokenizer
         self.tasks: dict[str, TaskSpec] = dict(model) if isinstance(model, Mapping) else tasks_of(model)
         self.max_length = max_length or longest(tokenizer, model)
         self.training = training

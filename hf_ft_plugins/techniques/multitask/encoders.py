@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from ...errors import PluginError
@@ -16,6 +16,10 @@ def encoder_of(config: Any, attention: str | None = None) -> PreTrainedModel:
     """A new encoder of this config; of T5's kind, which has a decoder too, the class that is the encoder alone."""
     alone = not config.is_encoder_decoder and _encoder_class(config) is not None
     auto = AutoModelForTextEncoding if alone else AutoModel
+    known = MODEL_MAPPING.get(type(config), None)
+    if attention == "sdpa" and not getattr(known, "_supports_sdpa", True):
+        # What transformers took for the whole, since the whole says it can; the encoder chooses its own.
+        attention = None
     return auto.from_config(config, attn_implementation=attention)
 
 
