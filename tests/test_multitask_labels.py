@@ -314,6 +314,8 @@ def test_batches_follow_the_batch_size_that_fits(balance, tmp_path):
         for module in setting["model"].modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            elif isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
         settings = {"gradient_accumulation_steps": 1, "max_steps": -1, "num_train_epochs": 2, "eval_strategy": "no"}
         # Trainer's own schedule stays that of the first attempt.
         settings |= {"save_strategy": "no", "lr_scheduler_type": "constant"} | changes

@@ -304,7 +304,7 @@ def class_names_of_data_given_later() -> None:
 
 def situations() -> list[Situation]:
     refusals = r"rows here are tokens|does not run on a row of tokens|has an encoder and a decoder"
-    names = list(kinds())
+    names = kinds()
     trainers = (a_test_set_without_labels, hidden_labels, a_batch_size_that_is_found, padded_by_the_script,
                 class_names_of_data_given_later, a_row_at_the_limit, without_a_pooler, the_encoder_of_t5)  # fmt: skip
     return [
