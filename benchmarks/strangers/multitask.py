@@ -91,7 +91,7 @@ def check_limit(kind: str) -> None:
         return
     limit = longest_input(model)
     free = takes(model, 3 * POSITIONS)
-    if free and limit not in (None, POSITIONS, model.config.max_position_embeddings if limit else None):
+    if free and limit not in (None, POSITIONS, getattr(model.config, "max_position_embeddings", None)):
         if takes(model, limit + 1):
             raise Wrong(f"takes rows of any length, and the limit is {limit}")
     elif not free and not (limit and takes(model, limit) and not takes(model, limit + 1)):

@@ -17,6 +17,7 @@ def encoder_of(config: Any, attention: str | None = None) -> PreTrainedModel:
     alone = not config.is_encoder_decoder and _encoder_class(config) is not None
     auto = AutoModelForTextEncoding if alone else AutoModel
     known = MODEL_MAPPING.get(type(config), None)
+    known = known[0] if isinstance(known, tuple) else known
     if attention == "sdpa" and not getattr(known, "_supports_sdpa", True):
         # What transformers took for the whole, since the whole says it can; the encoder chooses its own.
         attention = None
