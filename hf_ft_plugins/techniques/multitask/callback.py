@@ -7,8 +7,9 @@ adaptive mix.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from ...errors import PluginError
 from ...log_notes import log_into_last_entry
 from ..heads import base_of
 from .balancer import Balancer
+from .collator import MultiTaskCollator
+from .data import TaggedConcat
+from .labels import declared_otherwise
 from .sampler import MultiTaskSampler
 from .task_heads import count_items
 from .tasks import NAME, TaskSpec, tasks_of
@@ -58,6 +62,7 @@ class MultiTaskCallback(TrainerCallback):
         self._micro_steps = 0
         self._rows_seen = 0
         self._resumed: dict[str, int] | None = None
+        self._loaded: Mapping[str, Any] | None = None
         self._block: Tensor | None = None
         self._pending_sampler: Mapping[str, Any] | None = None
         self._scores: dict[str, float] = {}
@@ -120,6 +125,7 @@ class MultiTaskCallback(TrainerCallback):
         return [name for name, items in zip(self.specs, self.items.tolist(), strict=True) if items]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begin(state.global_step)
         self._watch()
         rows = self._rows_a_step()
         if self._resumed is None or args.ignore_data_skip:
@@ -146,8 +152,20 @@ class MultiTaskCallback(TrainerCallback):
             self._resumed["rows_seen"],
         )
 
+    def _begin(self, step: int) -> None:
+        """Forget what a run before has left: another call of `train`, or one that `auto_find_batch_size` gave up."""
+        self.held = {}
+        self.items = self._rows = None
+        if self._loaded is not None and step:
+            self.load_state_dict(self._loaded)
+            return
+        self._loaded = self._resumed = None
+        self._logged = self._block = None
+        self._micro_steps = self._rows_seen = 0
+        self.balancer = Balancer(self.balance, len(self.specs), self.update_every)
+
     def _rows_a_step(self) -> int:
-        return int(self.trainer.args.train_batch_size) * self.world_size
+        return int(self.trainer._train_batch_size) * self.world_size
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._hook is not None:
@@ -277,6 +295,7 @@ class MultiTaskCallback(TrainerCallback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._loaded = state
         self._micro_steps = state["micro_steps"]
         self._rows_seen = state["rows_seen"]
         self._resumed = {name: state[name] for name in ("rows_seen", "rows_a_step", "shift")}
@@ -295,6 +314,20 @@ class MultiTaskCallback(TrainerCallback):
 def callback_of(trainer: Any) -> MultiTaskCallback:
     """The trainer's `MultiTaskCallback`."""
     return next(part for part in trainer.callback_handler.callbacks if isinstance(part, MultiTaskCallback))
+
+
+@contextlib.contextmanager
+def declared_in(trainer: Any, dataloader: Any) -> Iterator[None]:
+    """Let the collator read the numbers of data that were given later by their own `ClassLabel`s, for one pass."""
+    collator, dataset = trainer.eval_collator, getattr(dataloader, "dataset", None)
+    if not isinstance(collator, MultiTaskCollator) or isinstance(dataset, TaggedConcat):
+        yield
+        return
+    collator.declared = declared_otherwise(dataset, collator.tasks)
+    try:
+        yield
+    finally:
+        collator.declared = {}
 
 
 def labelled_rows(labels: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ...errors import PluginError
 from ...models.limits import longest_input
 from .data import TaggedRow, words_of
-from .labels import numbers_of, row_labels
+from .encoding import Encoded, Encoding
+from .labels import named, numbers_of, row_labels
 from .tasks import ABSENT, FLOAT_KINDS, NAME, WORD_KINDS, TaskSpec, source_tasks, tasks_of
 
 logger = logging.getLogger(__name__)
@@ -24,19 +25,24 @@ class MultiTaskCollator:
     """Tokenizes rows and collects the labels of every task that they teach.
 
     A row has its words in a column `tokens` or `words`, or its text in `text` (and `text_pair`), or `input_ids` (and
-    `word_ids`, the number of each token's word, -1 or None for none). A batch has one key `labels`: a dict that maps
-    each task that one of its rows teaches to a tensor, in which rows without a label are -100 (NaN for numbers). Where
-    the rows have columns of no task it is left out, and the model predicts for all.
+    `word_ids`, the number of each token's word, -1 or None for none; `attention_mask`, `token_type_ids`). A batch has
+    one key `labels`: a dict that maps each task that one of its rows teaches to a tensor, in which rows without a label
+    are -100 (NaN for numbers). Where the rows have columns of no task it is left out, and the model predicts for all.
 
     A row with more tokens than `max_length` is cut, and counted in `too_long`: in training its words beyond have no
     label and it has none at all for a dependency task; in evaluation its labels stay, and count as wrong.
 
     Args:
-        tokenizer: a fast tokenizer.
+        tokenizer: of any kind that pads; words are tokenized as `encoding.py` says.
         model: the `MultiTaskModel`, or its tasks by name.
         max_length: tokens in a row; None for the least of what model and tokenizer take.
         pad_to_multiple_of: round the number of tokens up.
-        training: whether words that were cut off lose their labels.
+        training: whether words that were cut off lose their labels, and -1 is an error rather than no label.
+
+    Attributes:
+        too_long: rows that were cut, by source.
+        declared: the names of columns whose numbers are not the tasks' (see `declared_otherwise`), of rows that are no
+            `TaggedRow`.
     """
 
     def __init__(
@@ -47,27 +53,31 @@ class MultiTaskCollator:
         pad_to_multiple_of: int | None = None,
         training: bool = True,
     ) -> None:
-        if not getattr(tokenizer, "is_fast", False):
+        # A processor of text and more has the tokenizer within.
+        tokenizer = tokenizer if hasattr(tokenizer, "pad") else getattr(tokenizer, "tokenizer", None) or tokenizer
+        if not hasattr(tokenizer, "pad"):
             raise PluginError(
-                f"{NAME}: words are matched to tokens by a fast tokenizer, and this is a "
-                f"{type(tokenizer).__name__}. Load it with AutoTokenizer, or pass processing_class=tokenizer."
+                f"{NAME}: rows are made to tokens by a tokenizer, and this is a {type(tokenizer).__name__}. Load one "
+                "with AutoTokenizer, and pass it: processing_class=tokenizer."
             )
         self.tokenizer = tokenizer
         self.tasks: dict[str, TaskSpec] = dict(model) if isinstance(model, Mapping) else tasks_of(model)
         self.max_length = max_length or longest(tokenizer, model)
-        self.pad_to_multiple_of = pad_to_multiple_of
         self.training = training
+        self._encoding = Encoding(tokenizer, self.max_length, pad_to_multiple_of)
         self.too_long: Counter[str] = Counter()
+        self.declared: dict[str, tuple[str, ...]] = {}
         self._numbers = {name: numbers_of(spec) for name, spec in self.tasks.items()}
 
     def __call__(self, features: Sequence[TaggedRow | Mapping[str, Any]]) -> dict[str, Any]:
         rows = [self._tagged(feature) for feature in features]
-        batch, word_ids, cut = self._encoded(rows)
+        encoded = self._encoded(rows)
+        batch: dict[str, Any] = dict(encoded.batch)
         taught = dict.fromkeys(task for row in rows for task in row.tasks)
         if any(self.tasks[task].kind in WORD_KINDS for task in taught or self.tasks):
-            batch["word_ids"] = word_ids
+            batch["word_ids"] = torch.from_numpy(encoded.words)
         if taught:
-            batch["labels"] = {task: self._labels(task, rows, batch, cut) for task in self.tasks if task in taught}
+            batch["labels"] = {task: self._labels(task, rows, encoded) for task in self.tasks if task in taught}
         return batch
 
     def _tagged(self, feature: TaggedRow | Mapping[str, Any]) -> TaggedRow:
@@ -75,67 +85,25 @@ class MultiTaskCollator:
             return feature
         return TaggedRow("", source_tasks("", feature, self.tasks), feature, -1)
 
-    def _encoded(self, rows: Sequence[TaggedRow]) -> tuple[dict[str, Any], Tensor, list[int | None]]:
-        """The encoder's inputs, the word of each token, and how many words fit of each row that was cut."""
-        limits = {"truncation": True, "max_length": self.max_length} if self.max_length else {"truncation": False}
-        pad = {"padding": True, "pad_to_multiple_of": self.pad_to_multiple_of, "return_tensors": "pt"}
+    def _encoded(self, rows: Sequence[TaggedRow]) -> Encoded:
         words = [words_of(row.row) for row in rows]
         if all(found is not None for found in words):
-            for row, found in zip(rows, words, strict=True):
-                if not found:
-                    raise PluginError(f"{NAME}: {_where(row)} has no words. Leave empty rows out.")
-            encoded, numbers = self._words(words, {**pad, **limits})
-            cut = [int(numbers[row].max()) + 1 if over else None for row, over in enumerate(_overflown(encoded))]
+            encoded = self._encoding.of_words([list(found) for found in words if found is not None])
         elif all("input_ids" in row.row for row in rows):
-            encoded, numbers, cut = self._given(rows, pad)
+            encoded = self._encoding.of_ids([row.row for row in rows])
         elif all(isinstance(row.row.get("text"), str) for row in rows):
             pairs = [row.row.get("text_pair") for row in rows]
-            texts = [row.row["text"] for row in rows]
-            both = (texts, [pair or "" for pair in pairs]) if any(pairs) else (texts,)
-            encoded = self.tokenizer(*both, **pad, **limits)
-            numbers = np.full(encoded["input_ids"].shape, -1)
-            cut = [0 if over else None for over in _overflown(encoded)]
+            encoded = self._encoding.of_texts([row.row["text"] for row in rows], pairs)
         else:
             raise PluginError(
                 f"{NAME}: {_where(rows[0])} and the {len(rows) - 1} others of its batch have neither all words (column "
                 f"'tokens' or 'words'), nor all 'text', nor all 'input_ids'; it has {', '.join(rows[0].row)}. Rename "
                 "the column."
             )
-        for row, fit in zip(rows, cut, strict=True):
-            if fit is not None:
+        for row, over in zip(rows, encoded.over, strict=True):
+            if over:
                 self._count(row)
-        return dict(encoded), torch.from_numpy(np.asarray(numbers, dtype=np.int64)), cut
-
-    def _words(self, words: Sequence[Any], how: dict[str, Any]) -> tuple[Any, np.ndarray]:
-        encoded = self.tokenizer(list(words), is_split_into_words=True, **how)
-        numbers = _word_numbers(encoded, len(words))
-        unseen = [
-            set(range(len(own))) - set(numbers[row].tolist()) if not over else set()
-            for row, (own, over) in enumerate(zip(words, _overflown(encoded), strict=True))
-        ]
-        if not any(unseen):
-            return encoded, numbers
-        # Characters that the tokenizer drops: such a word still has its place in the sentence.
-        seen = [
-            [self.tokenizer.unk_token or "?" if place in none else word for place, word in enumerate(own)]
-            for own, none in zip(words, unseen, strict=True)
-        ]
-        encoded = self.tokenizer(seen, is_split_into_words=True, **how)
-        return encoded, _word_numbers(encoded, len(words))
-
-    def _given(self, rows: Sequence[TaggedRow], pad: dict[str, Any]) -> tuple[Any, np.ndarray, list[int | None]]:
-        ids = [list(row.row["input_ids"])[: self.max_length] for row in rows]
-        encoded = self.tokenizer.pad({"input_ids": ids}, **pad)
-        width, left = encoded["input_ids"].shape[1], self.tokenizer.padding_side == "left"
-        numbers, cut = np.full((len(rows), width), -1), []
-        for place, row in enumerate(rows):
-            whole = [-1 if word is None else int(word) for word in row.row.get("word_ids") or ()]
-            own = whole[: len(ids[place])]
-            start = width - len(ids[place]) if left else 0
-            numbers[place, start : start + len(own)] = own
-            shorter = len(ids[place]) < len(row.row["input_ids"])
-            cut.append(max(own, default=-1) + 1 if shorter else None)
-        return encoded, numbers, cut
+        return encoded
 
     def _count(self, row: TaggedRow) -> None:
         if not self.too_long:
@@ -149,19 +117,21 @@ class MultiTaskCollator:
             )
         self.too_long[row.source] += 1
 
-    def _labels(
-        self, task: str, rows: Sequence[TaggedRow], batch: Mapping[str, Tensor], cut: Sequence[int | None]
-    ) -> Tensor:
+    def _labels(self, task: str, rows: Sequence[TaggedRow], encoded: Encoded) -> Tensor:
         spec = self.tasks[task]
         if spec.kind == "causal_lm":
-            ids = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, ABSENT)
+            ids = encoded.batch["input_ids"].masked_fill(encoded.batch["attention_mask"] == 0, ABSENT)
             teaches = torch.tensor([task in row.tasks for row in rows])
             return ids.masked_fill(~teaches[:, None], ABSENT)
         lengths = [
             len(found) if found is not None else _given_words(row) for row in rows for found in [words_of(row.row)]
         ]
         found = [
-            row_labels(task, spec, row.row, self._numbers[task], _where(row), length) if task in row.tasks else None
+            row_labels(
+                task, spec, named(row.row, self.declared), self._numbers[task], _where(row), length, self.training
+            )
+            if task in row.tasks
+            else None
             for row, length in zip(rows, lengths, strict=True)
         ]
         if spec.kind in FLOAT_KINDS:
@@ -174,10 +144,11 @@ class MultiTaskCollator:
         for place, own in enumerate(found):
             if own is None:
                 continue
-            fit = cut[place] if self.training else None
-            if fit is not None and spec.kind == "dependency":
-                continue
-            labels[place, : len(own) if fit is None else fit] = own[:fit]
+            if not (self.training and encoded.over[place]):
+                labels[place, : len(own)] = own
+            elif spec.kind != "dependency":
+                seen = np.unique(encoded.words[place][encoded.words[place] >= 0])
+                labels[place, seen] = own[seen]
         return torch.from_numpy(labels)
 
 
@@ -194,12 +165,3 @@ def _where(row: TaggedRow) -> str:
 
 def _given_words(row: TaggedRow) -> int:
     return max((-1 if word is None else int(word) for word in row.row.get("word_ids") or ()), default=-1) + 1
-
-
-def _overflown(encoded: Any) -> list[bool]:
-    """Which rows were cut."""
-    return [bool(encoding.overflowing) for encoding in encoded.encodings]
-
-
-def _word_numbers(encoded: Any, rows: int) -> np.ndarray:
-    return np.asarray([[-1 if word is None else word for word in encoded.word_ids(row)] for row in range(rows)])

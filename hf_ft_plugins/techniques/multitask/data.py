@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from ...errors import PluginError
-from .labels import WORD_COLUMNS, refuse_bad_rows
-from .tasks import NAME, TaskSpec, column_names, columns_of, source_tasks
+from .labels import WORD_COLUMNS, declared_otherwise, named, refuse_bad_rows
+from .tasks import NAME, TaskSpec, column_names, columns_of, plain, source_tasks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,21 @@ class TaggedConcat(Dataset[TaggedRow]):
     Args:
         sources: data sets of mappings by position, by name.
         tasks: for each source, the tasks that it teaches.
+        declared: for each source, the columns whose numbers are to be names (see `declared_otherwise`).
 
     Attributes:
         sizes: rows of each source, in order.
     """
 
-    def __init__(self, sources: Mapping[str, Any], tasks: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Any],
+        tasks: Mapping[str, tuple[str, ...]],
+        declared: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
+    ) -> None:
         self.sources = dict(sources)
         self.tasks = {name: tuple(tasks[name]) for name in self.sources}
+        self._declared = declared or {}
         self.sizes = [len(source) for source in self.sources.values()]
         self._names = list(self.sources)
         self._ends = list(itertools.accumulate(self.sizes))
@@ -61,7 +71,8 @@ class TaggedConcat(Dataset[TaggedRow]):
         number = bisect.bisect_right(self._ends, position)
         name = self._names[number]
         index = int(position - (self._ends[number] - self.sizes[number]))
-        return TaggedRow(name, self.tasks[name], self.sources[name][index], index)
+        row = named(self.sources[name][index], self._declared.get(name, {}))
+        return TaggedRow(name, self.tasks[name], row, index)
 
     def taught(self) -> tuple[str, ...]:
         """The tasks that any source teaches, each once."""
@@ -77,7 +88,8 @@ def multitask_dataset(
         dataset: `datasets.Dataset`s, or others of mappings by position, by name; or one of them.
         tasks: the model's tasks.
         split: its name in errors.
-        need_all: whether each task must be taught by one of them.
+        need_all: whether each task must be taught by one of them, each row have its words, and -1 be no label: as
+            training data are read.
 
     Raises:
         PluginError: streamed or empty data, a task without data, a label outside the task's labels, labels that are
@@ -87,7 +99,9 @@ def multitask_dataset(
         return dataset
     sources = dict(dataset) if isinstance(dataset, Mapping) else {"": dataset}
     taught: dict[str, tuple[str, ...]] = {}
-    for name, source in sources.items():
+    declared = {}
+    for name, given in sources.items():
+        source = sources[name] = plain(given)
         called = f"{split} data{f' {name!r}' if name else ''}"
         if isinstance(source, IterableDataset) or not hasattr(source, "__len__"):
             raise PluginError(
@@ -97,15 +111,22 @@ def multitask_dataset(
         if len(source) == 0:
             raise PluginError(f"{NAME}: the {called} have no row. Leave them out.")
         # An evaluation set is often called after the task that it is for.
-        taught[name] = source_tasks(name or split, column_names(source), tasks)
-        if not taught[name]:
+        taught[name] = source_tasks(name or split, column_names(source), tasks, need_labels=need_all)
+        if not taught[name] and need_all:
             wanted = "; ".join(f"{task}: {', '.join(columns_of(task, spec))}" for task, spec in tasks.items())
             raise PluginError(
                 f"{NAME}: the {called} have the columns {', '.join(column_names(source))}, the labels of no task "
                 f"({wanted}). Say TaskSpec(columns=...) or TaskSpec(sources=...)."
             )
-        for task in taught[name]:
-            refuse_bad_rows(task, tasks[task], source, called)
+        declared[name] = declared_otherwise(source, {task: tasks[task] for task in taught[name]})
+        labelled = [refuse_bad_rows(task, tasks[task], source, called, strict=need_all) for task in taught[name]]
+        if not any(labelled):
+            logger.warning(
+                "%s: the %s have no label of a task; their columns are %s. They are predicted, and not scored.",
+                NAME,
+                called,
+                ", ".join(column_names(source)),
+            )
     idle = [task for task in tasks if not any(task in names for names in taught.values())]
     if idle and need_all:
         raise PluginError(
@@ -117,7 +138,7 @@ def multitask_dataset(
             f"{NAME}: the {split} data sets teach different tasks: {taught}. Evaluate each by itself: "
             "eval_dataset={name: data set, ...}."
         )
-    return TaggedConcat(sources, taught)
+    return TaggedConcat(sources, taught, declared)
 
 
 def columns_read(tasks: Mapping[str, TaskSpec]) -> list[str]:

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from ...errors import PluginError
+from .encoders import encoder_of, refuse_encoder
 from .pooling import pool_sequence, pool_words
 from .task_heads import make_head
 from .tasks import NAME, WORD_KINDS, TaskSpec, with_labels
@@ -40,6 +41,7 @@ class MultiTaskConfig(PreTrainedConfig):
         tasks: for each task's name its `TaskSpec` as a dict, labels included.
         word_pooling: which of a word's tokens stand for it: `first`, `last` or `mean`.
         balance: `uncertainty` where the tasks' weights are learned (Kendall, Gal and Cipolla 2018), else `sum`.
+        pooler: whether the encoder has its pooler; `add_pooling_layer=False` leaves it out.
     """
 
     model_type = "hf-ft-multitask"
@@ -47,10 +49,11 @@ class MultiTaskConfig(PreTrainedConfig):
     tasks: dict[str, Any] | None = None
     word_pooling: str = "first"
     balance: str = "sum"
+    pooler: bool = True
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["task_sums", "task_items"]
 
     def __init__(self, **kwargs: Any) -> None:
-        for name in ("encoder", "tasks", "word_pooling", "balance"):
+        for name in ("encoder", "tasks", "word_pooling", "balance", "pooler"):
             setattr(self, name, kwargs.pop(name, getattr(type(self), name)))
         super().__init__(**kwargs)
 
@@ -92,8 +95,9 @@ class MultiTaskModel(PreTrainedModel):
     def __init__(self, config: MultiTaskConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if encoder is None:
-            encoder_config = AutoConfig.for_model(**(config.encoder or {}))
-            encoder = AutoModel.from_config(encoder_config, attn_implementation=config._attn_implementation)
+            encoder = encoder_of(AutoConfig.for_model(**(config.encoder or {})), config._attn_implementation)
+            if not config.pooler and getattr(encoder, "pooler", None) is not None:
+                encoder.pooler = None
         self.encoder = encoder
         self._encoder_inputs = tuple(inspect.signature(encoder.forward).parameters)
         width = hidden_size(encoder.config)
@@ -141,15 +145,12 @@ class MultiTaskModel(PreTrainedModel):
             raise PluginError(f"{NAME}: word_pooling is {word_pooling!r}; it must be first, last or mean.")
         complete = with_labels(tasks, *datasets)
         model = AutoModel.from_pretrained(encoder, **kwargs) if isinstance(encoder, str) else encoder
-        if model.config.is_encoder_decoder:
-            raise PluginError(
-                f"{NAME}: a {type(model).__name__} has an encoder and a decoder, and tasks are heads on one of them. "
-                "Pass its encoder as a model, such as T5EncoderModel.from_pretrained(...)."
-            )
+        refuse_encoder(model)
         config = MultiTaskConfig(
             encoder=model.config.to_dict(),
             tasks={name: spec.to_dict() for name, spec in complete.items()},
             word_pooling=word_pooling or ("last" if reads_forward(model.config) else "first"),
+            pooler=getattr(model, "pooler", None) is not None,
         )
         config.pad_token_id = getattr(model.config, "pad_token_id", None)
         with torch.random.fork_rng(devices=[]):

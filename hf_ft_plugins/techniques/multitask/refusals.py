@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from accelerate.utils import send_to_device
+
 from ...errors import PluginError
+from ..heads import base_of
+from .collator import MultiTaskCollator
+from .data import TaggedConcat
 
 # TRL's trainers that draw their own batches, each example several times.
 OWN_SAMPLER = ("GRPOTrainer", "RLOOTrainer")
@@ -28,6 +34,7 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
             f"{name}: each head has a loss of its own, and the trainer has a compute_loss_func or "
             f"label_smoothing_factor={args.label_smoothing_factor}. Leave it out."
         )
+    _refuse_unscored(name, trainer)
     if technique.adaptive and args.ignore_data_skip:
         raise PluginError(
             f"{name}: option mix={technique.mix} needs to know which data each step had, and ignore_data_skip=True "
@@ -37,6 +44,57 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
         _refuse_gradients(technique, trainer)
     if technique.balance in ("pcgrad", "cagrad", "gradnorm", "famo"):
         _refuse_one_task_a_step(technique, trainer)
+
+
+def refuse_failing(name: str, trainer: Any) -> None:
+    """Raise a `PluginError` where the model does not run on the first row of its data, as it is to be trained.
+
+    Asked is the model itself, since encoders differ in what they need and give. It is left as it was; where its weights
+    are sharded it cannot be asked yet.
+    """
+    dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
+    collator, model = trainer.data_collator, trainer.model
+    if not isinstance(dataset, TaggedConcat) or not isinstance(collator, MultiTaskCollator):
+        return
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or model.device.type == "meta":
+        return
+    # Not the script's own, which may count or keep what it is given.
+    collator = MultiTaskCollator(collator.tokenizer, collator.tasks, collator.max_length)
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    batch = send_to_device(collator([dataset[0]]), model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), trainer.compute_loss_context_manager():
+            model.train()(**batch)
+    except torch.OutOfMemoryError:
+        raise
+    except PluginError:
+        raise
+    except Exception as error:
+        encoder = type(base_of(model).encoder).__name__
+        raise PluginError(
+            f"{name}: the encoder, a {encoder}, does not run on a row of tokens with a mask, or gives no vector of "
+            f"the config's width for each ({type(error).__name__}: {error}). Use an encoder that needs no more than "
+            "input_ids and attention_mask, such as a BERT's."
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _refuse_unscored(name: str, trainer: Any) -> None:
+    """Trainer would look in vain for the metric of the best checkpoint, at the first evaluation."""
+    args, sets = trainer.args, trainer.eval_dataset
+    sets = list(sets.values()) if isinstance(sets, dict) else [sets]
+    scored = any(own.taught() for own in sets if isinstance(own, TaggedConcat))
+    if args.metric_for_best_model and any(isinstance(own, TaggedConcat) for own in sets) and not scored:
+        raise PluginError(
+            f"{name}: metric_for_best_model={args.metric_for_best_model} needs evaluation data with labels, and these "
+            "have the columns of no task. Leave it and load_best_model_at_end out, or say TaskSpec(columns=...)."
+        )
 
 
 def _refuse_gradients(technique: Any, trainer: Any) -> None:

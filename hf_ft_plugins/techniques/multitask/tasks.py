@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from ...errors import PluginError
 from ...technique import nearest
@@ -36,9 +34,12 @@ class TaskSpec:
         kind: `sequence` (one class a row), `multi_label`, `regression`, `token` (one class a word), `crf` (the same,
             decoded as a whole), `dependency` (a tree over the words), `causal_lm`.
         columns: where its labels stand; () for a column of the task's own name, of a dependency task `head` (0 for the
-            root, words count from 1) and `deprel`, of causal_lm none.
+            root, words count from 1) and `deprel`, of causal_lm none. A regression or multi_label task may have one
+            for each of its numbers.
         labels: names of the classes, of a dependency task those of the relations, of a regression one a target; ()
-            where `with_labels` is to read them from the training data.
+            where `with_labels` is to read them from the training data. Their order is the order of the classes, and
+            they may be more than the data have; a text or a `ClassLabel` in the data is found by its name, a plain
+            number is a place in them.
         sources: the data sets that it learns from; () for the one of the task's own name, or else all that have its
             columns.
         weight: what its mean loss is multiplied by.
@@ -60,7 +61,28 @@ class TaskSpec:
         if not (self.weight > 0 and math.isfinite(self.weight)):
             raise PluginError(f"{NAME}: a task's weight is {self.weight}; it must be a number above 0.")
         for name in ("columns", "labels", "sources"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        self._check_labels()
+        most = {"dependency": 2, "causal_lm": 0}.get(self.kind, None if self.kind in FLOAT_KINDS else 1)
+        if most is not None and self.columns and len(self.columns) != most:
+            raise PluginError(
+                f"{NAME}: a task of kind {self.kind!r} has its labels in {most or 'no'} column{'s'[: most != 1]}, and "
+                f"columns={self.columns}. Name as many, and make a task of each other."
+            )
+
+    def _check_labels(self) -> None:
+        numbers = [label for label in self.labels if not isinstance(label, str)]
+        if numbers and [int(label) for label in numbers] != list(range(len(self.labels))):
+            raise PluginError(
+                f"{NAME}: labels={self.labels}: they are names, and a number in the data is the place of one, from 0. "
+                f"Say labels={tuple(map(str, self.labels))}, and make the column texts: "
+                "dataset.map(lambda row: {column: str(row[column])})."
+            )
+        object.__setattr__(self, "labels", tuple(map(str, self.labels)))
+        twice = next((label for label in self.labels if self.labels.count(label) > 1), None)
+        if twice is not None:
+            raise PluginError(f"{NAME}: labels={self.labels} has {twice!r} twice. Leave one out.")
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a model's config."""
@@ -95,21 +117,27 @@ def tasks_of(model: Any) -> dict[str, TaskSpec]:
     return {name: TaskSpec(**spec) for name, spec in described.items()}
 
 
-def source_tasks(source: str, columns: Iterable[str], tasks: Mapping[str, TaskSpec]) -> tuple[str, ...]:
-    """The tasks that a data set of this name with these columns teaches, in the order of `tasks`."""
+def source_tasks(
+    source: str, columns: Iterable[str], tasks: Mapping[str, TaskSpec], need_labels: bool = True
+) -> tuple[str, ...]:
+    """The tasks that a data set of this name with these columns teaches, in the order of `tasks`.
+
+    Raises:
+        PluginError: the columns of a task that it is for by its name are missing; not where `need_labels` is False.
+    """
     columns = set(columns)
     named = [name for name, spec in tasks.items() if source in spec.sources]
     if not named and source in tasks and not tasks[source].sources:
         named = [source]
     for name in named:
         missing = [column for column in columns_of(name, tasks[name]) if column not in columns]
-        if missing:
+        if missing and need_labels:
             raise PluginError(
                 f"{NAME}: the data set {source!r} has no column {missing[0]!r}, where the labels of task {name!r} are "
                 f"to stand; it has {', '.join(sorted(columns))}. Say TaskSpec(columns=...)."
             )
     if named:
-        return tuple(named)
+        return tuple(name for name in named if columns.issuperset(columns_of(name, tasks[name])))
     return tuple(
         name for name, spec in tasks.items() if not spec.sources and columns.issuperset(columns_of(name, spec))
     )
@@ -125,6 +153,8 @@ def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, Task
     Raises:
         PluginError: two tasks of one name (in different case), no data for a task, no label in a column.
     """
+    from .label_names import names_in
+
     lowered: dict[str, str] = {}
     for name in tasks:
         if not name.isidentifier():
@@ -139,7 +169,7 @@ def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, Task
         if spec.labels or spec.kind == "causal_lm":
             complete[name] = spec
             continue
-        taught = [data for source, data in sources if name in source_tasks(source, column_names(data), tasks)]
+        taught = [plain(data) for source, data in sources if name in source_tasks(source, column_names(data), tasks)]
         if not taught:
             found = sorted({column for _, data in sources for column in column_names(data)})
             wanted = " and ".join(columns_of(name, spec))
@@ -147,30 +177,50 @@ def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, Task
                 f"{NAME}: no data for task {name!r}: no data set has the columns {wanted}; "
                 f"the columns are {', '.join(found) or '(none)'}. Say TaskSpec(columns=...), or leave the task out."
             )
-        column = columns_of(name, spec)[-1]
-        labels = _names(spec.kind, column, taught)
-        if not labels:
-            raise PluginError(f"{NAME}: column {column!r} of task {name!r} holds no label. Leave the task out.")
-        complete[name] = dataclasses.replace(spec, labels=labels)
+        complete[name] = dataclasses.replace(spec, labels=names_in(name, spec.kind, columns_of(name, spec), taught))
     return complete
 
 
+def plain(dataset: Any) -> Any:
+    """A data set whose rows are Python values: a `datasets.Dataset` in another format than a transform of the script's
+    own is set to none, of the columns that its format shows.
+    """
+    form = getattr(dataset, "format", None)
+    if not isinstance(form, Mapping) or form["type"] in (None, "custom"):
+        return dataset
+    shown = None if form["output_all_columns"] else [name for name in dataset.column_names if name in form["columns"]]
+    return dataset.with_format(None, columns=shown)
+
+
+def _transformed(dataset: Any) -> bool:
+    form = getattr(dataset, "format", None)
+    return isinstance(form, Mapping) and form["type"] == "custom"
+
+
 def column_names(dataset: Any) -> list[str]:
-    """The columns of a `datasets.Dataset`, or of the first row of any other data set of mappings."""
+    """The columns of the rows that a data set gives; those of a transform, and of any data set of mappings but a
+    `datasets.Dataset`, are in its first row.
+    """
     names = getattr(dataset, "column_names", None)
-    if names is not None:
-        return list(names)
+    if names is not None and not _transformed(dataset):
+        form = getattr(dataset, "format", None)
+        shown = form["columns"] if isinstance(form, Mapping) and not form["output_all_columns"] else names
+        return [name for name in names if name in shown]
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         return []
     first = dataset[0]
     return list(first) if isinstance(first, Mapping) else []
 
 
-def column_values(dataset: Any, column: str) -> Iterable[Any]:
-    """One column, row by row."""
-    if hasattr(dataset, "with_format"):
-        return dataset.with_format(None)[column]
-    return (dataset[index][column] for index in range(len(dataset)))
+def column_values(dataset: Any, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Some columns, row by row, as the data set gives them: each row is read once where a transform makes it."""
+    if hasattr(dataset, "with_format") and not _transformed(dataset):
+        read = dataset.with_format(None)
+        yield from zip(*(read[column] for column in columns), strict=True)
+        return
+    for index in range(len(dataset)):
+        row = dataset[index]
+        yield tuple(row.get(column) for column in columns)
 
 
 def class_names(dataset: Any, column: str) -> tuple[str, ...] | None:
@@ -179,27 +229,3 @@ def class_names(dataset: Any, column: str) -> tuple[str, ...] | None:
     while feature is not None and not hasattr(feature, "names"):
         feature = getattr(feature, "feature", None)
     return tuple(feature.names) if feature is not None else None
-
-
-def _names(kind: str, column: str, datasets: Sequence[Any]) -> tuple[str, ...]:
-    if kind in FLOAT_KINDS:
-        value = next((value for data in datasets for value in column_values(data, column) if value is not None), None)
-        width = 0 if value is None else np.asarray(value).size
-        return tuple(f"LABEL_{index}" for index in range(width))
-    declared = {names for data in datasets for names in [class_names(data, column)] if names is not None}
-    if len(declared) > 1:
-        raise PluginError(
-            f"{NAME}: the data sets name the labels of column {column!r} differently: "
-            f"{' and '.join(str(list(names)[:6]) for names in sorted(declared))}. Cast them to one ClassLabel."
-        )
-    if declared:
-        return declared.pop()
-    found: set[Any] = set()
-    for data in datasets:
-        for value in column_values(data, column):
-            found.update(value if isinstance(value, (list, tuple)) else [value])
-    found.discard(None)
-    numbers = [label for label in found if not isinstance(label, str)]
-    if numbers:
-        return tuple(f"LABEL_{index}" for index in range(max(numbers) + 1))
-    return tuple(sorted(found))

@@ -131,13 +131,21 @@ class MultiTask(Technique):
     def ft_trainer(self, trainer: Any) -> None:
         from ..heads import base_of
         from .data import columns_read
-        from .refusals import refuse_unfit
+        from .refusals import refuse_failing, refuse_unfit
         from .tasks import tasks_of
 
         refuse_unfit(self, trainer)
+        refuse_failing(self.name, trainer)
         # Data that are given later, to `evaluate` or `predict`, keep the columns that the collator reads.
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns += columns_read(tasks_of(trainer.model))
+        if trainer.label_names != ["labels"]:
+            logger.warning(
+                "%s: label_names=%s is set to ['labels'], where a batch has the labels of all tasks.",
+                self.name,
+                trainer.label_names,
+            )
+            trainer.label_names = ["labels"]
         base_of(trainer.model).touches_idle = trainer.args.world_size > 1
 
     def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
@@ -147,7 +155,8 @@ class MultiTask(Technique):
         args = trainer.args
         sampler = MultiTaskSampler(
             dataset.sizes,
-            args.train_batch_size,
+            # What `auto_find_batch_size` has come down to, where it has.
+            trainer._train_batch_size,
             names=list(dataset.sources),
             mix=self.mix,
             temperature=self.temperature,
@@ -177,6 +186,11 @@ class MultiTask(Technique):
         if self.balance == "gradnorm":
             return gradnorm_step(callback_of(trainer), trainer, model, inputs)
         return surgery_step(self.balance, callback_of(trainer), trainer, model, inputs)
+
+    def ft_evaluation(self, trainer: Any, dataloader: Any) -> Any:
+        from .callback import declared_in
+
+        return declared_in(trainer, dataloader)
 
     @classmethod
     def example(cls) -> Self:

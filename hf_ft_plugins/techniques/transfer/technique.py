@@ -70,8 +70,7 @@ class Transfer(Technique):
 
     @property
     def short_run(self) -> int:
-        """Fewer steps are too few for a head to learn alone; 0 where the options say how it is to learn, so that it does
-        in any case."""
+        """Fewer steps are too few for a head to learn alone; 0 where the options say how it is to learn."""
         asked = self.unfrozen_at is not None or self.probe_learning_rate is not None or self.cache_features == "never"
         return 0 if asked else SHORT_RUN
 

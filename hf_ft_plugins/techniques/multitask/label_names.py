@@ -1,0 +1,106 @@
+"""The names of a task's labels, as the data tell them where the script does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...errors import PluginError
+from .tasks import ABSENT, FLOAT_KINDS, NAME, class_names, column_values
+
+# Numbers up to this are the places of classes, however few the data have; beyond it, only where most of them occur.
+DENSE = 10_000
+
+
+def names_in(task: str, kind: str, columns: Sequence[str], datasets: Sequence[Any]) -> tuple[str, ...]:
+    """The names of one task's labels.
+
+    A `ClassLabel` gives its names in order, and those of others that it holds too; texts that are none of them follow,
+    sorted; whole numbers give `LABEL_0` to the highest. Numbers of a regression or multi_label task have a name each:
+    their columns' where they have several columns.
+
+    Raises:
+        PluginError: no label; texts among numbers, fractions as classes, `ClassLabel`s that differ.
+    """
+    column = columns[-1]
+    if kind in FLOAT_KINDS and len(columns) > 1:
+        return tuple(columns)
+    declared = _declared(column, datasets) if kind != "regression" else ()
+    values = (value for data in datasets for (value,) in column_values(data, [column]))
+    if kind in FLOAT_KINDS:
+        names = _of_numbers(kind, task, column, values, declared)
+    else:
+        names = _of_classes(task, column, {label for value in values for label in flat(value)}, declared)
+    if not names:
+        raise PluginError(f"{NAME}: column {column!r} of task {task!r} holds no label. Leave the task out.")
+    return names
+
+
+def flat(value: Any) -> list[Any]:
+    """The labels of a value: itself, or those in its lists; without None and NaN."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [label for own in value for label in flat(own)]
+    return [] if value is None or (isinstance(value, float) and math.isnan(value)) else [value]
+
+
+def _declared(column: str, datasets: Sequence[Any]) -> tuple[str, ...]:
+    """The names that `ClassLabel`s give; where one has all names of the others, its own."""
+    found = dict.fromkeys(names for data in datasets for names in [class_names(data, column)] if names is not None)
+    if not found:
+        return ()
+    most = max(found, key=len)
+    if any(not set(names) <= set(most) for names in found):
+        raise PluginError(
+            f"{NAME}: the data sets name the labels of column {column!r} differently: "
+            f"{' and '.join(str(list(names)[:6]) for names in sorted(found))}. Cast them to one ClassLabel, or say "
+            "TaskSpec(labels=...) with all names."
+        )
+    return most
+
+
+def _of_classes(task: str, column: str, found: set[Any], declared: tuple[str, ...]) -> tuple[str, ...]:
+    texts = sorted({label for label in found if isinstance(label, str)} - set(declared))
+    if declared:
+        return (*declared, *texts)
+    numbers = sorted(label for label in found if not isinstance(label, str))
+    if not numbers:
+        return tuple(texts)
+    where = f"{NAME}: column {column!r} of task {task!r}"
+    if texts:
+        raise PluginError(
+            f"{where} has texts ({texts[0]!r}) and numbers ({numbers[0]}). Make them one or the other, or say "
+            "TaskSpec(labels=...)."
+        )
+    fraction = next((number for number in numbers if number != int(number)), None)
+    if fraction is not None:
+        raise PluginError(f"{where} has the fraction {fraction}, which is no class. Say kind='regression'.")
+    below = next((int(number) for number in numbers if number < 0 and number != ABSENT), None)
+    if below is not None:
+        raise PluginError(
+            f"{where} has the number {below}, and classes count from 0 ({ABSENT} is none). Make the column texts: "
+            "dataset.map(lambda row: {column: str(row[column])})."
+        )
+    highest = int(numbers[-1])
+    if highest >= max(DENSE, 10 * len(numbers)):
+        raise PluginError(
+            f"{where} has numbers up to {highest}, {len(numbers)} of them: a head would have a class for each below. "
+            "Make the column texts: dataset.map(lambda row: {column: str(row[column])})."
+        )
+    return tuple(f"LABEL_{number}" for number in range(highest + 1))
+
+
+def _of_numbers(kind: str, task: str, column: str, values: Iterable[Any], declared: tuple[str, ...]) -> tuple[str, ...]:
+    first: list[Any] | None = None
+    names: set[str] = set()
+    for value in values:
+        labels = flat(value)
+        if first is None and labels:
+            first = labels
+            if kind == "regression" or not (declared or isinstance(labels[0], str)):
+                break
+        names.update(label for label in labels if isinstance(label, str))
+    if declared or names:
+        return (*declared, *sorted(names - set(declared)))
+    return tuple(f"LABEL_{index}" for index in range(len(first or ())))
