@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+from ...errors import PluginError
 from ...technique import Technique, data_seed, option
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ class Task(Technique):
             fit_head(model, labels, self.name, args.seed).log(self.name)
         else:
             refuse_no_labels(train_dataset, model, args, self.name, first_batches)
+
+    def ft_raw_dataset(self, trainer_class: type) -> None:
+        if any(cls.__name__ == "RewardTrainer" and cls.__module__.startswith("trl.") for cls in trainer_class.__mro__):
+            raise PluginError(
+                f"{self.name}: a {trainer_class.__name__} learns from pairs which answer is better, with a loss and "
+                f"metrics of its own, and there are no labels. Leave out {self.name}."
+            )
 
     def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
         from ..heads import labels_as_numbers
