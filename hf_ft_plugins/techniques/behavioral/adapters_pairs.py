@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .events import BOTH_BAD, TIE, Event, MalformedError, Message, timestamp
+from .events import Event, MalformedError, Message, timestamp
+from .layouts import NEITHER, spelled
 from .records import Reading, converted
 from .turns import role_of, tools_of, turns_of
 from .verdicts import compared
 
 Record = dict[str, Any]
 # Arena writes them so.
-WINNERS: dict[str, int | str] = {
-    "model_a": 0,
-    "model_b": 1,
-    "a": 0,
-    "b": 1,
-    "tie": TIE,
-    "tie (bothbad)": BOTH_BAD,
-    "bothbad": BOTH_BAD,
-}
+WINNERS: dict[Any, int | str] = {"model_a": 0, "model_b": 1, "a": 0, "b": 1, **NEITHER}
 
 
 def is_openai(record: Record) -> bool:
@@ -51,9 +44,9 @@ def arena(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Eve
     """Chatbot Arena's votes; a vote on conversations that differ earlier says nothing about answers to one prompt."""
 
     def convert(place: str, record: Record) -> Iterator[Message | Event]:
-        winner = WINNERS.get(str(record["winner"]).lower())
+        winner = WINNERS.get(spelled(str(record["winner"])))
         if winner is None:
-            raise MalformedError(f"winner is one of {', '.join(WINNERS)}")
+            raise MalformedError(f"winner is one of {', '.join(map(str, WINNERS))}")
         sides = [turns_of(record[f"conversation_{side}"], "user") for side in "ab"]
         judge = record.get("judge") or record.get("evaluator") or record.get("user_id")
         return compared(

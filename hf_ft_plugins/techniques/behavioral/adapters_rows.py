@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import layouts
-from .events import TIE, Event, MalformedError, Message, UnfitError
+from .events import Event, MalformedError, Message, UnfitError
 from .layouts import COLUMNS, Compared, Ranked, column, label_of, value
 from .records import Reading, converted
 from .transcripts import asked_in, common_beginning, turns_in, without_end
-from .turns import NO_TEXT, Turn, text_of, tools_of, turns_of
+from .turns import NO_TEXT, Turn, listed, text_of, tools_of, turns_of
 from .verdicts import compared, labelled
 
 Record = dict[str, Any]
@@ -30,6 +30,13 @@ def rows(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Even
     """Pairs with the prompt apart or within, labelled answers, and answers that are ranked or compared."""
 
     def convert(place: str, record: Record) -> Iterator[Message | Event]:
+        made = layouts.unfolded(record)
+        if not made:
+            raise UnfitError("tasks without an annotation that compares")
+        for number, row in enumerate(made):
+            yield from one(place if len(made) == 1 else f"{place}:{number}", row)
+
+    def one(place: str, record: Record) -> Iterator[Message | Event]:
         if any(record.get(name) for name in COLUMNS["media"]):
             raise UnfitError(NO_TEXT)
         tools = tools_of(value(record, "tools"))
@@ -63,8 +70,8 @@ def _sides(record: Record, reading: Reading) -> Iterator[Turns]:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer is None:
             raise UnfitError(f"rows without a {name} answer")
-    several = isinstance(rejected, list) and bool(rejected) and all(isinstance(one, str) for one in rejected)
-    answers = [_turns_as_text(one) for one in (chosen, *(rejected if several else [rejected]))]
+    several = isinstance(rejected, list) and bool(rejected) and all(isinstance(one, (str, list)) for one in rejected)
+    answers = [listed(one) for one in (chosen, *(rejected if several else [rejected]))]
     if not prompt.asked and all(isinstance(one, str) and turns_in(one) is None for one in answers):
         begin = common_beginning(answers)
         if not begin.strip():
@@ -96,10 +103,30 @@ def _labelled(place: str, record: Record, reading: Reading, tools: Any) -> Itera
 def _compared(place: str, record: Record, layout: Compared, reading: Reading, tools: Any) -> Iterator[Message | Event]:
     if layout.question is not None:
         record = {**record, "prompt": record[layout.question], "history": None}
-    prompt, _ = _asked(record, with_answer=False)
-    sides = _joined(prompt, [record[name] for name in layout.answers], reading)
-    winner = layout.winner(record)
-    return compared(place, sides, TIE if winner is None else winner, reading, tools=tools)
+    questions, *answers = (_texts(given) for given in (value(record, "question"), *(record[n] for n in layout.answers)))
+    if questions and all(answer and len(answer) == len(questions) for answer in answers):
+        # Arena's tables: all of a conversation's questions in one column, and all answers to them.
+        prompt, _ = _asked({**record, str(column(record, "question")): questions[0]}, with_answer=False)
+        told = [one for one in prompt.turns if one["role"] == "system"]
+        sides = [told + _exchanges(list(zip(questions, answer, strict=True))) for answer in answers if answer]
+        if any(not answer[-1] for answer in answers if answer):
+            raise UnfitError("rows without an answer")
+    else:
+        prompt, _ = _asked(record, with_answer=False)
+        sides = _joined(prompt, [record[name] for name in layout.answers], reading)
+    return compared(place, sides, layout.winner(record), reading, tools=tools)
+
+
+def _texts(given: Any) -> list[str | None] | None:
+    """A list of texts, or the JSON of one; None of anything else."""
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return None
+    if not isinstance(given, list) or not all(one is None or isinstance(one, str) for one in given):
+        return None
+    return given
 
 
 def _ranked(place: str, record: Record, layout: Ranked, reading: Reading, tools: Any) -> Iterator[Message | Event]:
@@ -177,13 +204,16 @@ def _asked(record: Record, *, with_answer: bool) -> tuple[Prompt, Turns]:
     Args:
         with_answer: whether the answer, which no other column holds, is looked for there.
     """
-    question, told, said = _turns_as_text(value(record, "question")), _listed(value(record, "turns")), []
-    listed = not isinstance(question, str)
+    question, told, said = listed(value(record, "question")), listed(value(record, "turns")), []
+    if isinstance(question, dict) and isinstance(question.get("full_text"), str):
+        # WebGPT's.
+        question = question["full_text"]
+    as_turns = not isinstance(question, str)
     if told and (with_answer or not question):
         turns = turns_of(told, "user")
         if turns[-1]["role"] == "assistant":
             turns, said = turns[:-1], turns[-1:]
-        listed = True
+        as_turns = True
     elif isinstance(question, (list, dict)) and question:
         turns = turns_of(question, "user")
     else:
@@ -192,7 +222,7 @@ def _asked(record: Record, *, with_answer: bool) -> tuple[Prompt, Turns]:
     system = text_of(value(record, "system"))
     if system.strip() and not (turns and turns[0]["role"] == "system"):
         turns = [{"role": "system", "content": system}, *turns]
-    return Prompt(turns, listed), said
+    return Prompt(turns, as_turns), said
 
 
 def _question(question: Any, about: Any) -> Turns:
@@ -206,7 +236,7 @@ def _question(question: Any, about: Any) -> Turns:
 
 
 def _answer(given: Any, prompt: Prompt) -> Turns:
-    given = _turns_as_text(given)
+    given = listed(given)
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         given = given[0]
     if not isinstance(given, str):
@@ -218,31 +248,14 @@ def _answer(given: Any, prompt: Prompt) -> Turns:
     return [{"role": "assistant", "content": without_end(given)}]
 
 
-def _turns_as_text(given: Any) -> Any:
-    """The turns of a text that is their JSON, as tables without lists have them; anything else as it is."""
-    if isinstance(given, str) and given.lstrip().startswith('[{"'):
-        try:
-            found = json.loads(given)
-        except ValueError:
-            return given
-        if all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in found):
-            return found
-    return given
-
-
-def _listed(told: Any) -> Any:
-    """A column of turns; some write it as JSON. A context that is a text is none."""
-    if isinstance(told, str) and told.lstrip().startswith("["):
-        try:
-            return json.loads(told)
-        except ValueError:
-            raise UnfitError("conversations that are no JSON") from None
-    return told
-
-
 def _exchanges(history: Any) -> Turns:
     """The turns of `[[question, answer], ...]`, of a list of turns, or of the JSON of either."""
-    found = _listed(history)
+    found = listed(history)
+    if isinstance(found, str) and found.lstrip().startswith("["):
+        try:
+            found = json.loads(found)
+        except ValueError:
+            raise UnfitError("conversations that are no JSON") from None
     if not found:
         return []
     if not isinstance(found, list):

@@ -95,7 +95,7 @@ FORMATS: dict[str, Format] = {
     "swift": Format("messages or response, with rejected_response or rejected_messages", layouts.is_pair, rows),
     "ranked": Format(
         "answers with ranks or scores, or two answers and which is better",
-        lambda record: layouts.ranking(record) is not None,
+        lambda record: any(layouts.ranking(row) is not None for row in layouts.unfolded(record)),
         rows,
     ),
     "langfuse": Format(

@@ -11,10 +11,12 @@ NeMo RL and torchtune.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from .events import UnfitError
+from .events import BOTH_BAD, TIE, UnfitError
+from .turns import listed
 
 Record = dict[str, Any]
 
@@ -28,33 +30,32 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "history": ("history",),
     # The turns up to the answer, or with it.
     "turns": ("messages", "conversations", "conversation", "context"),
-    "chosen": ("chosen", "chosen_response", "chosen_messages", "chosen_conversations", "chosen_answer"),
-    "rejected": ("rejected", "rejected_response", "rejected_messages", "rejected_conversations", "rejected_answer"),
+    "chosen": ("chosen", "chosen_response", "chosen_messages", "chosen_conversations", "chosen_answer", "preferred"),
+    "rejected": (
+        *("rejected", "rejected_response", "rejected_messages", "rejected_conversations", "rejected_answer"),
+        *("rejected_responses", "rejected_answers", "dispreferred", "non_preferred"),
+    ),
     "answer": ("completion", "response", "output", "answer"),
-    "label": ("kto_tag", "label"),
+    "label": ("kto_tag", "label", "feedback", "thumbs", "reaction", "vote"),
     "tools": ("tools", "functions"),
     "media": (
         *("image", "images", "video", "videos", "audio", "audios"),
         *("rejected_image", "rejected_images", "rejected_videos", "rejected_audios"),
     ),
 }
-GOOD = (True, 1, "true", "1", "good", "desirable", "chosen", "up", "yes", "positive", "like")
-BAD = (
-    False,
-    0,
-    -1,
-    "false",
-    "0",
-    "-1",
-    "bad",
-    "undesirable",
-    "rejected",
-    "down",
-    "no",
-    "negative",
-    "downvote",
-    "dislike",
+GOOD = (
+    *(True, 1, "true", "good", "desirable", "chosen", "accepted", "up", "thumbs_up", "thumbsup", "+1", "upvote"),
+    *("yes", "positive", "like", "liked", "correct", "\N{THUMBS UP SIGN}"),
 )
+BAD = (
+    *(False, 0, -1, "false", "bad", "undesirable", "rejected", "down", "thumbs_down", "thumbsdown", "downvote"),
+    *("no", "negative", "dislike", "disliked", "incorrect", "\N{THUMBS DOWN SIGN}"),
+)
+# What says that neither answer is better.
+NEITHER = {
+    **dict.fromkeys((0, 0.5, "tie", "both good", "tie (bothgood)"), TIE),
+    **dict.fromkeys(("tie (bothbad)", "tie (both bad)", "bothbad", "both bad", "both_bad"), BOTH_BAD),
+}
 
 
 def column(record: Record, role: str) -> str | None:
@@ -71,10 +72,25 @@ def value(record: Record, role: str) -> Any:
 
 def label_of(given: Any) -> bool | None:
     """A label as a bool; None where it says neither."""
-    said = given.strip().lower() if isinstance(given, str) else given
-    if isinstance(said, (list, dict)):
+    if isinstance(given, (list, dict)):
         return None
+    number = number_of(given)
+    said = number if number is not None else spelled(given)
     return True if said in GOOD else False if said in BAD else None
+
+
+def spelled(given: Any) -> Any:
+    """A word as the tables have it: `Thumbs-Up` as `thumbs_up`."""
+    return given.strip().strip(":").lower().replace("-", "_") if isinstance(given, str) else given
+
+
+def number_of(given: Any) -> float | None:
+    """A number, which tables of text hold as text; None of anything else."""
+    try:
+        number = float(given) if isinstance(given, (str, int, float)) else math.nan
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
 
 
 def is_pair(record: Record) -> bool:
@@ -85,13 +101,17 @@ def is_pair(record: Record) -> bool:
 
 def is_label(record: Record) -> bool:
     """Whether a record has an answer, and whether that is good."""
-    if column(record, "label") is None:
+    name = column(record, "label")
+    if name is None:
+        return False
+    tagged = label_of(record[name]) is not None
+    if not tagged and name not in ("kto_tag", "label"):
+        # A comment, perhaps.
         return False
     answered = column(record, "answer") is not None and (
         "completion" in record or any(column(record, role) is not None for role in ("question", "turns", "input"))
     )
-    tagged = "kto_tag" in record or label_of(record["label"]) is not None
-    return answered or (isinstance(value(record, "turns"), list) and tagged)
+    return answered or (isinstance(listed(value(record, "turns")), list) and (tagged or name == "kto_tag"))
 
 
 @dataclass(frozen=True)
@@ -134,20 +154,25 @@ class Ranked:
         else:
             found = [(-place, item) for place, item in enumerate(items)]
         sign = 1 if self.best == "highest" else -1
-        known = [(score, answer) for score, answer in found if isinstance(score, (int, float))]
-        return [(sign * score, answer) for score, answer in known]
+        known = [(number_of(score), answer) for score, answer in found]
+        return [(sign * score, answer) for score, answer in known if score is not None]
 
 
 RANKED = (
     Ranked("answers", "answer", "rank", best="lowest"),
+    Ranked("answers", "answer", "score"),
+    Ranked("answers", "text", "pm_score"),
+    Ranked("answers", "text", "score"),
     Ranked("completions", "completion", "rank", best="lowest"),
     Ranked("completions", "response", "overall_score"),
     Ranked("completions", "response", "fine-grained_score"),
     Ranked("responses", "response", "score"),
     Ranked("responses", "text", "score"),
-    Ranked("generations", order="ratings"),
-    Ranked("generations", order="rating"),
-    Ranked("responses", order="scores"),
+    *(
+        Ranked(answers, order=order)
+        for answers in ("generations", "generation", "responses", "completions", "answers")
+        for order in ("ratings", "rating", "scores", "rewards")
+    ),
     # LLaMA-Factory's first form.
     Ranked("output", beside="instruction"),
 )
@@ -159,9 +184,8 @@ class Compared:
 
     Attributes:
         answers: their columns.
-        verdict: the columns that tell: none, where the first is better; one of `first` or of `second` (or a tie); or
+        verdict: the columns that tell: none, where the first is better; one of `first`, of `second` or of `NEITHER`; or
             two numbers, of which the higher one's answer is better.
-        ties: what says that neither is better.
         question: where the question stands, if not where it usually does.
     """
 
@@ -170,13 +194,12 @@ class Compared:
     first: tuple[Any, ...] = ()
     second: tuple[Any, ...] = ()
     question: str | None = None
-    ties: tuple[Any, ...] = (0, 0.5, "tie", "tie (bothbad)")
 
     def matches(self, record: Record) -> bool:
         return {*self.answers, *self.verdict} <= record.keys()
 
-    def winner(self, record: Record) -> int | None:
-        """0 or 1; None where neither is better.
+    def winner(self, record: Record) -> int | str:
+        """0 or 1; "tie" or "both_bad" where neither is better.
 
         Raises:
             UnfitError: the verdict is none of those that are known.
@@ -184,24 +207,66 @@ class Compared:
         said = [record[name] for name in self.verdict]
         if not said:
             return 0
-        if len(said) == 2 and all(isinstance(one, (int, float)) for one in said):
-            return None if said[0] == said[1] else int(said[1] > said[0])
-        for found, known in ((0, self.first), (1, self.second), (None, self.ties)):
-            if len(said) == 1 and said[0] in known:
+        numbers = [number_of(one) for one in said]
+        if len(said) == 2:
+            first, second = numbers
+            if first is None or second is None:
+                raise UnfitError("rows whose verdict is unknown")
+            return TIE if first == second else int(second > first)
+        verdict = numbers[0] if numbers[0] is not None else spelled(said[0])
+        if isinstance(verdict, (list, dict)):
+            raise UnfitError("rows whose verdict is unknown")
+        for found, known in ((0, self.first), (1, self.second)):
+            if verdict in known:
                 return found
-        raise UnfitError("rows whose verdict is unknown")
+        if verdict not in NEITHER:
+            raise UnfitError("rows whose verdict is unknown")
+        return NEITHER[verdict]
 
 
 COMPARED = (
     Compared(("response_0", "response_1"), ("better_response_id",), (0,), (1,)),
     Compared(("response_a", "response_b"), ("winner_model_a", "winner_model_b")),
-    Compared(("response_a", "response_b"), ("winner",), ("model_a", "a", "A"), ("model_b", "b", "B")),
+    Compared(("response_a", "response_b"), ("winner",), ("model_a", "a"), ("model_b", "b")),
     Compared(("answer_0", "answer_1"), ("score_0", "score_1")),
     Compared(("human_ref_A", "human_ref_B"), ("labels",), (1,), (0,), question="history"),
     Compared(("response1", "response2"), ("overall_preference",), (-3, -2, -1), (1, 2, 3)),
     Compared(("response1", "response2"), ("preference_strength",), (-3, -2, -1), (1, 2, 3)),
+    Compared(("response_1", "response_2"), ("preference_strength",), (-3, -2, -1), (1, 2, 3)),
+    Compared(("answer1", "answer2"), ("selected",), ("left",), ("right",)),
     Compared(("response_j", "response_k")),
 )
+
+
+def unfolded(record: Record) -> list[Record]:
+    """Rows of what a record nests: Label Studio's task, a row for each annotation; OpenAI's comparison of summaries.
+
+    Any other record is its only row.
+    """
+    data, info = record.get("data"), record.get("info")
+    if isinstance(data, dict) and isinstance(record.get("annotations"), list):
+        return [row for one in record["annotations"] if not one.get("was_cancelled") for row in _annotated(data, one)]
+    summaries = record.get("summaries")
+    if isinstance(info, dict) and isinstance(summaries, list) and len(summaries) == 2 and "choice" in record:
+        # As TRL's examples write it.
+        about = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post"), ("", "article")]
+        lines = [f"{name}{info[key]}" for name, key in about if info.get(key)]
+        answers = {f"response_{number}": one["text"] for number, one in enumerate(summaries)}
+        return [{"prompt": "\n\n".join([*lines, "TL;DR:"]), **answers, "better_response_id": record["choice"]}]
+    return [record]
+
+
+def _annotated(data: Record, annotation: Record) -> list[Record]:
+    rows = []
+    for result in annotation.get("result") or ():
+        if result.get("type") == "pairwise":
+            # By the names of the texts' tags, where the columns have them.
+            names = str(result.get("to_name")).split(",")
+            names = names if len(names) == 2 and set(names) <= data.keys() else ["answer1", "answer2"]
+            asked = {key: said for key, said in data.items() if key not in names}
+            answers = {"answer1": data[names[0]], "answer2": data[names[1]]}
+            rows.append({**asked, **answers, "selected": result["value"]["selected"]})
+    return rows
 
 
 def ranking(record: Record) -> Ranked | Compared | None:

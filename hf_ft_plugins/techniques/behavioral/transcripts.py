@@ -16,14 +16,21 @@ SPEAKERS = (
     ("### Human:", "### Assistant:"),
     ("### Instruction:", "### Response:"),
 )
-# Of ChatML, Llama 3 and Zephyr: a turn's role and words. The last may be open, where the answer is to begin.
+# Of ChatML, Llama 3, Gemma, Zephyr and Phi: a turn's role and words. The last may be open, where the answer is to begin.
 MARKUP = (
     re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n?|\Z)", re.DOTALL),
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n(.*?)(?:<\|eot_id\|>|\Z)", re.DOTALL),
-    re.compile(r"<\|(system|user|assistant)\|>\n(.*?)(?:</s>\n?|\Z|(?=<\|(?:system|user|assistant)\|>))", re.DOTALL),
+    re.compile(r"<start_of_turn>(\w+)\n(.*?)(?:<end_of_turn>\n?|\Z)", re.DOTALL),
+    re.compile(
+        r"<\|(system|user|assistant)\|>\n?(.*?)(?:(?:</s>|<\|end\|>)\n?|\Z|(?=<\|(?:system|user|assistant)\|>))",
+        re.DOTALL,
+    ),
 )
-BEGINNING = re.compile(r"\s*(?:<\|begin_of_text\|>|<s>)?")
-END = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|</s>)\s*\Z")
+# Of Llama 2 and Mistral: a question, with the system's words in the first, and the answer.
+INSTRUCTION = re.compile(r"(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?:</s>\s*|\Z|(?=\[INST\]))", re.DOTALL)
+TOLD = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+BEGINNING = re.compile(r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)?\s*")
+END = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|</s>)\s*\Z")
 
 
 def turns_in(text: str) -> Turns | None:
@@ -39,7 +46,21 @@ def turns_in(text: str) -> Turns | None:
     for markup in MARKUP:
         if markup.match(text, start):
             return [{"role": role_of(one[1]), "content": one[2]} for one in markup.finditer(text, start)]
+    if INSTRUCTION.match(text, start):
+        return _instructed(text[start:])
     return None
+
+
+def _instructed(text: str) -> Turns:
+    turns: Turns = []
+    for one in INSTRUCTION.finditer(text):
+        told = TOLD.match(one[1])
+        if told:
+            turns.append({"role": "system", "content": told[1].strip()})
+        turns.append({"role": "user", "content": one[1][told.end() if told else 0 :].strip()})
+        if one[2].strip():
+            turns.append({"role": "assistant", "content": one[2].strip()})
+    return turns
 
 
 def _transcript(text: str, human: str, assistant: str) -> Turns:

@@ -5,7 +5,9 @@ So the same beginning of two records is one prompt, and their answers are candid
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
@@ -16,13 +18,17 @@ Turn = dict[str, Any]
 ROLE_NAMES = {
     **{role: role for role in ROLES},
     **{"human": "user", "prompter": "user", "developer": "system"},
-    **dict.fromkeys(("gpt", "ai", "bot", "chatgpt", "chatbot", "model"), "assistant"),
+    **dict.fromkeys(("gpt", "ai", "bot", "chatgpt", "chatbot", "model", "bing", "bard", "claude"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
     **dict.fromkeys(
         ("function", "function_response", "tool_response", "tool_result", "observation", "observations", "ipython"),
         "tool",
     ),
 }
+# GPT4, gpt-3.5-turbo.
+GPT = re.compile(r"(?:chat)?gpt[_ .]?\d")
+# The beginning of turns that were written as a text, as JSON or as Python shows them.
+WRITTEN = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 # Turns whose text is the JSON of what the assistant called.
 CALLS = ("function_call", "tool_call")
 # What turns hold that is no text.
@@ -35,7 +41,9 @@ def role_of(name: Any) -> str:
     Raises:
         UnfitError: the role has none of the names that exports use.
     """
-    role = ROLE_NAMES.get(_spelled(name))
+    role = ROLE_NAMES.get(_spelled(name)) or ("assistant" if GPT.match(_spelled(name)) else None)
+    if name is None:
+        raise UnfitError("turns without a role (or from)")
     if role is None:
         shown = f" ({name})" if isinstance(name, str) and name.isidentifier() and len(name) <= 20 else ""
         raise UnfitError(f"turns of an unknown role{shown}")
@@ -43,7 +51,34 @@ def role_of(name: Any) -> str:
 
 
 def _spelled(name: Any) -> str:
-    return str(name).lower().replace("-", "_")
+    return str(name).strip().lower().replace("-", "_")
+
+
+def listed(given: Any) -> Any:
+    """The turns of a text that is their JSON, or that Python wrote, as tables without lists have them; anything else
+    as it is.
+
+    Raises:
+        UnfitError: it begins and ends as turns do and cannot be read, as what NumPy writes.
+    """
+    if not isinstance(given, str) or not WRITTEN.match(given):
+        return given
+    found: Any = None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(given)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        break
+    if found is None:
+        if given.rstrip().endswith("]"):
+            raise UnfitError("conversations that are no JSON")
+        return given
+    if isinstance(found, dict):
+        # An answer may be an object, too, of which one key is called so.
+        known = ROLE_NAMES.get(_spelled(found.get("role") or found.get("from")))
+        return found if known and {"content", "value"} & found.keys() else given
+    return found if all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in found) else given
 
 
 def text_of(content: Any) -> str:
@@ -74,7 +109,9 @@ def turn(record: dict[str, Any]) -> Turn:
         MalformedError: it has no content.
         UnfitError: its role is unknown, it holds no text, or what it calls is no JSON.
     """
-    name = record.get("role") or record.get("from") or record.get("type")
+    if not isinstance(record, dict):
+        raise MalformedError(f"a turn is an object with a role and a content, not a {type(record).__name__}")
+    name = next((record[key] for key in ("role", "from", "type", "speaker", "sender") if record.get(key)), None)
     role = role_of(name)
     content = record["content"] if "content" in record else record.get("value", record.get("text"))
     if any(record.get(kind) for kind in MEDIA):
@@ -85,6 +122,9 @@ def turn(record: dict[str, Any]) -> Turn:
     if content is None and not calls:
         raise MalformedError("a turn has no content")
     told = {key: record[key] for key in TOLD if record.get(key) and isinstance(record[key], str)}
+    if record.get("reasoning") and isinstance(record["reasoning"], str):
+        # So servers call it since vLLM 0.12; chat templates do not.
+        told.setdefault("reasoning_content", record["reasoning"])
     return {"role": role, "content": text_of(content), **({"tool_calls": calls_of(calls)} if calls else {}), **told}
 
 
