@@ -29,6 +29,7 @@ def openai(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Ev
 
     def convert(place: str, record: Record) -> Iterator[Message | Event]:
         given = record["input"]
+        given = given if isinstance(given, dict) and "messages" in given else {"messages": given}
         before = turns_of(given["messages"], "user")
         sides = [before + turns_of(record[side], "assistant") for side in ("preferred_output", "non_preferred_output")]
         return compared(place, sides, 0, reading, tools=tools_of(given.get("tools")))

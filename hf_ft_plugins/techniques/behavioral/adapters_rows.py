@@ -217,7 +217,8 @@ def _asked(record: Record, *, with_answer: bool) -> tuple[Prompt, Turns]:
     elif isinstance(question, (list, dict)) and question:
         turns = turns_of(question, "user")
     else:
-        turns = _question(question, value(record, "input"))
+        # A context that is a text is what the question is about.
+        turns = _question(question, value(record, "input") or (told if isinstance(told, str) else None))
     turns = [*_exchanges(value(record, "history")), *turns]
     system = text_of(value(record, "system"))
     if system.strip() and not (turns and turns[0]["role"] == "system"):
@@ -263,6 +264,8 @@ def _exchanges(history: Any) -> Turns:
     turns: Turns = []
     for one in found:
         if isinstance(one, (list, tuple)):
+            if len(one) != 2:
+                raise MalformedError(f"a history has a question and an answer in each item, not {len(one)}")
             roles = ("user", "assistant")
             turns += [{"role": role, "content": text_of(text)} for role, text in zip(roles, one, strict=True) if text]
         else:

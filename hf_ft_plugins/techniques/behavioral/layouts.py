@@ -12,7 +12,9 @@ NeMo RL and torchtune.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from .events import BOTH_BAD, TIE, UnfitError
@@ -51,6 +53,7 @@ BAD = (
     *(False, 0, -1, "false", "bad", "undesirable", "rejected", "down", "thumbs_down", "thumbsdown", "downvote"),
     *("no", "negative", "dislike", "disliked", "incorrect", "\N{THUMBS DOWN SIGN}"),
 )
+SKIN = re.compile("[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}]|\N{VARIATION SELECTOR-16}")
 # What says that neither answer is better.
 NEITHER = {
     **dict.fromkeys((0, 0.5, "tie", "both good", "tie (bothgood)"), TIE),
@@ -74,14 +77,17 @@ def label_of(given: Any) -> bool | None:
     """A label as a bool; None where it says neither."""
     if isinstance(given, (list, dict)):
         return None
-    number = number_of(given)
-    said = number if number is not None else spelled(given)
+    said = spelled(given)
+    number = number_of(said)
+    said = number if number is not None else said
     return True if said in GOOD else False if said in BAD else None
 
 
 def spelled(given: Any) -> Any:
-    """A word as the tables have it: `Thumbs-Up` as `thumbs_up`."""
-    return given.strip().strip(":").lower().replace("-", "_") if isinstance(given, str) else given
+    """A word as the tables have it: `Thumbs-Up` as `thumbs_up`, `:-1:` as `-1`, a thumb of any skin as a thumb."""
+    if not isinstance(given, str):
+        return given
+    return re.sub("(?<=[a-z])-", "_", SKIN.sub("", given).strip().strip(":").lower())
 
 
 def number_of(given: Any) -> float | None:
@@ -158,21 +164,14 @@ class Ranked:
         return [(sign * score, answer) for score, answer in known if score is not None]
 
 
+ANSWERS = ("answers", "completions", "responses", "generations", "generation", "candidates", "outputs")
+TEXTS = ("answer", "completion", "response", "text", "output", "content")
+SCORES = ("overall_score", "fine-grained_score", "score", "rating", "reward", "pm_score")
 RANKED = (
-    Ranked("answers", "answer", "rank", best="lowest"),
-    Ranked("answers", "answer", "score"),
-    Ranked("answers", "text", "pm_score"),
-    Ranked("answers", "text", "score"),
-    Ranked("completions", "completion", "rank", best="lowest"),
-    Ranked("completions", "response", "overall_score"),
-    Ranked("completions", "response", "fine-grained_score"),
-    Ranked("responses", "response", "score"),
-    Ranked("responses", "text", "score"),
-    *(
-        Ranked(answers, order=order)
-        for answers in ("generations", "generation", "responses", "completions", "answers")
-        for order in ("ratings", "rating", "scores", "rewards")
-    ),
+    *(Ranked(*names, "rank", best="lowest") for names in product(ANSWERS, TEXTS)),
+    *(Ranked(*names) for names in product(ANSWERS, TEXTS, SCORES)),
+    *(Ranked(name, order=order, best="lowest") for name, order in product(ANSWERS, ("ranks", "rank"))),
+    *(Ranked(name, order=order) for name, order in product(ANSWERS, ("ratings", "rating", "scores", "rewards"))),
     # LLaMA-Factory's first form.
     Ranked("output", beside="instruction"),
 )

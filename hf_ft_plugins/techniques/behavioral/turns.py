@@ -31,6 +31,8 @@ GPT = re.compile(r"(?:chat)?gpt[_ .]?\d")
 WRITTEN = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 # Turns whose text is the JSON of what the assistant called.
 CALLS = ("function_call", "tool_call")
+# Keys of what a turn says.
+SAID = {"content", "value", "tool_calls"}
 # What turns hold that is no text.
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "sounds")
 NO_TEXT = "conversations with parts that are no text"
@@ -77,8 +79,9 @@ def listed(given: Any) -> Any:
     if isinstance(found, dict):
         # An answer may be an object, too, of which one key is called so.
         known = ROLE_NAMES.get(_spelled(found.get("role") or found.get("from")))
-        return found if known and {"content", "value"} & found.keys() else given
-    return found if all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in found) else given
+        return found if known and SAID & found.keys() else given
+    turns = all(isinstance(one, dict) and {"role", "from"} & one.keys() and SAID & one.keys() for one in found)
+    return found if turns else given
 
 
 def text_of(content: Any) -> str:
@@ -106,8 +109,8 @@ def turn(record: dict[str, Any]) -> Turn:
     """A turn as `{role, content[, tool_calls, ...]}`, whether it says role/content, from/value or type/content.
 
     Raises:
-        MalformedError: it has no content.
-        UnfitError: its role is unknown, it holds no text, or what it calls is no JSON.
+        MalformedError: it is no object.
+        UnfitError: its role is unknown, it has no content or holds no text, or what it calls is no JSON.
     """
     if not isinstance(record, dict):
         raise MalformedError(f"a turn is an object with a role and a content, not a {type(record).__name__}")
@@ -119,8 +122,11 @@ def turn(record: dict[str, Any]) -> Turn:
     if _spelled(name) in CALLS:
         return {"role": role, "content": "", "tool_calls": calls_of(content)}
     calls = record.get("tool_calls") or record.get("function_call")
+    if content is None:
+        # OpenAI's models refuse in a key of their own.
+        content = record.get("refusal")
     if content is None and not calls:
-        raise MalformedError("a turn has no content")
+        raise UnfitError("turns without content")
     told = {key: record[key] for key in TOLD if record.get(key) and isinstance(record[key], str)}
     if record.get("reasoning") and isinstance(record["reasoning"], str):
         # So servers call it since vLLM 0.12; chat templates do not.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from .events import BOTH_BAD, Event, MalformedError, Message
+from .events import BOTH_BAD, Event, Message, UnfitError
 from .records import Reading
 from .turns import Turn, chained, message
 
@@ -37,10 +37,10 @@ def compared(
         shown: whether the sides are in the order in which somebody saw them.
 
     Raises:
-        MalformedError: a side does not end with an answer of the assistant.
+        UnfitError: a side does not end with an answer of the assistant.
     """
     if any(not side or side[-1]["role"] != "assistant" for side in sides):
-        raise MalformedError("a conversation that is compared ends with an answer of the assistant")
+        raise UnfitError("compared conversations that do not end with an answer of the assistant")
     models = models or [None] * len(sides)
     common = _common(sides)
     one_prompt = all(is_answer(side[common:]) for side in sides)
@@ -71,10 +71,10 @@ def labelled(
         prompt: how many turns the prompt has; None: all but the last.
 
     Raises:
-        MalformedError: it does not end with an answer of the assistant.
+        UnfitError: it does not end with an answer of the assistant.
     """
     if turns[-1]["role"] != "assistant":
-        raise MalformedError("a labelled conversation ends with an answer of the assistant")
+        raise UnfitError("labelled conversations that do not end with an answer of the assistant")
     if prompt is None or not is_answer(turns[prompt:]):
         prompt = len(turns) - 1
     made = answered(turns, prompt, tools=tools)
