@@ -1,4 +1,4 @@
-"""Open WebUI's export of feedback: ratings with a snapshot of the chat that they are about.
+"""Open WebUI's export of feedback: ratings with a snapshot of the chat that they are about; and of chats, with ratings.
 
 The snapshot is what its page shows: thoughts, calls of tools and code that was run stand in an answer's text as HTML,
 which the model never wrote. Calls become calls again, thoughts are left out. The chat's system prompt is in its
@@ -16,13 +16,14 @@ from hashlib import blake2b
 from typing import Any
 
 from .events import Event, Message, UnfitError, timestamp
+from .layouts import number_of
 from .records import Reading, converted
 from .turns import NO_TEXT, Turn, append, calls_of, chained, role_of, text_of
 from .verdicts import answered
 
 Record = dict[str, Any]
 BLOCK = re.compile(
-    r'<details\s+type="(reasoning|tool_calls|code_interpreter)"([^>]*)>(.*?)(?:</details>|\Z)\n?', re.DOTALL
+    r'<details(?=[^>]*\stype="(reasoning|tool_calls|code_interpreter)")([^>]*)>(.*?)(?:</details>|\Z)\n?', re.DOTALL
 )
 ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 CODE = re.compile(r"```(\w*)\n(.*?)\n?```", re.DOTALL)
@@ -33,8 +34,51 @@ DOCUMENTS = "feedback on answers to turns with documents, whose text is not in t
 
 
 def is_open_webui(record: Record) -> bool:
-    data, meta = record.get("data"), record.get("meta")
+    if "meta" not in record:
+        return _is_chat(record)
+    data, meta = (_read(record.get(name)) for name in ("data", "meta"))
     return isinstance(data, dict) and "rating" in data and isinstance(meta, dict) and "message_id" in meta
+
+
+def _is_chat(record: Record) -> bool:
+    chat = _read(record.get("chat"))
+    return isinstance(chat, dict) and isinstance(chat.get("history"), dict)
+
+
+def _read(column: Any) -> Any:
+    """A column of the database, which a dump of its table has as JSON."""
+    if not isinstance(column, str) or not column.startswith("{"):
+        return column
+    try:
+        return json.loads(column)
+    except ValueError:
+        return column
+
+
+def _ratings(record: Record) -> list[Record]:
+    """Feedback as its export has it, out of a chat of the other export, whose messages hold their ratings."""
+    if not _is_chat(record):
+        return [{**record, **{name: _read(record.get(name)) for name in ("data", "meta", "snapshot")}}]
+    record = {**record, "chat": _read(record["chat"])}
+    chat_id = str(record.get("id") or "chat")
+    said = record["chat"]["history"].get("messages") or {}
+    found = []
+    for about, message in said.items():
+        given = message.get("annotation") or {}
+        if given.get("rating") is None:
+            continue
+        others = [one for name, one in said.items() if name != about and one.get("parentId") == message.get("parentId")]
+        data = {"rating": given["rating"], "sibling_model_ids": [_model_of(one) for one in others]}
+        found.append(
+            {
+                **{"id": f"{chat_id}/{about}", "user_id": record.get("user_id"), "data": data},
+                **{"meta": {"message_id": about, "chat_id": chat_id}, "snapshot": {"chat": record}},
+                "updated_at": record.get("updated_at") or record.get("created_at"),
+            }
+        )
+    if not found:
+        raise UnfitError("chats without a rating")
+    return found
 
 
 def open_webui(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Event]:
@@ -45,8 +89,12 @@ def open_webui(records: Any, reading: Reading, reread: Any) -> Iterator[Message 
     """
 
     def convert(place: str, record: Record) -> Iterator[Message | Event]:
+        for one in _ratings(record):
+            yield from rated(one)
+
+    def rated(record: Record) -> Iterator[Message | Event]:
         data, about = record["data"], record["meta"]["message_id"]
-        if str(data.get("rating")) not in ("1", "-1"):
+        if number_of(data.get("rating")) not in (1, -1):
             raise UnfitError("feedback without a rating")
         snapshot = (record.get("snapshot") or {}).get("chat") or {}
         # The chat's row in the database, which holds the chat.
@@ -54,15 +102,15 @@ def open_webui(records: Any, reading: Reading, reread: Any) -> Iterator[Message 
         said = (chat.get("history") or {}).get("messages") or {}
         if about not in said:
             raise UnfitError("feedback whose snapshot lacks the message")
-        rating, event = int(data["rating"]), str(record["id"])
+        rating, event = int(float(data["rating"])), str(record["id"])
         ts = timestamp(record.get("updated_at") or record.get("created_at"))
         chat_id = str(record["meta"].get("chat_id") or snapshot.get("id") or record["id"])
         path, parent, remarks = _path(said, about, _system_of(chat), chat_id)
         answer = _turns(said[about], remarks)
-        rated = _below(answer, parent, len(answer) - 1, f"{chat_id}/{about}", _model_of(said[about]))
+        judged = _below(answer, parent, len(answer) - 1, f"{chat_id}/{about}", _model_of(said[about]))
         yield from path
-        yield from rated
-        yield Event(event, ts, record.get("user_id"), rated[-1].id, "thumbs", rating)
+        yield from judged
+        yield Event(event, ts, record.get("user_id"), judged[-1].id, "thumbs", rating)
         siblings = _siblings(said, about, data.get("sibling_model_ids") or ())
         if siblings and (rating == 1 or len(siblings) == 1):
             whole = {one: _turns(said[one], remarks) for one in (about, *siblings)}

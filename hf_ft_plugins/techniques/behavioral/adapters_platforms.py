@@ -7,18 +7,19 @@ ratings, moved to 1..5. What a model judged (source EVAL or model) is no behavio
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from .events import Event, Message, UnfitError, timestamp
 from .records import Reading, converted
-from .turns import ROLE_NAMES, tools_of, turns_of
+from .layouts import label_of, number_of
+from .turns import known_role, tools_of, turns_of
 from .verdicts import answered
 
 Record = dict[str, Any]
-UPS = ("up", "thumbs_up", "thumbs-up", "positive", "good", "like", "yes", "true", "correct")
-DOWNS = ("down", "thumbs_down", "thumbs-down", "negative", "bad", "dislike", "no", "false", "incorrect")
 # Where a run or a trace keeps its text, in the order in which they are tried.
 INPUT_KEYS = ("messages", "input", "question", "query", "prompt", "text", "content")
 OUTPUT_KEYS = (*("messages", "output", "answer", "completion", "response", "text", "content"), "generations", "choices")
@@ -63,15 +64,18 @@ def langsmith(records: Any, reading: Reading, reread: Callable[[], Iterable[Reco
 
 
 def is_langfuse(record: Record) -> bool:
-    keys = record.keys()
+    keys = _camel(record).keys()
     return {"traceId", "name", "value"} <= keys or ({"input", "output", "id"} <= keys and "run_id" not in keys)
 
 
 def langfuse(records: Any, reading: Reading, reread: Callable[[], Iterable[Record]]) -> Iterator[Message | Event]:
     """Scores and traces (or observations), in one file or several; scores within traces too."""
-    scales = scales_of((str(score.get("name")), score.get("value")) for one in reread() for score in _scores(one))
+    scales = scales_of(
+        (str(score.get("name")), score.get("value")) for one in reread() for score in _scores(_camel(one))
+    )
 
     def convert(place: str, record: Record) -> Iterator[Message | Event]:
+        record = _camel(record)
         if "traceId" not in record or "input" in record:
             yield from _exchange(f"trace/{record['id']}", record.get("input"), record.get("output"))
         for number, score in enumerate(_scores(record)):
@@ -94,6 +98,13 @@ def langfuse(records: Any, reading: Reading, reread: Callable[[], Iterable[Recor
     return converted(records, reading, convert)
 
 
+def _camel(record: Record) -> Record:
+    """A record of the export to a bucket, whose keys are the database's, with the keys of the interface."""
+    if not {"trace_id", "user_id", "created_at"} & record.keys():
+        return record
+    return {re.sub("_([a-z])", lambda found: found[1].upper(), key): value for key, value in record.items()}
+
+
 def _scores(record: Record) -> list[Record]:
     if "traceId" in record and "value" in record:
         return [record]
@@ -108,8 +119,9 @@ def scales_of(scores: Iterable[tuple[str, Any]]) -> dict[str, tuple[float, float
     """
     extent: dict[str, list[float]] = {}
     whole: dict[str, bool] = {}
-    for name, value in scores:
-        if isinstance(value, (int, float)):
+    for name, given in scores:
+        value = number_of(given)
+        if value is not None:
             low_high = extent.setdefault(name, [value, value])
             low_high[:] = min(low_high[0], value), max(low_high[1], value)
             whole[name] = whole.get(name, True) and float(value).is_integer()
@@ -134,21 +146,22 @@ def _scored(
     scale: tuple[float, float] | None,
     reading: Reading,
 ) -> Iterator[Event]:
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if word in UPS or word in DOWNS:
-            yield Event(identity, ts, user, about, "thumbs", 1 if word in UPS else -1)
+    number = number_of(value)
+    if isinstance(value, str) and number is None:
+        good = label_of(value)
+        if good is not None:
+            yield Event(identity, ts, user, about, "thumbs", 1 if good else -1)
         else:
             reading.left_out["scores that are words of unknown meaning"] += 1
-    elif value is None or isinstance(value, (dict, list)):
+    elif number is None:
         reading.left_out["feedback without a score"] += 1
     elif scale is None:
         reading.left_out["scores on an unknown scale"] += 1
     elif scale == (0, 0):
-        yield Event(identity, ts, user, about, "thumbs", 1 if value > 0 else -1)
+        yield Event(identity, ts, user, about, "thumbs", 1 if number > 0 else -1)
     else:
         low, high = scale
-        yield Event(identity, ts, user, about, "rating", 1 + 4 * (float(value) - low) / (high - low))
+        yield Event(identity, ts, user, about, "rating", 1 + 4 * (number - low) / (high - low))
 
 
 def _exchange(identity: str, given: Any, told: Any) -> Iterator[Message]:
@@ -174,7 +187,8 @@ def _exchange(identity: str, given: Any, told: Any) -> Iterator[Message]:
 
 def _turns_in(value: Any, keys: tuple[str, ...], role: str) -> list[dict[str, Any]] | None:
     if isinstance(value, str) and value:
-        return [{"role": role, "content": value}]
+        written = _written(value)
+        return [{"role": role, "content": value}] if written is None else _turns_in(written, keys, role)
     if isinstance(value, list) and value:
         # LangChain writes a batch of one conversation, and messages as {type, data} or {id, kwargs}.
         if isinstance(value[0], list):
@@ -183,7 +197,7 @@ def _turns_in(value: Any, keys: tuple[str, ...], role: str) -> list[dict[str, An
             unwrapped = [_unwrapped(one, role) for one in value]
             return None if None in unwrapped else turns_of(unwrapped, role)
     if isinstance(value, dict):
-        if value.get("role") in ROLE_NAMES and "content" in value:
+        if known_role(value.get("role")) and "content" in value:
             return turns_of(value, role)
         for key in keys:
             if value.get(key):
@@ -191,13 +205,39 @@ def _turns_in(value: Any, keys: tuple[str, ...], role: str) -> list[dict[str, An
     return None
 
 
+def _written(text: str) -> Any:
+    """A conversation, or what holds one, that was written as JSON; None of any other text, as of an answer in JSON."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    first = found[0] if isinstance(found, list) and found else found
+    if not isinstance(first, dict):
+        return None
+    is_turn = known_role(first.get("role") or first.get("type")) is not None and "content" in first
+    holds = isinstance(found, dict) and any(isinstance(found.get(key), list) for key in ("messages", "choices"))
+    return found if is_turn or holds else None
+
+
 def _unwrapped(one: Record, role: str) -> Record | None:
     for key in ("message", "data", "kwargs"):
         if isinstance(one.get(key), dict) and "role" not in one:
             inner = one[key]
-            kind = inner.get("type") or one.get("type") or inner.get("role")
-            return {"role": role, **inner, "type": None} if kind not in ROLE_NAMES else {**inner, "role": kind}
-    if one.get("role") or one.get("type") in ROLE_NAMES:
+            if isinstance(inner.get("kwargs"), dict):
+                return _unwrapped(inner, role)
+            # LangChain's class is the last of its path.
+            path = one.get("id")
+            kinds = (
+                inner.get("type"),
+                one.get("type"),
+                inner.get("role"),
+                path[-1] if isinstance(path, list) else None,
+            )
+            kind = next((kind for kind in kinds if kind and known_role(kind)), None)
+            return {"role": role, **inner, "type": None} if kind is None else {**inner, "role": kind}
+    if one.get("role") or (one.get("type") and known_role(one["type"])):
         return one
     if isinstance(one.get("text"), str):
         return {"role": role, "content": one["text"]}

@@ -75,7 +75,9 @@ def _is_kto(record: Record) -> bool:
 # In the order in which they are tried: the more particular first.
 FORMATS: dict[str, Format] = {
     "open-webui": Format(
-        "data.rating, meta.message_id, snapshot.chat", adapters_open_webui.is_open_webui, adapters_open_webui.open_webui
+        "data.rating, meta.message_id, snapshot.chat; chats with chat.history",
+        adapters_open_webui.is_open_webui,
+        adapters_open_webui.open_webui,
     ),
     "langsmith": Format(
         "feedback with run_id, key, score; runs with inputs, outputs",

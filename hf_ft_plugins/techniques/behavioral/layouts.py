@@ -53,11 +53,13 @@ BAD = (
     *(False, 0, -1, "false", "bad", "undesirable", "rejected", "down", "thumbs_down", "thumbsdown", "downvote"),
     *("no", "negative", "dislike", "disliked", "incorrect", "\N{THUMBS DOWN SIGN}"),
 )
-SKIN = re.compile("[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}]|\N{VARIATION SELECTOR-16}")
+SKIN = re.compile(
+    "[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}]|\N{VARIATION SELECTOR-16}"
+)
 # What says that neither answer is better.
 NEITHER = {
-    **dict.fromkeys((0, 0.5, "tie", "both good", "tie (bothgood)"), TIE),
-    **dict.fromkeys(("tie (bothbad)", "tie (both bad)", "bothbad", "both bad", "both_bad"), BOTH_BAD),
+    **dict.fromkeys((0, 0.5, "tie", "both_good", "bothgood", "tie_(bothgood)", "tie_(both_good)"), TIE),
+    **dict.fromkeys(("tie_(bothbad)", "tie_(both_bad)", "bothbad", "both_bad"), BOTH_BAD),
 }
 
 
@@ -84,10 +86,10 @@ def label_of(given: Any) -> bool | None:
 
 
 def spelled(given: Any) -> Any:
-    """A word as the tables have it: `Thumbs-Up` as `thumbs_up`, `:-1:` as `-1`, a thumb of any skin as a thumb."""
+    """A word as the tables have it: `Thumbs-Up` or `thumbs up` as `thumbs_up`, `:-1:` as `-1`, a thumb of any skin as a thumb."""
     if not isinstance(given, str):
         return given
-    return re.sub("(?<=[a-z])-", "_", SKIN.sub("", given).strip().strip(":").lower())
+    return re.sub("(?<=[a-z])[- ]", "_", SKIN.sub("", given).strip().strip(":").lower())
 
 
 def number_of(given: Any) -> float | None:

@@ -232,7 +232,7 @@ def rendered(report: dict[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["share"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     environment.filters["count"] = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
     template = (files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(report=report, became=BECAME)

@@ -27,6 +27,8 @@ ROLE_NAMES = {
 }
 # GPT4, gpt-3.5-turbo.
 GPT = re.compile(r"(?:chat)?gpt[_ .]?\d")
+# LangChain's classes: HumanMessage, AIMessageChunk.
+CLASS = re.compile(r"message(?:chunk)?$")
 # The beginning of turns that were written as a text, as JSON or as Python shows them.
 WRITTEN = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 # Turns whose text is the JSON of what the assistant called.
@@ -43,13 +45,23 @@ def role_of(name: Any) -> str:
     Raises:
         UnfitError: the role has none of the names that exports use.
     """
-    role = ROLE_NAMES.get(_spelled(name)) or ("assistant" if GPT.match(_spelled(name)) else None)
+    role = known_role(name)
     if name is None:
         raise UnfitError("turns without a role (or from)")
     if role is None:
         shown = f" ({name})" if isinstance(name, str) and name.isidentifier() and len(name) <= 20 else ""
         raise UnfitError(f"turns of an unknown role{shown}")
     return role
+
+
+def known_role(name: Any) -> str | None:
+    """The role of a name that exports use; None of any other."""
+    spelled = _spelled(name)
+    return (
+        ROLE_NAMES.get(spelled)
+        or ROLE_NAMES.get(CLASS.sub("", spelled))
+        or ("assistant" if GPT.match(spelled) else None)
+    )
 
 
 def _spelled(name: Any) -> str:
@@ -78,7 +90,7 @@ def listed(given: Any) -> Any:
         return given
     if isinstance(found, dict):
         # An answer may be an object, too, of which one key is called so.
-        known = ROLE_NAMES.get(_spelled(found.get("role") or found.get("from")))
+        known = known_role(found.get("role") or found.get("from"))
         return found if known and SAID & found.keys() else given
     turns = all(isinstance(one, dict) and {"role", "from"} & one.keys() and SAID & one.keys() for one in found)
     return found if turns else given
