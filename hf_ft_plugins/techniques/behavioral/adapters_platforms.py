@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from .events import Event, Message, UnfitError, timestamp
-from .records import Reading, converted
 from .layouts import label_of, number_of
+from .records import Reading, converted
 from .turns import known_role, tools_of, turns_of
 from .verdicts import answered
 
