@@ -17,6 +17,7 @@ from typing import Any
 
 from ...errors import PluginError
 from .collator import MASK, NAME
+from .layouts import label_of
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,8 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
             f"{NAME}: the data are conversations, and {type(fitter.processing_class).__name__} has no chat_template. "
             "Set tokenizer.chat_template, take the tokenizer of a chat model, or pass the data as plain text."
         )
+    if fitter.contract == "kto":
+        dataset = _with_labels(dataset)
     if isinstance(dataset, IterableDataset):
         kept = dataset.map(fitter).filter(lambda row: not row[FITTED].startswith(DROPPED))
         return kept.remove_columns([FITTED]), Counter()
@@ -209,6 +212,40 @@ def plain_rows(dataset: Any) -> Any:
 
 def _as_it_is(row: dict[str, Any]) -> dict[str, Any]:
     return dict(row)
+
+
+def _with_labels(dataset: Any) -> Any:
+    """The data set with labels that are true or false, as TRL sums them up; it takes a -1 for a good answer.
+
+    Raises:
+        PluginError: there is no label, or one that says neither.
+    """
+    from datasets import Features, IterableDataset, Value
+
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    if "label" not in dataset.column_names:
+        raise PluginError(
+            f"{NAME}: KTO learns from answers that are good or bad, and the data set has no column label; it has "
+            f"{', '.join(dataset.column_names)}. Add it, of True and False."
+        )
+    given = {value: label_of(value) for value in dataset.unique("label")}
+    unknown = [repr(value) for value, label in given.items() if label is None]
+    if unknown:
+        raise PluginError(
+            f"{NAME}: the column label holds {', '.join(unknown[:5])}, which says neither good nor bad. Give each row "
+            "True or False, or leave it out."
+        )
+    if all(value in (0, 1) for value in given):
+        return dataset
+    read = ", ".join(f"{value!r} as {label}" for value, label in given.items())
+    logger.warning("%s: the column label holds no truth values; it is read: %s.", NAME, read)
+    features = Features({**dataset.features, "label": Value("bool")})
+    return dataset.map(_with_label, features=features)
+
+
+def _with_label(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "label": label_of(row["label"])}
 
 
 def _repeats_prompt(row: dict[str, Any]) -> bool:

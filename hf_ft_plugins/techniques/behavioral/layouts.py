@@ -57,7 +57,7 @@ SKIN = re.compile(
     "[\N{EMOJI MODIFIER FITZPATRICK TYPE-1-2}-\N{EMOJI MODIFIER FITZPATRICK TYPE-6}]|\N{VARIATION SELECTOR-16}"
 )
 # What says that neither answer is better.
-NEITHER = {
+NEITHER: dict[Any, str] = {
     **dict.fromkeys((0, 0.5, "tie", "both_good", "bothgood", "tie_(bothgood)", "tie_(both_good)"), TIE),
     **dict.fromkeys(("tie_(bothbad)", "tie_(both_bad)", "bothbad", "both_bad"), BOTH_BAD),
 }
@@ -86,7 +86,7 @@ def label_of(given: Any) -> bool | None:
 
 
 def spelled(given: Any) -> Any:
-    """A word as the tables have it: `Thumbs-Up` or `thumbs up` as `thumbs_up`, `:-1:` as `-1`, a thumb of any skin as a thumb."""
+    """A word as the tables have it: `Thumbs-Up` as `thumbs_up`, `:-1:` as `-1`, a thumb without its skin's colour."""
     if not isinstance(given, str):
         return given
     return re.sub("(?<=[a-z])[- ]", "_", SKIN.sub("", given).strip().strip(":").lower())
@@ -169,7 +169,7 @@ class Ranked:
 ANSWERS = ("answers", "completions", "responses", "generations", "generation", "candidates", "outputs")
 TEXTS = ("answer", "completion", "response", "text", "output", "content")
 SCORES = ("overall_score", "fine-grained_score", "score", "rating", "reward", "pm_score")
-RANKED = (
+RANKED: tuple[Ranked, ...] = (
     *(Ranked(*names, "rank", best="lowest") for names in product(ANSWERS, TEXTS)),
     *(Ranked(*names) for names in product(ANSWERS, TEXTS, SCORES)),
     *(Ranked(name, order=order, best="lowest") for name, order in product(ANSWERS, ("ranks", "rank"))),
@@ -272,4 +272,5 @@ def _annotated(data: Record, annotation: Record) -> list[Record]:
 
 def ranking(record: Record) -> Ranked | Compared | None:
     """The layout of a record that ranks or compares answers in columns of their own."""
-    return next((layout for layout in (*RANKED, *COMPARED) if layout.matches(record)), None)
+    layouts: tuple[Ranked | Compared, ...] = (*RANKED, *COMPARED)
+    return next((layout for layout in layouts if layout.matches(record)), None)

@@ -16,7 +16,7 @@ SPEAKERS = (
     ("### Human:", "### Assistant:"),
     ("### Instruction:", "### Response:"),
 )
-# Of ChatML, Llama 3, Gemma, Zephyr and Phi: a turn's role and words. The last may be open, where the answer is to begin.
+# Of ChatML, Llama 3, Gemma, Zephyr and Phi: a turn's role and words. The last may be open, for the answer to begin.
 MARKUP = (
     re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>\n?|\Z)", re.DOTALL),
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n(.*?)(?:<\|eot_id\|>|\Z)", re.DOTALL),
