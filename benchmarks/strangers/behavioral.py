@@ -99,8 +99,8 @@ def layouts() -> Iterator[Situation]:
 
 # ---- roles of turns ----
 
-USERS = ("user", "human", "prompter", "Human")
-ASSISTANTS = ("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot", "Assistant")
+USERS = ("user", "human", "prompter", "Human", "HumanMessage")
+ASSISTANTS = ("assistant", "gpt", "chatgpt", "bot", "ai", "model", "chatbot", "Assistant", "GPT4", "gpt-3.5-turbo")
 RESULTS = ("tool", "function", "observation", "tool_response", "function_response")
 
 
@@ -153,6 +153,65 @@ def roles() -> Iterator[Situation]:
         yield Situation("calls of tools", name, partial(check_call, call))
 
 
+# ---- tables without lists, and data sets with columns of their own ----
+
+
+def shown(form: str) -> dict[str, Any]:
+    """A row of texts in a template's markup, question and answer together."""
+    return {side: form.format(q=Q, a=answer) for side, answer in (("chosen", GOOD), ("rejected", BAD))}
+
+
+def turned(write: Callable[[Any], Any]) -> dict[str, Any]:
+    return {side: write([USER, said(text)]) for side, text in (("chosen", GOOD), ("rejected", BAD))}
+
+
+TABLES: dict[str, dict[str, Any]] = {
+    "JSON": turned(json.dumps),
+    "JSON with line breaks": turned(partial(json.dumps, indent=1)),
+    "Python's": turned(repr),
+    "ChatML": shown("<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>\n"),
+    "Gemma": shown("<bos><start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n{a}<end_of_turn>\n"),
+    "Phi": shown("<|user|>\n{q}<|end|>\n<|assistant|>\n{a}<|end|>\n"),
+    "Llama 2": shown("<s>[INST] {q} [/INST] {a} </s>"),
+    "webgpt": {"question": {"full_text": Q}, "answer_0": BAD, "score_0": "-0.5", "answer_1": GOOD, "score_1": "0.5"},
+    "helpsteer2": {"prompt": Q, "response_1": BAD, "response_2": GOOD, "preference_strength": 3},
+    "arena": {
+        **{"prompt": json.dumps([Q]), "response_a": json.dumps([GOOD]), "response_b": json.dumps([BAD])},
+        **{"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
+    },
+    "scores as text": {"prompt": Q, "responses": [BAD, GOOD], "scores": ["9", "10"]},
+    "stack exchange": {"question": Q, "answers": [{"text": GOOD, "pm_score": 5}, {"text": BAD, "pm_score": 1}]},
+    "label studio": {
+        "data": {"prompt": Q, "answer1": BAD, "answer2": GOOD},
+        "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "right"}, "to_name": "a,b"}]}],
+    },
+    "several rejected": {"prompt": Q, "chosen": [said(GOOD)], "rejected": [[said(BAD)], [said(BAD)]]},
+    "openai, a text": {"input": Q, "preferred_output": GOOD, "non_preferred_output": BAD},
+}
+REACTIONS = {"thumbs_up": True, "Thumbs Down": False, ":+1:": True, ":-1:": False, "\U0001f44e": False, "1.0": True}
+
+
+def check_table(row: dict[str, Any]) -> None:
+    from hf_ft_plugins.techniques.behavioral import preferences_from_log
+
+    (pair,) = preferences_from_log(written(row), eval_share=0.0).pairs()
+    hold((pair["prompt"], pair["chosen"], pair["rejected"]), (ASKED, [said(GOOD)], [said(BAD)]), "pair")
+
+
+def check_reaction(column: str, given: str) -> None:
+    from hf_ft_plugins.techniques.behavioral import preferences_from_log
+
+    (label,) = preferences_from_log(written({"messages": [USER, said(GOOD)], column: given}), eval_share=0.0).labels()
+    hold((label["prompt"], label["label"]), (ASKED, REACTIONS[given]), "label")
+
+
+def tables() -> Iterator[Situation]:
+    for name, row in TABLES.items():
+        yield Situation("tables", name, partial(check_table, row), quick=name != "Phi")
+    for column, given in itertools.product(("label", "feedback", "thumbs", "reaction", "vote"), REACTIONS):
+        yield Situation("reactions", f"{column}: {given}", partial(check_reaction, column, given))
+
+
 # ---- rows that cannot be read ----
 
 UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
@@ -164,6 +223,12 @@ UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
     "nothing in common": ({}, "no common beginning"),
     "tools that are no JSON": ({"prompt": Q, "tools": "colour()"}, "tools that are no JSON"),
     "an empty conversation": ({"prompt": Q, "chosen": []}, "empty conversation"),
+    "turns as NumPy shows them": (
+        {"chosen": "[{'role': 'user', 'content': 'a'}\n {'role': 'assistant', 'content': 'b'}]"},
+        "no JSON",
+    ),
+    "a turn without a role": ({"prompt": [{"who": "user", "content": Q}]}, "without a role"),
+    "the user last": ({"prompt": Q, "chosen": [said(GOOD), USER], "rejected": [said(BAD), USER]}, "do not end with"),
     "no answers": ({"prompt": Q, "chosen": "", "rejected": ""}, "answer"),
 }
 
@@ -239,6 +304,30 @@ def webui() -> Iterator[Situation]:
         ),
         "a system prompt": (feedback({"content": GOOD}, params={"system": SYSTEM}), "labels", [(TOLD, [said(GOOD)])]),
         "a picture": (feedback({"content": GOOD}, files=[{"type": "image", "url": "x"}]), "labels", []),
+        "a chat with ratings": (
+            {
+                "id": "c",
+                "chat": {
+                    "history": {
+                        "messages": {
+                            "q": USER,
+                            "a": {**said(GOOD), "parentId": "q", "annotation": {"rating": 1}, "model": "x"},
+                            "b": {**said(BAD), "parentId": "q", "model": "y"},
+                        }
+                    }
+                },
+            },
+            "pairs",
+            [(ASKED, [said(GOOD)])],
+        ),
+        "a dump of the table": (
+            {
+                name: json.dumps(one) if isinstance(one, dict) else one
+                for name, one in feedback({"content": GOOD}).items()
+            },
+            "labels",
+            [(ASKED, [said(GOOD)])],
+        ),
         "a document": (feedback({"content": GOOD}, files=[{"type": "file"}]), "labels", [(ASKED, [said(GOOD)])]),
     }
     for name, case in cases.items():
@@ -304,4 +393,4 @@ def forms() -> Iterator[Situation]:
 
 
 def situations() -> list[Situation]:
-    return [*layouts(), *roles(), *unreadable(), *webui(), *forms()]
+    return [*layouts(), *roles(), *tables(), *unreadable(), *webui(), *forms()]

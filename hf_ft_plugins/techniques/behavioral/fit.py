@@ -229,7 +229,7 @@ def _with_labels(dataset: Any) -> Any:
             f"{NAME}: KTO learns from answers that are good or bad, and the data set has no column label; it has "
             f"{', '.join(dataset.column_names)}. Add it, of True and False."
         )
-    given = {value: label_of(value) for value in dataset.unique("label")}
+    given = {value: _label(value) for value in dataset.unique("label")}
     unknown = [repr(value) for value, label in given.items() if label is None]
     if unknown:
         raise PluginError(
@@ -245,7 +245,13 @@ def _with_labels(dataset: Any) -> Any:
 
 
 def _with_label(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "label": label_of(row["label"])}
+    return {**row, "label": _label(row["label"])}
+
+
+def _label(value: Any) -> bool | None:
+    """A label's meaning; of another number the one that TRL gives it."""
+    label = label_of(value)
+    return bool(value) if label is None and isinstance(value, (int, float)) else label
 
 
 def _repeats_prompt(row: dict[str, Any]) -> bool:
