@@ -4,11 +4,11 @@ import json
 
 import pytest
 from datasets import Dataset
-from trl import KTOConfig, KTOTrainer
+from trl import KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.behavioral.preferences import preferences_from_log
+from hf_ft_plugins.techniques.behavioral.preferences import load_good_answers, preferences_from_log
 from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama, tiny_tokenizer
 
 Q, GOOD, BAD, SYSTEM = "Name a colour.", "Blue is one.", "I know none.", "Be short."
@@ -79,6 +79,10 @@ PAIRS = {
         "instruction": Q,
         "completions": [{"response": BAD, "overall_score": "9.0"}, {"response": GOOD, "overall_score": "10.0"}],
     },
+    "a verdict that names a column": {"prompt": Q, "response1": BAD, "response2": GOOD, "preference": "response2"},
+    "a verdict by number, from 1": {"prompt": Q, "response_1": BAD, "response_2": GOOD, "winner": 2},
+    "a verdict by number, from 0": {"prompt": Q, "response_0": GOOD, "response_1": BAD, "winner": 0},
+    "a transcript of single lines": markup("Human: {q}\nAssistant: {a}"),
     "a verdict as text": {"prompt": Q, "response_0": BAD, "response_1": GOOD, "better_response_id": "1"},
     "distilabel": {"instruction": Q, "generation": [BAD, GOOD], "ratings": [1, 5]},
     "stack exchange": {"question": Q, "answers": [{"text": GOOD, "pm_score": 5}, {"text": BAD, "pm_score": 1}]},
@@ -93,6 +97,15 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_table_is_read_as_what_it_was_made_of(name, read):
     assert read(PAIRS[name])[0] == [(ASKED, [said(GOOD)], [said(BAD)])]
+
+
+def test_a_number_that_names_no_answer_is_no_tie(read):
+    row = {"prompt": Q, "response_a": GOOD, "response_b": BAD}
+    _, _, report = read({"prompt": Q, **SIDES}, {**row, "winner": 0})
+    assert report["lines"]["left_out"] == {"rows whose verdict is unknown": 1}
+    # Control: on HelpSteer's scale it is one.
+    row = {"context": ASKED, "response1": GOOD, "response2": BAD, "overall_preference": 0}
+    assert read({"prompt": Q, **SIDES}, row)[2]["events"]["choice"]["dropped"] == {"a tie": 1}
 
 
 def test_answers_that_are_json_stay_texts(read):
@@ -234,6 +247,42 @@ def test_langfuses_traces_may_be_written_as_json_and_its_keys_as_the_databases(r
     # Control: an answer that is JSON of its own stays one.
     ((_, answer, _),) = read({**trace, "output": '{"answer": "blue"}'}, score)[1]
     assert answer == [said('{"answer": "blue"}')]
+
+
+# ---- a log for SFT ----
+
+
+def test_sft_learns_a_logs_good_answers_each_once(tmp_path):
+    """Of a pair the chosen one, of labels the good ones; a row of a pair has no `completion`."""
+    rows = [{"prompt": f"{Q} {n}", "chosen": f"{GOOD} {n}", "rejected": f"{BAD} {n}"} for n in range(3)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load_good_answers(log, eval_share=0.0)
+    wanted = [([turn("user", row["prompt"])], [said(row["chosen"])]) for row in rows]
+    assert [(row["prompt"], row["completion"]) for row in data] == wanted
+    assert sum(data["behavior_weight"]) == pytest.approx(3)
+    labels = [{"prompt": Q, "completion": text, "label": text == GOOD} for text in (GOOD, BAD)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in labels))
+    # The two are a pair, too, with the same good answer.
+    assert load_good_answers(log, eval_share=0.0)["completion"][:] == [[said(GOOD)]]
+    log.write_text(json.dumps(labels[1]))
+    with pytest.raises(PluginError, match="no answer that somebody called good"):
+        load_good_answers(log)
+
+
+def test_an_sft_trainer_takes_a_log(tmp_path):
+    rows = [{"prompt": f"{Q} {n}", "chosen": f"{GOOD} {n}", "rejected": f"{BAD} {n}"} for n in range(40)]
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = SFTConfig(output_dir=tmp_path / "out", max_steps=1, report_to=[], bf16=False, use_cpu=True)
+    data = Dataset.from_dict({"prompt": ["a"], "completion": ["b"]})
+    made = with_plugins(SFTTrainer, f"behavioral:log={log}")(
+        model=tiny_llama(), args=args, train_dataset=data, processing_class=tiny_tokenizer()
+    )
+    text = tiny_tokenizer().decode(made.train_dataset[0]["input_ids"])
+    assert Q in text
+    assert GOOD in text
+    assert made.train().global_step == 1
 
 
 # ---- labels in the script's own data ----

@@ -11,6 +11,7 @@ _HOMES = {
     "fitted_dataset": "fit",
     "flip_probabilities": "flips",
     "load_feedback": "preferences",
+    "load_good_answers": "preferences",
     "preferences_from_log": "preferences",
 }
 __all__ = list(_HOMES)

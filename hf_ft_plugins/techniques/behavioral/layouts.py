@@ -58,7 +58,7 @@ SKIN = re.compile(
 )
 # What says that neither answer is better.
 NEITHER: dict[Any, str] = {
-    **dict.fromkeys((0, 0.5, "tie", "both_good", "bothgood", "tie_(bothgood)", "tie_(both_good)"), TIE),
+    **dict.fromkeys((0.5, "tie", "both_good", "bothgood", "tie_(bothgood)", "tie_(both_good)"), TIE),
     **dict.fromkeys(("tie_(bothbad)", "tie_(both_bad)", "bothbad", "both_bad"), BOTH_BAD),
 }
 
@@ -185,8 +185,9 @@ class Compared:
 
     Attributes:
         answers: their columns.
-        verdict: the columns that tell: none, where the first is better; one of `first`, of `second` or of `NEITHER`; or
-            two numbers, of which the higher one's answer is better.
+        verdict: the columns that tell: none, where the first is better; one of `first`, of `second` or of `NEITHER`, or
+            the name of an answer's column; or two numbers, of which the higher one's answer is better.
+        ties: what says that neither is better, beside `NEITHER`.
         question: where the question stands, if not where it usually does.
     """
 
@@ -194,6 +195,7 @@ class Compared:
     verdict: tuple[str, ...] = ()
     first: tuple[Any, ...] = ()
     second: tuple[Any, ...] = ()
+    ties: tuple[Any, ...] = ()
     question: str | None = None
 
     def matches(self, record: Record) -> bool:
@@ -217,24 +219,42 @@ class Compared:
         verdict = numbers[0] if numbers[0] is not None else spelled(said[0])
         if isinstance(verdict, (list, dict)):
             raise UnfitError("rows whose verdict is unknown")
-        for found, known in ((0, self.first), (1, self.second)):
-            if verdict in known:
+        for found, known in ((0, self.first), (1, self.second), (TIE, self.ties)):
+            if verdict in {spelled(one) for one in known}:
                 return found
+        names = [name.lower() for name in self.answers]
+        if verdict in names:
+            return names.index(str(verdict))
         if verdict not in NEITHER:
             raise UnfitError("rows whose verdict is unknown")
         return NEITHER[verdict]
 
 
+# Of HelpSteer: how much better the one or the other is.
+SCALE = ((-3, -2, -1), (1, 2, 3), (0,))
 COMPARED = (
     Compared(("response_0", "response_1"), ("better_response_id",), (0,), (1,)),
     Compared(("response_a", "response_b"), ("winner_model_a", "winner_model_b")),
-    Compared(("response_a", "response_b"), ("winner",), ("model_a", "a"), ("model_b", "b")),
     Compared(("answer_0", "answer_1"), ("score_0", "score_1")),
     Compared(("human_ref_A", "human_ref_B"), ("labels",), (1,), (0,), question="history"),
-    Compared(("response1", "response2"), ("overall_preference",), (-3, -2, -1), (1, 2, 3)),
-    Compared(("response1", "response2"), ("preference_strength",), (-3, -2, -1), (1, 2, 3)),
-    Compared(("response_1", "response_2"), ("preference_strength",), (-3, -2, -1), (1, 2, 3)),
+    *(
+        Compared(answers, (verdict,), *SCALE)
+        for answers in (("response1", "response2"), ("response_1", "response_2"))
+        for verdict in ("overall_preference", "preference_strength")
+    ),
     Compared(("answer1", "answer2"), ("selected",), ("left",), ("right",)),
+    *(
+        Compared((f"{name}{one}", f"{name}{other}"), (verdict,), (one, f"model_{one}"), (other, f"model_{other}"))
+        for name in ("response_", "answer_", "completion_", "output_")
+        for one, other in (("a", "b"), ("A", "B"))
+        for verdict in ("winner", "preference", "preferred", "choice", "better")
+    ),
+    *(
+        Compared((f"{name}{one}", f"{name}{one + 1}"), (verdict,), (one,), (one + 1,))
+        for name in ("response_", "answer_", "completion_", "output_", "response", "answer", "completion", "output")
+        for one in (0, 1)
+        for verdict in ("winner", "preference", "preferred", "choice", "better")
+    ),
     Compared(("response_j", "response_k")),
 )
 

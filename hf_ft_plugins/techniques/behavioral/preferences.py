@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,48 @@ def load_feedback(log: str | Path, kind: Kind = "pairs", split: str | None = Non
     found = preferences_from_log(log, **options)
     _refuse_one_sided(found.report, kind, split, log)
     return dataset_of(found.folder / f"{kind}.jsonl", kind, split)
+
+
+def load_good_answers(log: str | Path, split: str | None = None, **options: Any) -> Any:
+    """A log's good answers as a `datasets.Dataset` of `prompt` and `completion`, for TRL's SFTTrainer.
+
+    They are what was preferred in a pair and what was labelled good, each once; other columns are `load_feedback`'s.
+
+    Args:
+        log, split, options: as of `load_feedback`.
+
+    Raises:
+        OptionError: an option is out of range.
+        PluginError: the log cannot be read, or nothing in it is good.
+    """
+    from .arrow import dataset_of
+
+    found = preferences_from_log(log, **options)
+    weights: dict[str, list[float]] = {}
+    for row in _good_answers(found):
+        weights.setdefault(row["split"], []).append(row["behavior_weight"])
+    if not weights or (split is not None and split not in weights):
+        raise PluginError(
+            f"{NAME}: {log} holds no answer that somebody called good{f' in the split {split!r}' if split else ''}. "
+            f"{reasons(found.report)} Look at it with `hf-ft behavior inspect`."
+        )
+    mean = {name: sum(given) / len(given) for name, given in weights.items()}
+    file = found.folder / "answers.jsonl"
+    with file.open("w", encoding="utf-8") as lines:
+        for row in _good_answers(found):
+            weight = row["behavior_weight"] / mean[row["split"]]
+            lines.write(json.dumps({**row, "behavior_weight": weight}) + "\n")
+    return dataset_of(file, "labels", split).remove_columns(["label", "behavior_eps"])
+
+
+def _good_answers(found: Preferences) -> Iterator[dict[str, Any]]:
+    known: set[int] = set()
+    pairs = ({**row, "completion": row["chosen"], "label": True} for row in found.pairs())
+    for row in chain(pairs, found.labels()):
+        key = hash(json.dumps([row["prompt"], row["completion"], row.get("tools")]))
+        if row["label"] and key not in known:
+            known.add(key)
+            yield row
 
 
 def preferences_from_log(
@@ -212,7 +254,8 @@ def _refuse_one_sided(report: dict[str, Any], kind: Kind, split: str | None, log
     counted = report["rows"][kind]
     other: Kind = "labels" if kind == "pairs" else "pairs"
     there = report["rows"][other]["rows"]
-    mend = f" It gives {there} {other}: load those (`kind={other!r}`)." if there else ""
+    trainers = "DPOTrainer or RewardTrainer" if other == "pairs" else "KTOTrainer"
+    mend = f" It gives {there} {other}: load those (`kind={other!r}`), for a {trainers}." if there else ""
     if not counted["rows"] or (split is not None and not counted["splits"].get(split)):
         of_split = f" for the split {split!r}" if split is not None and counted["rows"] else ""
         why = reasons(report)

@@ -58,9 +58,12 @@ class Behavioral(Technique):
 
         contract = contract_of(trainer_class)
         if self.log is not None and split == "train":
-            from .preferences import load_feedback
+            from .preferences import load_feedback, load_good_answers
 
-            dataset = load_feedback(self.log, "labels" if contract == "kto" else "pairs", split="train")
+            if contract == "sft":
+                dataset = load_good_answers(self.log, "train")
+            else:
+                dataset = load_feedback(self.log, "labels" if contract == "kto" else "pairs", split="train")
         if not self.fit or contract == "sft" or hasattr(processing_class, "image_processor"):
             return dataset
         fitter = Fitter(processing_class, contract, args.max_length, json.dumps(settings_of(self, args), default=str))

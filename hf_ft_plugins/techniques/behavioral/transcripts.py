@@ -13,6 +13,7 @@ HUMAN = "\n\nHuman:"
 # What is before a user's and before an assistant's words: Anthropic's, Guanaco's, Alpaca's without its preamble.
 SPEAKERS = (
     (HUMAN, "\n\nAssistant:"),
+    ("\nHuman:", "\nAssistant:"),
     ("### Human:", "### Assistant:"),
     ("### Instruction:", "### Response:"),
 )
@@ -39,9 +40,10 @@ def turns_in(text: str) -> Turns | None:
     Raises:
         UnfitError: of a role that is unknown.
     """
-    for human, assistant in SPEAKERS:
-        if text.lstrip().startswith(human.lstrip()):
-            return _transcript(f"{human[: -len(human.lstrip())]}{text.lstrip()}", human, assistant)
+    begun = [names for names in SPEAKERS if text.lstrip().startswith(names[0].lstrip())]
+    # Where nobody answers, as its own first question.
+    for human, assistant in [names for names in begun if names[1] in text] or begun:
+        return _transcript(f"{human[: -len(human.lstrip())]}{text.lstrip()}", human, assistant)
     start = BEGINNING.match(text).end()  # type: ignore[union-attr]
     for markup in MARKUP:
         if markup.match(text, start):
