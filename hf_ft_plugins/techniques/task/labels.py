@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ import numpy as np
 from ...errors import PluginError
 from ..class_names import are_placeholders, match
 from ..heads import base_of, head_names
-from ..label_columns import FirstBatches, collated_labels, columns_of, is_transformed, label_values, random_state_kept
+from ..label_columns import (
+    LABEL_COLUMNS,
+    FirstBatches,
+    collated_labels,
+    columns_of,
+    is_transformed,
+    label_values,
+    random_state_kept,
+)
 from ..labels import IGNORED, PROBLEM_TYPES, Kind, Labels, classifies_tokens, labels_of, other_labels
 
 logger = logging.getLogger(__name__)
@@ -89,10 +98,14 @@ def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_
     Raises:
         PluginError: the rows have none, and the model is one of transformers', whose loss needs them.
     """
-    if not hasattr(dataset, "__len__") or not len(dataset):
+    streamed = not hasattr(dataset, "__len__")
+    if not streamed and not len(dataset):
         return
-    given, columns, base = collated_labels(first_batches, args.label_names or ()), columns_of(dataset), base_of(model)
+    names, columns, base = args.label_names or (), columns_of(dataset), base_of(model)
+    given = _first_of_stream(dataset, names) if streamed else collated_labels(first_batches, names)
     if given is None:
+        if streamed:
+            return
         if columns and type(base).__module__.startswith("transformers."):
             read = inspect.signature(base.forward).parameters
             column = next((name for name in columns if name not in read), "...")
@@ -106,6 +119,16 @@ def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_
     if base.config.problem_type is None and base.config.num_labels > 1 and fractional and not classifies_tokens(model):
         base.config.problem_type = "multi_label_classification"
         logger.warning("%s: problem_type was None, is multi_label_classification: the labels are fractions.", technique)
+
+
+def _first_of_stream(dataset: Any, label_names: Sequence[str]) -> list[Any] | None:
+    """The labels of a stream's first row, in a list of one; None where reading it would take it from the run."""
+    if not hasattr(dataset, "take"):
+        return None
+    with random_state_kept():
+        first: dict[str, Any] = next(iter(dataset.take(1)), {})
+    name = next((name for name in (*label_names, *LABEL_COLUMNS) if name in first), None)
+    return None if name is None else [first[name].tolist() if hasattr(first[name], "tolist") else first[name]]
 
 
 def _flat(dataset: Any, column: Any) -> np.ndarray:
