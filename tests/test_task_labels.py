@@ -213,6 +213,7 @@ def test_a_stream_of_lists_is_read_as_transformers_loss_reads_it(tmp_path):
             Task(),
             model=model,
             train_dataset=stream,
+            eval_dataset=rows,
             eval_strategy="no",
             max_steps=1,
             logging_steps=1,
