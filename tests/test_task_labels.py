@@ -206,8 +206,8 @@ def test_a_stream_of_lists_is_read_as_transformers_loss_reads_it(tmp_path):
     for stream in (rows.to_iterable_dataset(), IterableDataset.from_generator(lambda: iter(rows.to_list()))):
         model = model_of(num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         with torch.no_grad():
-            logits = model.eval()(torch.tensor(rows["input_ids"][:8])).logits
-        expected = binary_cross_entropy_with_logits(logits, torch.tensor(rows["labels"][:8]))
+            logits = model.eval()(torch.tensor(rows["input_ids"])).logits
+        expected = binary_cross_entropy_with_logits(logits, torch.tensor(rows["labels"]))
         trainer = tiny_trainer(
             tmp_path,
             Task(),
@@ -286,6 +286,22 @@ def test_training_rows_without_labels_are_refused_when_the_trainer_is_built(tmp_
         PluginError, match=r"task: the training rows have no labels.*rename_column\('target', 'labels'\)"
     ):
         tiny_trainer(tmp_path, Task(), model=model_of(), train_dataset=rows_of([0, 1] * 4, column="target"))
+
+
+@pytest.mark.parametrize("form", ["list", "torch", "stream", "empty"])
+def test_evaluation_sets_of_any_form_may_lack_labels(form, tmp_path, caplog):
+    rows = rows_of([0, 1] * 6)
+    bare = rows.remove_columns("labels")
+    given = {
+        "list": bare.to_list(),
+        "torch": torch.utils.data.Subset(bare, range(12)),
+        "stream": bare.to_iterable_dataset(),
+        "empty": rows.select([]),
+    }[form]
+    trainer = tiny_trainer(tmp_path, Task(), model=model_of(), train_dataset=rows, eval_dataset=given)
+    trainer.train()
+    assert trainer.args.metric_for_best_model is None
+    assert "the evaluation data have no labels" in caplog.text
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -330,6 +330,7 @@ def unlabelled(how: str) -> None:
     if how == "fewer columns":
         test = test.remove_columns("attention_mask")
     sets = {"predicted": data, "evaluated": test, "one of two": {"new": test, "old": data}}.get(how, data)
+    sets = test.to_list() if how == "a list of rows" else test.to_iterable_dataset() if how == "a stream" else sets
     trainer = trainer_of(spec, model_of(), data, eval_dataset=sets, **changes)
     trainer.train()
     found = trainer.predict(test)
@@ -374,7 +375,7 @@ def situations() -> list[Situation]:
         made.append(Situation("streams", how, partial(stream_of_several, how)))
     made += [Situation("the best checkpoint", name, partial(best, *case), quick=False) for name, case in BEST.items()]
     made.append(Situation("the best checkpoint", "asked", asked, "greater_is_better="))
-    for how in ("predicted", "evaluated", "one of two", "fewer columns"):
+    for how in ("predicted", "evaluated", "one of two", "fewer columns", "a list of rows", "a stream"):
         made.append(Situation("test sets without labels", how, partial(unlabelled, how)))
     made.append(Situation("no labels", "a column of another name", no_labels, r"rename_column\('target', 'labels'\)"))
     made.append(Situation("other models", "multiple choice", partial(other_model, BertForMultipleChoice), "positions"))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset, Subset
 
 from ...errors import PluginError
 from ..class_names import are_placeholders, match
@@ -83,11 +84,19 @@ def read_labels(
 
 
 def has_no_labels(dataset: Any, trainer: Any) -> bool:
-    """Whether Trainer evaluates the rows without labels, as those of a test set may be; the first is looked at."""
-    if not hasattr(dataset, "select") or not hasattr(dataset, "__len__") or len(dataset) == 0:
-        return False
+    """Whether Trainer evaluates the rows without labels, as those of a test set may be, or there are no rows; the
+    first is looked at.
+    """
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        return True
+    if hasattr(dataset, "take"):
+        rows = dataset.take(1)
+    elif hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset):
+        rows = Subset(dataset, [0])
+    else:
+        return False  # Reading it may take the row from the run.
     with random_state_kept():
-        first = next(iter(trainer.feature_batches(dataset.select(range(1)))))
+        first = next(iter(trainer.feature_batches(rows)), {})
     return any(first.get(name) is None for name in trainer.label_names)
 
 
