@@ -17,7 +17,8 @@ from typing import Any
 
 _LOWER = """
 error errors err loss losses mistakes mismatch residual residuals deviance deviation risk regret cost penalty violation
-violations mae mse rmse mape smape wape wmape mdape mdae mase medae rmsle msle nrmse mad rmsse mrae crps pinball
+violations misclassification misclassifications misclassified mistake_rate error_count inaccuracy imprecision
+mae mse rmse mape smape wape wmape mdape mdae mase medae rmsle msle nrmse mad rmsse mrae crps pinball
 quantile hinge huber brier ece mce ace calibration hamming zero_one_loss max_error coverage_error
 
 perplexity perplexities ppl nll xent bce crossentropy cross_entropy logloss log_loss surprisal bpb bpc bpd bpw
@@ -34,6 +35,8 @@ false_omission_rate false_acceptance_rate false_rejection_rate negative_likeliho
 distance distances divergence discrepancy kl kld kl_div kldiv js_div jsd mmd emd wasserstein hausdorff hd95 chamfer fid
 kid mifid fad fvd lpips dists niqe brisque ergas rmsd davies_bouldin total_variation
 
+mpjpe epe aepe ade fde nme abs_rel absrel sq_rel silog winkler
+
 mean_rank median_rank average_rank gap disparity drop degradation difference diff toxicity hallucination hallucinations
 repetition latency runtime seconds memory
 """
@@ -42,7 +45,7 @@ accuracy accuracies acc f1 f2 f0_5 f05 fbeta fscore fmeasure f_measure f_score p
 auc auroc aucroc rocauc prauc auprc aupr aucpr roc_auc pr_auc average_precision mcc matthews matthews_corrcoef kappa qwk
 jaccard iou giou miou intersection_over_union dice tpr tnr ppv npv true_positives true_negatives true_positive_rate
 true_negative_rate true_positive true_negative informedness youden gini lift likelihood_ratio critical_success_index csi
-skill hamming_score
+skill hamming_score lrap top1 top5 top_1 top_5 top_k pck oks nds rank_ic
 
 r2 r_2 r_squared rsquared explained_variance pearson pearsonr spearman spearmanr kendall kendalltau correlation
 correlations corr corrcoef ccc pcc plcc srcc krcc agreement krippendorff similarity overlap

@@ -2,11 +2,19 @@
 
 import copy
 import logging
+import re
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Value
-from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification
+from datasets import ClassLabel, Dataset, IterableDataset, Value
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    RobertaForSequenceClassification,
+    Wav2Vec2ForSequenceClassification,
+)
 
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.metrics import direction
@@ -88,6 +96,12 @@ def test_labels_that_cannot_be_what_is_said_are_refused_with_a_mend(labels, conf
         (["1", "10"], ["10 stars", "1 star"], [1, 0]),
         (["-1", "1"], ["1", "-1"], [1, 0]),
         (["p"], ["positive", "polite"], [None]),
+        (["sports", "tech", "politics"], ["travel", "politics", "sports"], [2, None, 1]),
+        (["C", "Java", "Go"], ["C++", "Go", "Java"], [None, 2, 1]),
+        (["A", "B"], ["A-", "B-"], [None, None]),
+        (["1.5", "15"], ["15", "1.5"], [1, 0]),
+        (["1.5", "2.5"], ["15", "25"], [None, None]),
+        (["Sci/Tech", "World"], ["world", "sci & tech"], [1, 0]),
     ],
 )
 def test_names_that_mean_the_same_class(names, others, places):
@@ -124,6 +138,91 @@ def test_more_classes_keep_the_rows_of_those_that_were_there():
     assert report.rows == (1, None, 0)
     assert torch.equal(model.classifier.weight[[2, 0]], before)
     assert str(report).startswith("wider head for 3 outputs (yes, maybe, no), before 2 (no, yes)")
+
+
+def test_classes_of_another_head_keep_their_rows_by_name_alone(caplog):
+    model = model_of(id2label=dict(enumerate(["sports", "politics", "travel"])))
+    before = model.classifier.weight.detach().clone()
+    rows = rows_of([0, 1, 2], ClassLabel(names=["politics", "tech", "sports"]))
+    report = fit_head(model, labels_of(rows, "t", model), "t")
+    assert report.rows == (1, None, 0)
+    assert torch.equal(model.classifier.weight[[0, 2]], before[[1, 0]])
+    assert not torch.equal(model.classifier.weight[1], before[2])
+    assert model.config.id2label == {0: "politics", 1: "tech", 2: "sports"}
+    assert str(report).startswith("head with 2 of the rows before for 3 outputs (politics, tech, sports)")
+    # An abbreviation is a guess, and said to be one; the same letters are none.
+    for names, level in ((["neg", "pos"], logging.WARNING), (["NEGATIVE", "positive"], logging.INFO)):
+        model, rows = model_of(id2label={0: "negative", 1: "positive"}), rows_of([0, 1], ClassLabel(names=names))
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            fit_head(model, labels_of(rows, "t", model), "t").log("t")
+        assert [record.levelno for record in caplog.records] == [level]
+        assert ("taken for the same class: neg = negative" in caplog.text) == (level == logging.WARNING)
+
+
+@pytest.mark.parametrize("cls", [RobertaForSequenceClassification, Wav2Vec2ForSequenceClassification])
+def test_a_hidden_layer_as_wide_as_there_are_classes_is_no_output(cls):
+    torch.manual_seed(0)
+    names, sizes = [f"c{index}" for index in range(8)], {"hidden_size": 8, "classifier_proj_size": 8}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": VOCABULARY}
+    sizes |= {"conv_dim": [8], "conv_stride": [4], "conv_kernel": [8], "num_feat_extract_layers": 1}
+    sizes |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer"}
+    model = cls(cls.config_class(**sizes, id2label=dict(enumerate(names)))).eval()
+    sound = torch.randn(4, 100)
+    given = sound if cls is Wav2Vec2ForSequenceClassification else torch.randint(3, VOCABULARY, (4, LENGTH))
+    with torch.no_grad():
+        before, state = model(given).logits, torch.get_rng_state()
+        fit_head(model, labels_of(rows_of([0, 7], ClassLabel(names=names[::-1])), "t", model), "t")
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.testing.assert_close(model(given).logits, before.flip(-1))
+        fit_head(model, labels_of(rows_of([0, 8], ClassLabel(names=["new", *names])), "t", model), "t")
+        torch.testing.assert_close(model(given).logits[:, 1:], before)
+
+
+def test_what_the_script_left_open_of_its_two_maps_is_filled():
+    maps = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    for said in ({"id2label": maps[0]}, {"label2id": maps[1]}):
+        model = model_of()
+        for name, value in said.items():
+            setattr(model.config, name, value)
+        fit_head(model, labels_of(rows_of([0, 1]), "t", model), "t")
+        assert (model.config.id2label, model.config.label2id) == maps
+
+
+def test_a_head_that_cannot_be_replaced_is_answered_with_a_mend_that_works():
+    from peft import LoraConfig, get_peft_model
+
+    rows = rows_of([0, 1, 2], ClassLabel(names=["x", "y", "z"]))
+    lora = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+    model = get_peft_model(model_of(id2label=dict(enumerate("abc"))), lora)
+    with pytest.raises(PluginError, match=re.escape("model.config.id2label = {0: 'x', 1: 'y', 2: 'z'}")):
+        fit_head(model, labels_of(rows, "t", model), "t")
+    model.config.id2label = {0: "x", 1: "y", 2: "z"}
+    assert not fit_head(model, labels_of(rows, "t", model), "t").replaced
+
+
+def test_a_stream_of_lists_is_read_as_transformers_loss_reads_it(tmp_path):
+    rows = rows_of([[0.0, 1.0, float(row % 2)] for row in range(16)])
+    for stream in (rows.to_iterable_dataset(), IterableDataset.from_generator(lambda: iter(rows.to_list()))):
+        model = model_of(num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        with torch.no_grad():
+            logits = model.eval()(torch.tensor(rows["input_ids"])).logits
+        expected = binary_cross_entropy_with_logits(logits, torch.tensor(rows["labels"]))
+        trainer = tiny_trainer(
+            tmp_path,
+            Task(),
+            model=model,
+            train_dataset=stream,
+            eval_dataset=rows,
+            eval_strategy="no",
+            max_steps=1,
+            logging_steps=1,
+            per_device_train_batch_size=8,
+        )
+        trainer.train()
+        assert model.config.problem_type == "multi_label_classification"
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert losses == [pytest.approx(float(expected), rel=1e-4)]
 
 
 def test_the_batchs_labels_get_the_losss_type():
@@ -187,6 +286,22 @@ def test_training_rows_without_labels_are_refused_when_the_trainer_is_built(tmp_
         PluginError, match=r"task: the training rows have no labels.*rename_column\('target', 'labels'\)"
     ):
         tiny_trainer(tmp_path, Task(), model=model_of(), train_dataset=rows_of([0, 1] * 4, column="target"))
+
+
+@pytest.mark.parametrize("form", ["list", "torch", "stream", "empty"])
+def test_evaluation_sets_of_any_form_may_lack_labels(form, tmp_path, caplog):
+    rows = rows_of([0, 1] * 6)
+    bare = rows.remove_columns("labels")
+    given = {
+        "list": bare.to_list(),
+        "torch": torch.utils.data.Subset(bare, range(12)),
+        "stream": bare.to_iterable_dataset(),
+        "empty": rows.select([]),
+    }[form]
+    trainer = tiny_trainer(tmp_path, Task(), model=model_of(), train_dataset=rows, eval_dataset=given)
+    trainer.train()
+    assert trainer.args.metric_for_best_model is None
+    assert "the evaluation data have no labels" in caplog.text
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -7,6 +7,7 @@ import torch
 from transformers import (
     BertConfig,
     BertForMultipleChoice,
+    BertForSequenceClassification,
     BertForTokenClassification,
     LlamaConfig,
     LlamaForCausalLM,
@@ -80,6 +81,29 @@ def test_a_loss_that_shifts_labels_is_not_taken_over_single_tokens():
     with torch.no_grad():
         expected = float(model(**batch).loss)
     assert fit_probe(model, [batch], steps=1)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_that_weighs_the_rows_of_a_later_batch_is_found():
+    def weighed(model, batch):
+        weights = batch.get("weights", torch.ones(len(batch["labels"])))
+        logits = model(**{name: value for name, value in batch.items() if name in ("input_ids", "labels")})["logits"]
+        return (torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none") * weights).mean()
+
+    class Model(BertForSequenceClassification):
+        def forward(self, input_ids=None, labels=None, attention_mask=None, weights=None):
+            return super().forward(input_ids, labels=labels)
+
+    torch.manual_seed(0)
+    model = Model(BertConfig(vocab_size=VOCABULARY, **SIZES)).eval()
+    even, uneven = torch.ones(4), torch.tensor([5.0, 0.0, 0.0, 0.0])
+    # The control: where all weigh the same, the loss reads the labels alone.
+    for weights in (even, uneven):
+        batches = [batch_of(6) | {"weights": even}, batch_of(6, seed=1) | {"weights": weights}]
+        if weights is even:
+            assert fit_probe(copy.deepcopy(model), batches, loss=weighed, steps=1)
+        else:
+            with pytest.raises(NotCacheable, match="the loss reads more"):
+                fit_probe(model, batches, loss=weighed, steps=1)
 
 
 def test_a_multiple_choice_model_keeps_its_head_and_trains_as_stock_does(tmp_path):

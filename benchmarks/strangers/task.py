@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, List, Value
+from datasets import ClassLabel, Dataset, IterableDataset, List, Value
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import (
     BertConfig,
@@ -17,6 +17,8 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertLMHeadModel,
+    DistilBertForSequenceClassification,
+    RobertaForSequenceClassification,
     Trainer,
     TrainingArguments,
 )
@@ -195,6 +197,9 @@ NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "numbers in the data": (("0", "1", "2"), TRAINED),
     "placeholders in the model": (TRAINED, ("LABEL_0", "LABEL_1", "LABEL_2")),
     "some of the model's": (("neg", "pos"), ("negative", "positive", "neutral")),
+    "signs": (("C++", "C", "Java"), ("c++", "c", "java")),
+    "points of numbers": (("1.5", "15"), ("1.5", "15")),
+    "separators": (("Sci & Tech", "World"), ("sci/tech", "world")),
     "stars": (("1", "2", "3", "4", "5"), ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")),
 }
 # The head's own order, where it is another.
@@ -217,6 +222,45 @@ def maps(order: tuple[str, ...]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(order)), "label2id": {name: index for index, name in enumerate(order)}}
 
 
+def other_class(spec: str) -> None:
+    """One class of three is another: the rows of the two that are there stay, and the third is new, with its name."""
+    before, names = ("sports", "politics", "travel"), ("politics", "sports", "tech")
+    model = model_of(num_labels=3, said=maps(before))
+    old = logits_of(model)
+    trainer = trainer_of(spec, model, rows_of([row % 3 for row in EVERY], ClassLabel(names=list(names))))
+    new = logits_of(trainer.model)
+    if not torch.allclose(new[:, :2], old[:, [1, 0]]) or torch.allclose(new[:, 2], old[:, 2]):
+        raise Wrong("the rows are not those of the classes of these names")
+    if tuple(trainer.model.config.id2label.values()) != names:
+        raise Wrong(f"the outputs are called {trainer.model.config.id2label}")
+
+
+def wide_hidden_layer(cls: Any, spec: str) -> None:
+    """The head's hidden layer has as many outputs as there are classes: the logits alone are put in order."""
+    torch.manual_seed(0)
+    names, sizes = [f"class {chr(97 + row)}" for row in range(16)], {"num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"hidden_size": 16, "intermediate_size": 32, "pad_token_id": 0}
+    if cls is DistilBertForSequenceClassification:
+        sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+    model = cls(cls.config_class(vocab_size=WORDS, max_position_embeddings=LENGTH + 2, **sizes, **maps(tuple(names))))
+    before, data = logits_of(model), rows_of([row % 16 for row in EVERY], ClassLabel(names=names[::-1]))
+    after = logits_of(trainer_of(spec, model, data).model)
+    if not torch.allclose(after, before.flip(-1), atol=1e-6):
+        raise Wrong(f"logits are {float((after - before.flip(-1)).abs().max()):.3g} off")
+
+
+def stream_of_several(how: str) -> None:
+    """Fractional labels, several a row, of a stream: the loss is the binary one, as transformers takes it."""
+    stored = rows_of([[float(bit) for bit in bits] for bits in SEVERAL])
+    made = {
+        "features": stored.to_iterable_dataset,
+        "no features": lambda: IterableDataset.from_generator(lambda: iter(stored.to_list())),
+    }
+    model = model_of(num_labels=3)
+    expected = binary_cross_entropy_with_logits(logits_of(model), torch.tensor(SEVERAL).float())
+    close("loss", first_loss(trainer_of(SPEC, model, made[how]())), float(expected))
+
+
 def label2id_alone(order: tuple[str, ...]) -> dict[str, Any]:
     return {"label2id": {name: index for index, name in enumerate(order)}}
 
@@ -235,6 +279,8 @@ BEST: dict[str, tuple[str, bool | None, tuple[str, ...], str]] = {
     "logloss": ("logloss", None, (), LOWEST),
     "my_loss": ("my_loss", None, (), LOWEST),
     "rmse": ("rmse", None, (), LOWEST),
+    "inaccuracy": ("inaccuracy", None, (), LOWEST),
+    "rank_ic": ("rank_ic", None, (), HIGHEST),
     "mape": ("mape", None, (), LOWEST),
     "a set named error": ("error_accuracy", None, ("error", "clean"), HIGHEST),
     "a set named loss": ("loss_accuracy", None, ("loss", "clean"), HIGHEST),
@@ -284,6 +330,7 @@ def unlabelled(how: str) -> None:
     if how == "fewer columns":
         test = test.remove_columns("attention_mask")
     sets = {"predicted": data, "evaluated": test, "one of two": {"new": test, "old": data}}.get(how, data)
+    sets = test.to_list() if how == "a list of rows" else test.to_iterable_dataset() if how == "a stream" else sets
     trainer = trainer_of(spec, model_of(), data, eval_dataset=sets, **changes)
     trainer.train()
     found = trainer.predict(test)
@@ -318,9 +365,17 @@ def situations() -> list[Situation]:
     for said in (label2id_alone, keys_as_texts):
         name = said.__name__.replace("_", " ")
         made.append(Situation("names of classes", name, partial(named, "abbreviated and turned round", SPEC, said)))
+    for spec in (SPEC, "transfer:strategy=full,layer_decay=1"):
+        name = spec.split(":")[0]
+        made.append(Situation("names of classes", f"one is another, {name}", partial(other_class, spec)))
+        for cls in (DistilBertForSequenceClassification, RobertaForSequenceClassification):
+            case = partial(wide_hidden_layer, cls, spec)
+            made.append(Situation("names of classes", f"a hidden layer as wide, {cls.__name__}, {name}", case))
+    for how in ("features", "no features"):
+        made.append(Situation("streams", how, partial(stream_of_several, how)))
     made += [Situation("the best checkpoint", name, partial(best, *case), quick=False) for name, case in BEST.items()]
     made.append(Situation("the best checkpoint", "asked", asked, "greater_is_better="))
-    for how in ("predicted", "evaluated", "one of two", "fewer columns"):
+    for how in ("predicted", "evaluated", "one of two", "fewer columns", "a list of rows", "a stream"):
         made.append(Situation("test sets without labels", how, partial(unlabelled, how)))
     made.append(Situation("no labels", "a column of another name", no_labels, r"rename_column\('target', 'labels'\)"))
     made.append(Situation("other models", "multiple choice", partial(other_model, BertForMultipleChoice), "positions"))

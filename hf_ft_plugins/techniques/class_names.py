@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"(?:label|class)?[ _-]?(\d+)", re.IGNORECASE)
+# Accents, blanks, and what may stand between words. The point of a number, and the signs of `C++`, `A-` and `-1`, stay.
+_BLANKS = re.compile(r"[\u0300-\u036f\s_]")
+_SEPARATORS = re.compile(r"""["'()\[\];&]|[.,:/](?!\d)|(?<=[^\W\d])[.,:/]|(?<=\w)-(?=[^\W\d])|(?<=[^\W\d])-(?=\w)""")
 
 
 def placeholder(index: int) -> str:
@@ -33,16 +36,19 @@ def names_in(config: Any) -> tuple[str, ...]:
     return names
 
 
-def match(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
+def match(names: Sequence[str], others: Sequence[str], *, abbreviated: bool = True) -> list[int | None]:
     """For each of `names`, the place in `others` of the one that means the same class; None where none does.
 
-    The same: the same letters and digits in any case, or, where that leaves no doubt, one the beginning of the other
-    (`neg`, `NEGATIVE`). Where all but one are written alike, the two left over are the same too.
+    The same: the same letters, digits and signs in any case, or, where that leaves no doubt and `abbreviated` allows
+    it, one the beginning of the other (`neg`, `NEGATIVE`). Of two classes each, where one is written alike, so is the
+    other: it is all that the one is not (`ham`, `not spam`).
     """
     found: list[int | None] = [None] * len(names)
     for written, same in ((str, _equal), (_plain, _equal), (_plain, _abbreviates)):
         if same is _abbreviates:
-            _match_the_last(found, len(others))
+            _match_the_other(found, len(others))
+            if not abbreviated:
+                break
         free = [place for place in range(len(others)) if place not in found]
         candidates = {
             index: [place for place in free if same(written(names[index]), written(others[place]))]
@@ -55,15 +61,20 @@ def match(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
     return found
 
 
-def _match_the_last(found: list[int | None], others: int) -> None:
-    free = [place for place in range(others) if place not in found]
-    if found.count(None) == len(free) == 1 and len(found) > 1:
-        found[found.index(None)] = free[0]
+def written_alike(one: str, other: str) -> bool:
+    """Whether two names differ in case, accents and separators at most."""
+    return _plain(one) == _plain(other)
+
+
+def _match_the_other(found: list[int | None], others: int) -> None:
+    if len(found) == others == 2 and found.count(None) == 1:
+        index = found.index(None)
+        found[index] = 1 - (found[1 - index] or 0)
 
 
 def _plain(name: str) -> str:
     letters = unicodedata.normalize("NFKD", name).casefold()
-    return "".join(letter for letter in letters if letter.isalnum()) or name
+    return _SEPARATORS.sub("", _BLANKS.sub("", letters)) or name
 
 
 def _equal(one: str, other: str) -> bool:
@@ -72,6 +83,6 @@ def _equal(one: str, other: str) -> bool:
 
 def _abbreviates(one: str, other: str) -> bool:
     short, long = sorted((one, other), key=len)
-    # 1 does not abbreviate 10.
+    # 1 does not abbreviate 10, nor C C++.
     cut_in_a_number = short[-1:].isdigit() and long[len(short) :][:1].isdigit()
-    return len(short) < len(long) and long.startswith(short) and not cut_in_a_number
+    return len(short) < len(long) and long.startswith(short) and not cut_in_a_number and long[len(short)].isalnum()

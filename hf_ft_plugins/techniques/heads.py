@@ -9,6 +9,7 @@ Errors name the technique that asks.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 
 from ..errors import PluginError
 from ..models.inputs import bare
-from .class_names import are_placeholders, match, names_in
+from .class_names import are_placeholders, match, names_in, written_alike
 from .labels import IGNORED as IGNORED
 from .labels import Kind as Kind
 from .labels import Labels, classifies_tokens, other_labels
@@ -35,26 +36,32 @@ class HeadReport:
         replaced: names of the parameters that are new, or whose rows changed.
         classes, before: names of the outputs now, and as they were.
         rows: of every output, the output before that its weights are taken from; None for new weights.
+        guessed: `label = output before` of those whose names are written otherwise, as abbreviations are.
     """
 
     replaced: tuple[str, ...]
     classes: tuple[str, ...]
     before: tuple[str, ...] = ()
     rows: tuple[int | None, ...] = ()
+    guessed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.replaced:
-            return f"head kept for {len(self.classes)} outputs ({_shown(self.classes)})"
+            return f"head kept for {len(self.classes)} outputs ({_shown(self.classes)}){self._taken()}"
         kept = sum(row is not None for row in self.rows)
-        what = "new head" if not kept else "rows put in the labels' order" if kept == len(self.rows) else "wider head"
+        wider = "wider head" if kept == len(self.before) else f"head with {kept} of the rows before"
+        what = "new head" if not kept else "rows put in the labels' order" if kept == len(self.rows) else wider
         return (
             f"{what} for {len(self.classes)} outputs ({_shown(self.classes)}), before {len(self.before)} "
-            f"({_shown(self.before)}): {', '.join(self.replaced)}; the rest is kept"
+            f"({_shown(self.before)}): {', '.join(self.replaced)}; the rest is kept{self._taken()}"
         )
 
+    def _taken(self) -> str:
+        return f"; taken for the same class: {_shown(self.guessed)}" if self.guessed else ""
+
     def log(self, technique: str) -> None:
-        """A warning where something of the model was replaced."""
-        logger.log(logging.WARNING if self.replaced else logging.INFO, "%s: %s", technique, self)
+        """A warning where something of the model was replaced, or classes are held for the same by a guess."""
+        logger.log(logging.WARNING if self.replaced or self.guessed else logging.INFO, "%s: %s", technique, self)
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -97,9 +104,10 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     """Give the model a head for these labels, in place, and its config their names and problem type.
 
     The head is kept where it has as many outputs, and their names mean the labels' or either are placeholders
-    (`class_names`); the config's names then stay. In another order its rows are put in the labels' order; with classes
-    beside those that it had, it gets rows for them. Otherwise each linear layer outside the backbone that has an output
-    a class is made anew; other layers of the head are kept.
+    (`class_names`); the config's names then stay. In another order its rows are put in the labels' order. For classes
+    that it had not it gets new rows, and rows of classes that the labels have not go; those of names written alike
+    stay. Where none is left, each linear layer outside the backbone that has an output a class is made anew; other
+    layers of the head are kept.
 
     Args:
         model: any `AutoModelFor...` with a config.
@@ -111,9 +119,10 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     config, base = model.config, base_of(model)
     before, outputs = names_in(config), len(labels.names)
     rows = _rows(before, labels)
-    names = tuple(
-        name if row is None or _says_more(name, before[row]) else before[row]
-        for row, name in zip(rows, _said_by(labels, before), strict=True)
+    said = list(zip(rows, _said_by(labels, before), strict=True))
+    names = tuple(name if row is None or _says_more(name, before[row]) else before[row] for row, name in said)
+    guessed = tuple(
+        f"{name} = {before[row]}" for row, name in said if row is not None and not written_alike(name, before[row])
     )
     replaced: list[str] = []
     if list(rows) != list(range(len(before))):
@@ -121,13 +130,19 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
         for path in layers:
             _change_rows(base, path, rows, seed)
             replaced += [name for name, _ in base.named_parameters() if name.startswith(f"{path}.")]
+    maps = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
     if names != before or len(config.id2label) != outputs:
-        config.id2label, config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
+        config.id2label, config.label2id = maps
+    # A script may have set one of the two alone.
+    if are_placeholders(tuple(config.label2id or ())):
+        config.label2id = maps[1]
+    if are_placeholders(tuple(config.id2label.values())):
+        config.id2label = maps[0]
     if hasattr(base, "num_labels"):
         base.num_labels = outputs
     if labels.kind != "token":
         config.problem_type = labels.problem_type
-    return HeadReport(tuple(replaced), names, before, tuple(rows))
+    return HeadReport(tuple(replaced), names, before, tuple(rows), () if are_placeholders(before) else guessed)
 
 
 def _rows(before: Sequence[str], labels: Labels) -> list[int | None]:
@@ -138,7 +153,8 @@ def _rows(before: Sequence[str], labels: Labels) -> list[int | None]:
         return list(range(len(wanted))) if same_size else [None] * len(wanted)
     places = match(wanted, before)
     complete = None not in places if same_size else set(range(len(before))) <= set(places)
-    return places if complete else [None] * len(wanted)
+    # Among classes that are others, an abbreviation is as likely another class.
+    return places if complete else match(wanted, before, abbreviated=False)
 
 
 def _said_by(labels: Labels, before: Sequence[str]) -> Sequence[str]:
@@ -154,33 +170,44 @@ def _layers_to_change(
     model: Any, labels: Labels, before: Sequence[str], rows: Sequence[int | None], technique: str
 ) -> list[str]:
     outputs = len(rows)
-    said = f"{technique}: the data has {outputs} labels ({_shown(labels.names)}) and the model, a "
-    said += f"{type(base_of(model)).__name__}, {len(before)} outputs"
     layers = output_layers(model, len(before))
-    if not layers:
-        raise PluginError(
-            f"{said}, with no linear layer outside its backbone to replace. Load it with "
-            f"AutoModelFor...Classification.from_pretrained(..., num_labels={outputs})."
+    adapted = base_of(model) is not model
+    if layers and not adapted:
+        return layers
+    why = "and adapters already" if adapted else "with no linear layer outside its backbone to replace"
+    raise PluginError(
+        f"{technique}: the data has {outputs} labels ({_shown(labels.names)}) and the model, a "
+        f"{type(base_of(model)).__name__}, {len(before)} outputs ({_shown(before)}), {why}. "
+        f"{_mend_without_change(labels, before, rows, adapted)}"
+    )
+
+
+def _mend_without_change(labels: Labels, before: Sequence[str], rows: Sequence[int | None], adapted: bool) -> str:
+    if len(rows) != len(before):
+        load = f"Load it with AutoModelFor...Classification.from_pretrained(..., num_labels={len(rows)}"
+        return f"{load}) before it gets them." if adapted else f"{load}, ignore_mismatched_sizes=True)."
+    if None in rows:
+        return (
+            "Where its outputs are to learn these classes, name them so: model.config.id2label = "
+            f"{dict(enumerate(labels.names))}."
         )
-    if base_of(model) is not model:
-        order = sorted(row for row in rows if row is not None) == list(range(len(before))) and outputs == len(before)
-        mend = (
-            f"Put the labels in the model's order: dataset.align_labels_with_mapping(model.config.label2id, "
-            f"{labels.column!r}), or name the column's classes as the model does"
-            if order
-            else f"Load it with num_labels={outputs} before it gets them"
-        )
-        raise PluginError(f"{said} ({_shown(before)}), and adapters already. {mend}.")
-    return layers
+    return (
+        "Put the labels in the model's order: dataset.align_labels_with_mapping(model.config.label2id, "
+        f"{labels.column!r}), or name the column's classes as the model does."
+    )
 
 
 def output_layers(model: Any, outputs: int) -> list[str]:
-    """Paths, in the base model, of the linear layers outside the backbone that have so many outputs."""
+    """Paths, in the base model, of the linear layers outside the backbone that have so many outputs.
+
+    Where several have, as a hidden layer of the head that is as wide as there are classes, those that would be of
+    another size with one class more.
+    """
     base, backbone = base_of(model), backbone_of(model)
     inside = set() if backbone is base else {id(module) for module in backbone.modules()}
     # Where the backbone is not named, only a layer of the model itself can be told from one inside the backbone.
     named = base.named_children() if backbone is base else base.named_modules()
-    return [
+    found = [
         path
         for path, module in named
         if isinstance(module, torch.nn.Linear)
@@ -189,6 +216,19 @@ def output_layers(model: Any, outputs: int) -> list[str]:
         # What PEFT's modules_to_save keeps of the layer that it replaced.
         and "original_module" not in path.split(".")
     ]
+    if len(found) < 2 or not type(base).__module__.startswith("transformers."):
+        return found
+    wider = _with_one_class_more(base)
+    return [path for path in found if wider.get(f"{path}.weight") != base.get_submodule(path).weight.shape]
+
+
+def _with_one_class_more(base: Any) -> dict[str, torch.Size]:
+    """Sizes of the parameters that such a model would have."""
+    config = copy.deepcopy(base.config)
+    config.num_labels += 1
+    # Without memory; what is drawn for it all the same is drawn again in the run.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return {name: weight.shape for name, weight in type(base)(config).named_parameters()}
 
 
 def _change_rows(base: Any, path: str, rows: Sequence[int | None], seed: int) -> None:

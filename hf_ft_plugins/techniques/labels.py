@@ -260,7 +260,10 @@ class _Reader:
     def _lists(self) -> Labels | None:
         widths = {len(row) for row in self.values} or ({self.length} if self.length > 0 else set())
         if not widths:
-            return None  # A stream of lists of any length.
+            # A stream of lists of any length; transformers' loss takes fractional ones for several labels.
+            kind = self.said.kind or ("multi_label" if self._fractional() and len(self.said.names) > 1 else None)
+            fits = kind in ("regression", "multi_label") and not self.names
+            return Labels(self.column, kind, self.said.names) if kind and fits else None
         flat = np.asarray([value for row in self.values for value in row], dtype=np.float64)
         width, shares = max(widths), bool(((flat == 0) | (flat == 1)).all())
         multi_hot = shares and width == len(self.said.names) > len(self.names) == 2

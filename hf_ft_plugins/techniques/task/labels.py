@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch.utils.data import IterableDataset, Subset
 
 from ...errors import PluginError
 from ..class_names import are_placeholders, match
 from ..heads import base_of, head_names
-from ..label_columns import FirstBatches, collated_labels, columns_of, is_transformed, label_values, random_state_kept
+from ..label_columns import (
+    LABEL_COLUMNS,
+    FirstBatches,
+    collated_labels,
+    columns_of,
+    is_transformed,
+    label_values,
+    random_state_kept,
+)
 from ..labels import IGNORED, PROBLEM_TYPES, Kind, Labels, classifies_tokens, labels_of, other_labels
 
 logger = logging.getLogger(__name__)
@@ -74,11 +84,19 @@ def read_labels(
 
 
 def has_no_labels(dataset: Any, trainer: Any) -> bool:
-    """Whether Trainer evaluates the rows without labels, as those of a test set may be; the first is looked at."""
-    if not hasattr(dataset, "select") or not hasattr(dataset, "__len__") or len(dataset) == 0:
-        return False
+    """Whether Trainer evaluates the rows without labels, as those of a test set may be, or there are no rows; the
+    first is looked at.
+    """
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        return True
+    if hasattr(dataset, "take"):
+        rows = dataset.take(1)
+    elif hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset):
+        rows = Subset(dataset, [0])
+    else:
+        return False  # Reading it may take the row from the run.
     with random_state_kept():
-        first = next(iter(trainer.feature_batches(dataset.select(range(1)))))
+        first = next(iter(trainer.feature_batches(rows)), {})
     return any(first.get(name) is None for name in trainer.label_names)
 
 
@@ -89,10 +107,14 @@ def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_
     Raises:
         PluginError: the rows have none, and the model is one of transformers', whose loss needs them.
     """
-    if not hasattr(dataset, "__len__") or not len(dataset):
+    streamed = not hasattr(dataset, "__len__")
+    if not streamed and not len(dataset):
         return
-    given, columns, base = collated_labels(first_batches, args.label_names or ()), columns_of(dataset), base_of(model)
+    names, columns, base = args.label_names or (), columns_of(dataset), base_of(model)
+    given = _first_of_stream(dataset, names) if streamed else collated_labels(first_batches, names)
     if given is None:
+        if streamed:
+            return
         if columns and type(base).__module__.startswith("transformers."):
             read = inspect.signature(base.forward).parameters
             column = next((name for name in columns if name not in read), "...")
@@ -106,6 +128,16 @@ def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_
     if base.config.problem_type is None and base.config.num_labels > 1 and fractional and not classifies_tokens(model):
         base.config.problem_type = "multi_label_classification"
         logger.warning("%s: problem_type was None, is multi_label_classification: the labels are fractions.", technique)
+
+
+def _first_of_stream(dataset: Any, label_names: Sequence[str]) -> list[Any] | None:
+    """The labels of a stream's first row, in a list of one; None where reading it would take it from the run."""
+    if not hasattr(dataset, "take"):
+        return None
+    with random_state_kept():
+        first: dict[str, Any] = next(iter(dataset.take(1)), {})
+    name = next((name for name in (*label_names, *LABEL_COLUMNS) if name in first), None)
+    return None if name is None else [first[name].tolist() if hasattr(first[name], "tolist") else first[name]]
 
 
 def _flat(dataset: Any, column: Any) -> np.ndarray:

@@ -3,9 +3,9 @@
     fit_probe(model, DataLoader(dataset, batch_size=64, collate_fn=collator))
 
 Exact: the head sees what the frozen backbone in evaluation mode would give it, the model's own forward pass and loss
-run on top, and on every batch it is checked that they give the same logits. Where each token has a label and the head
-looks at no other token, tokens are the examples. Where features would differ from pass to pass, or do not suffice,
-`NotCacheable` says why.
+run on top, and on every batch it is checked that they give the same logits and loss. Where each token has a label and
+the head looks at no other token, tokens are the examples. Where features would differ from pass to pass, or do not
+suffice, `NotCacheable` says why.
 """
 
 from __future__ import annotations
@@ -152,8 +152,9 @@ class _Features:
                     first_output = output
                     reading = _what_the_head_reads(model, backbone, batch, output, logits, loss)
                     read = {name: [] for name in reading.cuts}
-                # A head that reads the padding mask shows it only where there is padding.
+                # A head or a loss that reads the padding mask, or weights, shows it only where there are such.
                 reading.check(model, backbone, batch, output, logits)
+                reading.check_loss(model, backbone, batch, output, loss)
                 for name, part in reading.cut(output, batch["labels"]).items():
                     if read[name] and part.shape[1:] != read[name][0].shape[1:]:
                         raise NotCacheable("the head reads sequences, whose length differs from batch to batch")
@@ -281,7 +282,9 @@ class _Reading:
 
     def check_loss(self, model: Any, backbone: Any, batch: dict[str, torch.Tensor], output: Any, loss: Loss) -> None:
         """The same of the loss, which may look at the places of labels, as one that shifts them does."""
-        with torch.no_grad():
+        if not (batch["labels"] != IGNORED).any():
+            return
+        with torch.no_grad(), _answering(backbone, output):
             expected = float(loss(model, dict(batch)))
         with self._fed(backbone, output, self.cut(output, batch["labels"])):
             given = float(loss(model, {"labels": self.labels(batch["labels"])}))
