@@ -30,6 +30,10 @@ class Preemption:
     callback_handler: Any
     _is_distributed: Any
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.preempted = False
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
     def _take_over_sigterm(self) -> None:
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, JITCheckpointCallback) and callback.jit_manager is not None:
@@ -43,6 +47,8 @@ class Preemption:
             return
         logger.warning("SIGTERM: the run ends here, after a checkpoint of this step.")
         self.preempted, due = True, self.control.should_evaluate
+        # Answered; a later `train()` of this trainer is not told to end.
+        self._jit_manager.is_checkpoint_requested = False
         self.control.should_training_stop = self.control.should_save = True
         # It may outlast the time that is left.
         self.control.should_evaluate = False
