@@ -26,6 +26,7 @@ class Preemption:
     preempted = False
     _jit_manager: Any = None
     args: Any
+    state: Any
     control: Any
     callback_handler: Any
     _is_distributed: Any
@@ -42,6 +43,10 @@ class Preemption:
                     setattr(callback, event, _leave_it)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.preempted and self.state.epoch % 1:
+            # Trainer takes the end of the run for the end of an epoch; the run that goes on comes to that later.
+            self.control.should_log = self.control.should_evaluate = self.control.should_save = False
+            return
         if not self._sigterm_came():
             super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
             return
