@@ -16,25 +16,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _LOWER = """
-error errors err loss losses mistakes inaccuracy imprecision incorrect misclassification misclassifications
- mismatch residual residuals deviance deviation risk regret cost penalty violation
-violations mae mse rmse mape smape wape wmape mdape mdae mase medae rmsle msle nrmse mad rmsse mrae crps abs_rel sq_rel silog rmspe pinball
-quantile ranked_probability rps hinge huber brier ece mce ace calibration hamming zero_one_loss max_error coverage_error
+error errors err loss losses mistakes inaccuracy imprecision incorrect misclassification misclassifications mismatch
+residual residuals deviance deviation risk regret cost penalty violation violations mae mse rmse mape smape wape wmape
+mdape mdae mase medae rmsle msle nrmse mad rmsse mrae crps abs_rel sq_rel silog rmspe pinball quantile
+ranked_probability rps hinge huber brier ece mce ace calibration hamming zero_one_loss max_error coverage_error
 
 perplexity perplexities ppl nll xent bce crossentropy cross_entropy logloss log_loss surprisal bpb bpc bpd bpw
-bits_per_byte bits_per_char bits_per_character bits_per_dim bits_per_token bits_per_word aic bic
-negative_log_likelihood neg_log_likelihood negative_loglikelihood neg_loglikelihood negative_log_prob neg_log_prob
-negative_logprob neg_logprob negative_elbo neg_elbo log_perplexity log_ppl
+bits_per_byte bits_per_char bits_per_character bits_per_dim bits_per_token bits_per_word aic bic negative_log_likelihood
+neg_log_likelihood negative_loglikelihood neg_loglikelihood negative_log_prob neg_log_prob negative_logprob neg_logprob
+negative_elbo neg_elbo log_perplexity log_ppl
 
-wer cer ter hter information_lost info_lost edit_rate wil wder cpwer tercom charcut eed metricx edits edit_distance levenshtein mcd lsd
+wer cer ter hter information_lost info_lost edit_rate wil wder cpwer tercom charcut eed metricx edits edit_distance
+levenshtein mcd lsd
 
 eer fpr fnr far frr fdr acer apcer bpcer dcf mindcf actdcf false_positive_rate false_negative_rate false_alarm_rate
-false_positives false_negatives false_alarms false_positive false_negative miss_rate fallout fall_out false_discovery_rate
-false_omission_rate false_acceptance_rate false_rejection_rate negative_likelihood_ratio
+false_positives false_negatives false_alarms false_positive false_negative miss_rate fallout fall_out
+false_discovery_rate false_omission_rate false_acceptance_rate false_rejection_rate negative_likelihood_ratio
 
 distance distances perceptual_image_patch_similarity path_length distortion_index spectral_angle dissimilarity
-disagreement divergence discrepancy kl kld kl_div kldiv js_div jsd mmd emd wasserstein hausdorff hd95 chamfer fid
-kid fid50k mifid fad fvd lpips dists niqe brisque ergas rmsd mpjpe assd epe nme minade minfde davies_bouldin inertia total_variation
+disagreement divergence discrepancy kl kld kl_div kldiv js_div jsd mmd emd wasserstein hausdorff hd95 chamfer fid kid
+fid50k mifid fad fvd lpips dists niqe brisque ergas rmsd mpjpe assd epe nme minade minfde davies_bouldin inertia
+total_variation
 
 mean_rank median_rank average_rank gap disparity drop degradation difference diff toxicity hallucination hallucinations
 repetition latency runtime seconds memory
@@ -42,9 +44,9 @@ repetition latency runtime seconds memory
 _GREATER = """
 accuracy accuracies acc f1 f2 f0_5 f05 fbeta fscore fmeasure f_measure f_score precision recall sensitivity specificity
 auc auroc aucroc rocauc prauc auprc aupr aucpr roc_auc pr_auc average_precision mcc matthews matthews_corrcoef kappa qwk
-jaccard iou giou miou diou ciou distance_intersection_over_union intersection_over_union panoptic_quality dice tpr tnr ppv npv true_positives true_negatives true_positive_rate
-true_negative_rate true_positive true_negative predictive_value informedness markedness phi_coefficient dunn youden gini lift likelihood_ratio critical_success_index csi
-skill hamming_score
+jaccard iou giou miou diou ciou panoptic_quality dice tpr tnr ppv npv true_positives
+true_negatives true_positive_rate true_negative_rate true_positive true_negative predictive_value informedness
+markedness phi_coefficient dunn youden gini lift likelihood_ratio critical_success_index csi skill hamming_score
 
 r2 r_2 r_squared rsquared explained_variance pearson pearsonr spearman spearmanr kendall kendalltau correlation
 correlations corr corrcoef ccc pcc plcc srcc krcc agreement krippendorff similarity overlap
@@ -54,12 +56,13 @@ ari ami nmi rand_score mutual_info homogeneity completeness v_measure fowlkes_ma
 ndcg dcg mrr reciprocal_rank recip_rank bpref hits hit_rate hitrate
 
 bleu sacrebleu gleu google_bleu chrf rouge meteor nist cider spice bertscore bartscore moverscore bleurt comet xcomet
-mauve sari smatch info_preserved information_preserved uas las clas mlas wip exact_match exact em match matches pass_rate solve_rate success success_rate win_rate
-winrate elo correct distinct faithfulness groundedness fluency coherence relevance relevancy helpfulness
+mauve sari smatch info_preserved information_preserved uas las clas mlas wip exact_match exact em match matches
+pass_rate solve_rate success success_rate win_rate winrate elo correct distinct faithfulness groundedness fluency
+coherence relevance relevancy helpfulness
 
 log_likelihood loglikelihood elbo reward rewards margin margins return returns
 
-psnr signal_noise_ratio signal_to_noise_ratio signal_distortion_ratio signal_to_distortion_ratio ssim msssim vif uqi qnr 
+psnr signal_noise_ratio signal_to_noise_ratio signal_distortion_ratio signal_to_distortion_ratio ssim msssim vif uqi qnr
 intelligibility speech_quality clipscore pesq stoi estoi sdr sisdr snr sisnr dnsmos nisqa mos lddt gdt tm_score
 
 improvement gain reduction throughput speed speedup samples_per_second steps_per_second tokens_per_second
@@ -78,7 +81,7 @@ SHORT = dict.fromkeys(_SHORT_LOWER.split(), False) | dict.fromkeys(_SHORT_GREATE
 LOWER_ENDINGS = ("loss", "error", "errorrate", "crossentropy", "perplexity", "mse", "mae", "mape", "divergence")
 GREATER_ENDINGS = ("accuracy", "acc", "precision", "recall", "f1", "auc", "auroc", "iou", "bleu", "correlation")
 GREATER_BEGINNINGS = ("rouge", "chrf", "ndcg", "bertscore")
-LONGEST = 3  # words of one entry
+LONGEST = 4  # words of one entry
 
 PREPOSITIONS = re.compile(r"_(?:at|of|for|on|per|by|with|without|in|over|under|vs|given)(?=_)")
 TURNED = re.compile(r"(?:neg|negative|negated|minus|one_minus|1|inverse|inverted|inv)_(?=.)")
@@ -146,7 +149,7 @@ def direction(metric: str, args: Any, sets: Iterable[str] = ()) -> bool | None:
 
 def _of_name(name: str) -> bool | None:
     # What comes after "@" is a place or another metric's value.
-    words = re.sub(r"[^a-z0-9]+", "_", name.partition("@")[0]).strip("_")
+    words = re.sub(r"[^a-z0-9]+", "_", name.partition("@")[0]).strip("_").replace("intersection_over_union", "iou")
     if _looked_up(words) is None and (turned := TURNED.match(words)):
         rest = words[turned.end() :]
         found = None if rest in UNSURE_WHEN_TURNED else _of_words(rest)

@@ -160,3 +160,28 @@ def test_a_second_evaluation_at_one_step_is_the_script_s_own(tmp_path):
     trainer = tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), callbacks=[EvaluatesMore()])
     trainer.train()
     assert told(trainer) == [(6, "cut"), (9, "cut"), (12, "cut")]
+
+
+def test_evaluations_by_hand_of_other_data_decide_nothing(tmp_path):
+    class ByHand(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            # At 3 and 6 it comes before Trainer's own evaluation, at 7 alone.
+            if state.global_step in (3, 6, 7):
+                self.trainer.evaluate(tiny_dataset(6, seed=9))
+
+    told = []
+    for name, callbacks in (("plain", []), ("by hand", [ByHand()])):
+        options = {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
+        trainer = tiny_trainer(tmp_path / name, AdaptiveLR(**options), callbacks=callbacks)
+        for callback in callbacks:
+            callback.trainer = trainer
+        trainer.train()
+        told.append(
+            [
+                (entry["adaptive_lr/step"], entry["adaptive_lr/reason"])
+                for entry in trainer.state.log_history
+                if "adaptive_lr/reason" in entry
+            ]
+        )
+    assert told[0]
+    assert told[0] == told[1]
