@@ -169,19 +169,13 @@ def test_evaluations_by_hand_of_other_data_decide_nothing(tmp_path):
             if state.global_step in (4, 7):
                 self.trainer.evaluate(tiny_dataset(6, seed=9))
 
-    told = []
+    steps = []
     for name, callbacks in (("plain", []), ("by hand", [ByHand()])):
-        options = {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
+        options = {"patience": 1, "min_delta": 1e9, "max_cuts": 9, "stop": False}
         trainer = tiny_trainer(tmp_path / name, AdaptiveLR(**options), callbacks=callbacks)
         for callback in callbacks:
             callback.trainer = trainer
         trainer.train()
-        told.append(
-            [
-                (entry["adaptive_lr/step"], entry["adaptive_lr/reason"])
-                for entry in trainer.state.log_history
-                if "adaptive_lr/reason" in entry
-            ]
-        )
-    assert told[0]
-    assert told[0] == told[1]
+        # Values differ in their last digits, since each evaluation draws a random number; the steps do not.
+        steps.append([step for step, _ in told(trainer)])
+    assert steps == [[6, 9, 12]] * 2

@@ -240,8 +240,8 @@ def by_hand() -> None:
             callback.trainer = trainer
         trainer.train()
         history = trainer.state.log_history
-        told.append([entry["adaptive_lr/reason"] for entry in history if "adaptive_lr/reason" in entry])
-    expect(told[1], told[0], "decisions beside evaluations by hand")
+        told.append([entry["adaptive_lr/step"] for entry in history if "adaptive_lr/step" in entry])
+    expect(told[1], told[0], "steps of the decisions beside evaluations by hand")
 
 
 def _evaluations() -> Iterator[Situation]:
