@@ -26,9 +26,11 @@ class WholeCheckpoints:
 
     _ft_techniques: tuple[Technique, ...] = ()
     _ft_parts: dict[str, Any]
-    _saved_to: Path | None = None
+    # Those that this trainer has written, the last one at the end.
+    _saved: tuple[Path, ...] = ()
     args: Any
     state: Any
+    control: Any
     optimizer: Any
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -44,18 +46,31 @@ class WholeCheckpoints:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         if not self.args.should_save:
             self._barrier()
-        self._saved_to = folder
-        self._refresh_manifest()
+        self._saved = (*(one for one in self._saved if one != folder and one.is_dir()), folder)
+        self._refresh_manifests(self._saved)
 
-    def _refresh_manifest(self) -> None:
-        """The script's own class or callbacks may have added to the checkpoint, or changed it."""
-        if self._saved_to is not None and self.args.should_save:
-            manifest.refresh_manifest(self._saved_to)
+    def _refresh_manifests(self, folders: tuple[Path, ...]) -> None:
+        """The script's own class or callbacks may have added to the checkpoints, or changed them."""
+        if self.args.should_save:
+            for folder in folders:
+                manifest.refresh_manifest(folder)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self._saved_to = None
+        saves = self.control.should_save
+        busy = saves or self.control.should_log or self.control.should_evaluate
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-        self._refresh_manifest()
+        if busy:
+            self._refresh_manifests(self._saved if saves else self._saved[-1:])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        ended = super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        self._refresh_manifests(self._saved[-1:])
+        return ended
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        ended = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+        self._refresh_manifests(self._saved)
+        return ended
 
     @contextlib.contextmanager
     def _committing(self, folder: Path) -> Iterator[None]:
@@ -67,20 +82,33 @@ class WholeCheckpoints:
             yield
             return
         trainer_state, save_to_json = self.state, self.state.save_to_json
+        committed = False
 
         def save_and_commit(json_path: str) -> None:
             save_to_json(json_path)
+            commit()
+
+        def commit() -> None:
+            nonlocal committed
+            committed = True
             # The other ranks write their random state into the same folder; the manifest must cover it.
             self._barrier()
             states = {key: part.state_dict() for key, part in self._ft_parts.items()}
             state.write_state(folder, self._ft_techniques, states)
-            manifest.write_manifest(folder)
+            if (folder / manifest.LAST_STOCK_FILE).is_file():
+                manifest.write_manifest(folder)
+            else:
+                # A checkpoint of the script's own kind, from which Trainer resumes nothing.
+                manifest.withdraw_manifest(folder)
 
         trainer_state.save_to_json = save_and_commit
         try:
             yield
         finally:
             del trainer_state.save_to_json
+        if not committed:
+            # The script's class saves in a way of its own.
+            commit()
 
     def _is_distributed(self) -> bool:
         return self.args.world_size > 1 and dist.is_available() and dist.is_initialized()

@@ -27,6 +27,9 @@ class Inputs(Adapted):
     # The order of the training examples and their batches, where a technique supplies them.
     train_order: Any = None
     train_batches: Any = None
+    # Whether the evaluation under way is the script's own, of other data, under the names of the trainer's own metrics.
+    evaluates_others = False
+    _evaluating = False
     # What collates evaluation and test data; `data_collator` collates training data.
     eval_collator: Any
     _supplied_collator: Any
@@ -210,6 +213,20 @@ class Inputs(Adapted):
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         sampler = self._ask_owner("ft_eval_sampler", trainer=self, dataset=eval_dataset)
         return super()._get_eval_sampler(eval_dataset) if sampler is None else sampler  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs.get("eval_dataset")
+        own = given is None or given is self.eval_dataset or self.eval_dataset is None or isinstance(given, str)
+        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+        # Of several sets Trainer evaluates each by a call of its own.
+        outermost = not self._evaluating
+        if outermost:
+            self._evaluating, self.evaluates_others = True, not own and prefix == "eval"
+        try:
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if outermost:
+                self._evaluating = self.evaluates_others = False
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         prefix = kwargs.get("metric_key_prefix", "eval")

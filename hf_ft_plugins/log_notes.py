@@ -8,10 +8,35 @@ keeps its notes in its state, so that a resumed run logs what the run that never
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 STEP = "step"
+
+
+class Text(str):
+    """A text among the numbers of a log: what scripts do to each value, round it or format it, leaves it as it is."""
+
+    __slots__ = ()
+
+    def __round__(self, digits: int | None = None) -> Text:
+        return self
+
+    def __format__(self, form: str) -> str:
+        try:
+            return super().__format__(form)
+        except ValueError:
+            # A form of numbers.
+            return str(self)
+
+    def __float__(self) -> float:
+        return math.nan
+
+
+def as_logged(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes as they go through a script's own `log()` and its callbacks."""
+    return {key: Text(value) if isinstance(value, str) else value for key, value in notes.items()}
 
 
 def add_note(notes: dict[str, Any], note: dict[str, Any]) -> None:
@@ -41,7 +66,7 @@ def taken_notes(parts: Iterable[Any]) -> dict[str, Any]:
         if notes:
             taken.update(notes)
             notes.clear()
-    return taken
+    return as_logged(taken)
 
 
 def log_into_last_entry(trainer: Any, values: dict[str, Any]) -> None:
@@ -53,7 +78,7 @@ def log_into_last_entry(trainer: Any, values: dict[str, Any]) -> None:
     kept = [dict(notes) for notes in waiting]
     for notes in waiting:
         notes.clear()
-    trainer.log(dict(values))
+    trainer.log(as_logged(values))
     for notes, old in zip(waiting, kept, strict=True):
         notes.update(old)
     if 0 < entries < len(history):
@@ -85,9 +110,9 @@ class StockLog:
 
     def tell(self, notes: dict[str, Any], logs: dict[str, Any], state: Any) -> None:
         self.untell()
-        self._logs, self._told = logs, dict(notes)
-        logs.update(notes)
-        state.log_history[-1].update(notes)
+        self._logs, self._told = logs, as_logged(notes)
+        logs.update(self._told)
+        state.log_history[-1].update(self._told)
         notes.clear()
 
     def untell(self) -> None:

@@ -41,6 +41,12 @@ def write_manifest(folder: Path) -> None:
     _write(folder, {file.relative_to(folder).as_posix(): _flushed(file) for file in files_of(folder)})
 
 
+def withdraw_manifest(folder: Path) -> None:
+    """Say nothing of a folder, and leave nothing of what is ours in it."""
+    for name in (MANIFEST_FILE, STATE_FILE, TENSORS_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def refresh_manifest(folder: Path) -> None:
     """Take in what was added, changed or removed since `write_manifest`; other files are not read again."""
     manifest = folder / MANIFEST_FILE

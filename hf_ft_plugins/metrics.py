@@ -16,26 +16,30 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _LOWER = """
-error errors err loss losses mistakes mismatch residual residuals deviance deviation risk regret cost penalty violation
-violations misclassification misclassifications misclassified mistake_rate error_count inaccuracy imprecision
-mae mse rmse mape smape wape wmape mdape mdae mase medae rmsle msle nrmse mad rmsse mrae crps pinball
-quantile hinge huber brier ece mce ace calibration hamming zero_one_loss max_error coverage_error
+error errors err loss losses mistakes inaccuracy imprecision incorrect misclassification misclassifications mismatch
+residual residuals deviance deviation risk regret cost penalty violation violations mae mse rmse mape smape wape wmape
+mdape mdae mase medae rmsle msle nrmse mad rmsse mrae crps abs_rel sq_rel silog rmspe pinball quantile
+ranked_probability rps hinge huber brier ece mce ace calibration hamming zero_one_loss max_error coverage_error
+misclassified mistake_rate error_count
 
 perplexity perplexities ppl nll xent bce crossentropy cross_entropy logloss log_loss surprisal bpb bpc bpd bpw
-bits_per_byte bits_per_char bits_per_character bits_per_dim bits_per_token bits_per_word aic bic
-negative_log_likelihood neg_log_likelihood negative_loglikelihood neg_loglikelihood negative_log_prob neg_log_prob
-negative_logprob neg_logprob negative_elbo neg_elbo
+bits_per_byte bits_per_char bits_per_character bits_per_dim bits_per_token bits_per_word aic bic negative_log_likelihood
+neg_log_likelihood negative_loglikelihood neg_loglikelihood negative_log_prob neg_log_prob negative_logprob neg_logprob
+negative_elbo neg_elbo log_perplexity log_ppl
 
-wer cer ter hter wil wder cpwer tercom charcut eed metricx edits edit_distance levenshtein mcd lsd
+wer cer ter hter information_lost info_lost edit_rate wil wder cpwer tercom charcut eed metricx edits edit_distance
+levenshtein mcd lsd
 
 eer fpr fnr far frr fdr acer apcer bpcer dcf mindcf actdcf false_positive_rate false_negative_rate false_alarm_rate
-false_positives false_negatives false_alarms false_positive false_negative miss_rate fallout false_discovery_rate
-false_omission_rate false_acceptance_rate false_rejection_rate negative_likelihood_ratio
+false_positives false_negatives false_alarms false_positive false_negative miss_rate fallout fall_out
+false_discovery_rate false_omission_rate false_acceptance_rate false_rejection_rate negative_likelihood_ratio
 
-distance distances divergence discrepancy kl kld kl_div kldiv js_div jsd mmd emd wasserstein hausdorff hd95 chamfer fid
-kid mifid fad fvd lpips dists niqe brisque ergas rmsd davies_bouldin total_variation
+distance distances perceptual_image_patch_similarity path_length distortion_index spectral_angle dissimilarity
+disagreement divergence discrepancy kl kld kl_div kldiv js_div jsd mmd emd wasserstein hausdorff hd95 chamfer fid kid
+fid50k mifid fad fvd lpips dists niqe brisque ergas rmsd mpjpe assd epe nme minade minfde davies_bouldin inertia
+total_variation
 
-mpjpe epe aepe ade fde nme abs_rel absrel sq_rel silog winkler
+aepe ade fde absrel winkler
 
 mean_rank median_rank average_rank gap disparity drop degradation difference diff toxicity hallucination hallucinations
 repetition latency runtime seconds memory
@@ -43,9 +47,10 @@ repetition latency runtime seconds memory
 _GREATER = """
 accuracy accuracies acc f1 f2 f0_5 f05 fbeta fscore fmeasure f_measure f_score precision recall sensitivity specificity
 auc auroc aucroc rocauc prauc auprc aupr aucpr roc_auc pr_auc average_precision mcc matthews matthews_corrcoef kappa qwk
-jaccard iou giou miou intersection_over_union dice tpr tnr ppv npv true_positives true_negatives true_positive_rate
-true_negative_rate true_positive true_negative informedness youden gini lift likelihood_ratio critical_success_index csi
-skill hamming_score lrap top1 top5 top_1 top_5 top_k pck oks nds rank_ic
+jaccard iou giou miou diou ciou panoptic_quality dice tpr tnr ppv npv true_positives
+true_negatives true_positive_rate true_negative_rate true_positive true_negative predictive_value informedness
+markedness phi_coefficient dunn youden gini lift likelihood_ratio critical_success_index csi skill hamming_score
+intersection_over_union lrap top1 top5 top_1 top_5 top_k pck oks nds rank_ic
 
 r2 r_2 r_squared rsquared explained_variance pearson pearsonr spearman spearmanr kendall kendalltau correlation
 correlations corr corrcoef ccc pcc plcc srcc krcc agreement krippendorff similarity overlap
@@ -55,12 +60,14 @@ ari ami nmi rand_score mutual_info homogeneity completeness v_measure fowlkes_ma
 ndcg dcg mrr reciprocal_rank recip_rank bpref hits hit_rate hitrate
 
 bleu sacrebleu gleu google_bleu chrf rouge meteor nist cider spice bertscore bartscore moverscore bleurt comet xcomet
-mauve sari smatch uas las wip exact_match exact em match matches pass_rate solve_rate success success_rate win_rate
-winrate elo correct distinct faithfulness groundedness fluency coherence relevance relevancy helpfulness
+mauve sari smatch info_preserved information_preserved uas las clas mlas wip exact_match exact em match matches
+pass_rate solve_rate success success_rate win_rate winrate elo correct distinct faithfulness groundedness fluency
+coherence relevance relevancy helpfulness
 
 log_likelihood loglikelihood elbo reward rewards margin margins return returns
 
-psnr ssim msssim vif uqi qnr pesq stoi estoi sdr sisdr snr sisnr dnsmos nisqa mos lddt gdt tm_score
+psnr signal_noise_ratio signal_to_noise_ratio signal_distortion_ratio signal_to_distortion_ratio ssim msssim vif uqi qnr
+intelligibility speech_quality clipscore pesq stoi estoi sdr sisdr snr sisnr dnsmos nisqa mos lddt gdt tm_score
 
 improvement gain reduction throughput speed speedup samples_per_second steps_per_second tokens_per_second
 """
@@ -68,19 +75,24 @@ improvement gain reduction throughput speed speedup samples_per_second steps_per
 _SHORT_LOWER = "per der mer ce tv l1 l2 sam fp fn mr smd w1 rank"
 _SHORT_GREATER = "map mar ap p pass maj gmean hr tp tn rho tau prec rec"
 # Of no direction, whatever they are of; or of none that all agree on.
-_UNDECIDED = "std stderr variance var threshold count counts support length lengths rejected entropy logps logits"
+_UNDECIDED = """
+std stderr variance var threshold count counts support length lengths rejected entropy logps logits p_value p_val pvalue
+inv inverse inverted negated complement free
+"""
 
 LOWER, GREATER, UNDECIDED = (frozenset(words.split()) for words in (_LOWER, _GREATER, _UNDECIDED))
 SHORT = dict.fromkeys(_SHORT_LOWER.split(), False) | dict.fromkeys(_SHORT_GREATER.split(), True)
 LOWER_ENDINGS = ("loss", "error", "errorrate", "crossentropy", "perplexity", "mse", "mae", "mape", "divergence")
 GREATER_ENDINGS = ("accuracy", "acc", "precision", "recall", "f1", "auc", "auroc", "iou", "bleu", "correlation")
 GREATER_BEGINNINGS = ("rouge", "chrf", "ndcg", "bertscore")
-LONGEST = 3  # words of one entry
+LONGEST = 4  # words of one entry
 
 PREPOSITIONS = re.compile(r"_(?:at|of|for|on|per|by|with|without|in|over|under|vs|given)(?=_)")
 TURNED = re.compile(r"(?:neg|negative|negated|minus|one_minus|1|inverse|inverted|inv)_(?=.)")
 # The loss, or the error, of the negative examples is as likely as one with its sign changed.
 UNSURE_WHEN_TURNED = frozenset(("loss", "losses", "error", "errors", "score", "scores"))
+# Before what is better when lower. Before the rest they belong to the name of a class (`no_answer_f1`).
+DENIALS = re.compile(r"(?:^|_)(?:non|no|not|anti|un)_$")
 SPLITS = re.compile(r"^(?:best )?(?:(?:eval|test|train|predict|val|valid|validation|dev)_)*")
 
 
@@ -90,7 +102,7 @@ def greater_is_better(metric: str) -> bool | None:
     `eval_loss`, `wer`, `perplexity`, `neg_log_likelihood` are better when lower; `eval_f1_macro`, `rouge1`,
     `neg_mean_squared_error`, `recall@5` when greater; `eval_thing` and `entropy` are None.
     """
-    for name in (metric.lower(), re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metric).lower()):
+    for name in (metric.lower(), re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", metric).lower()):
         found = _of_name(SPLITS.sub("", name.replace("1 - ", "1-")))
         if found is not None:
             return found
@@ -141,7 +153,7 @@ def direction(metric: str, args: Any, sets: Iterable[str] = ()) -> bool | None:
 
 def _of_name(name: str) -> bool | None:
     # What comes after "@" is a place or another metric's value.
-    words = re.sub(r"[^a-z0-9]+", "_", name.partition("@")[0]).strip("_")
+    words = re.sub(r"[^a-z0-9]+", "_", name.partition("@")[0]).strip("_").replace("intersection_over_union", "iou")
     if _looked_up(words) is None and (turned := TURNED.match(words)):
         rest = words[turned.end() :]
         found = None if rest in UNSURE_WHEN_TURNED else _of_words(rest)
@@ -158,7 +170,7 @@ def _of_words(words: str) -> bool | None:
 
 
 def _is_undecided(words: str) -> bool:
-    return any(word in UNDECIDED for word in words.split("_"))
+    return any(phrase in UNDECIDED for phrase in _phrases(words.split("_")))
 
 
 def _of_head(words: str) -> bool | None:
@@ -171,7 +183,8 @@ def _of_head(words: str) -> bool | None:
         return _of_short(parts)
     if not known or _ends_undecided(parts, known[0][0]):
         return None
-    return known[0][1]
+    head, found = known[0]
+    return None if not found and DENIALS.search(words[: words.rindex(head)]) else found
 
 
 def _of_short(parts: list[str]) -> bool | None:
@@ -182,7 +195,7 @@ def _of_short(parts: list[str]) -> bool | None:
 def _ends_undecided(parts: list[str], head: str) -> bool:
     """Whether a word of no direction comes after the head: `accuracy_std`, `rewards_rejected`."""
     last = len(parts) - 1 - parts[::-1].index(head.split("_")[-1])
-    return any(part in UNDECIDED for part in parts[last + 1 :])
+    return _is_undecided("_".join(parts[last + 1 :]))
 
 
 def _phrases(parts: list[str]) -> Iterator[str]:

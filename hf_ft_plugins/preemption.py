@@ -26,9 +26,14 @@ class Preemption:
     preempted = False
     _jit_manager: Any = None
     args: Any
+    state: Any
     control: Any
     callback_handler: Any
     _is_distributed: Any
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.preempted = False
+        return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def _take_over_sigterm(self) -> None:
         for callback in self.callback_handler.callbacks:
@@ -38,11 +43,17 @@ class Preemption:
                     setattr(callback, event, _leave_it)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.preempted and self.state.epoch % 1:
+            # Trainer takes the end of the run for the end of an epoch; the run that goes on comes to that later.
+            self.control.should_log = self.control.should_evaluate = self.control.should_save = False
+            return
         if not self._sigterm_came():
             super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
             return
         logger.warning("SIGTERM: the run ends here, after a checkpoint of this step.")
         self.preempted, due = True, self.control.should_evaluate
+        # Answered; a later `train()` of this trainer is not told to end.
+        self._jit_manager.is_checkpoint_requested = False
         self.control.should_training_stop = self.control.should_save = True
         # It may outlast the time that is left.
         self.control.should_evaluate = False

@@ -160,3 +160,23 @@ def test_a_second_evaluation_at_one_step_is_the_script_s_own(tmp_path):
     trainer = tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), callbacks=[EvaluatesMore()])
     trainer.train()
     assert told(trainer) == [(6, "cut"), (9, "cut"), (12, "cut")]
+
+
+def test_evaluations_by_hand_of_other_data_decide_nothing(tmp_path):
+    class ByHand(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            # Not at 3, 6, ...: for Trainer it would be the evaluation that is due.
+            if state.global_step in (4, 7):
+                self.trainer.evaluate(tiny_dataset(6, seed=9))
+
+    steps = []
+    for name, callbacks in (("plain", []), ("by hand", [ByHand()])):
+        options = {"patience": 1, "min_delta": 1e9, "max_cuts": 9, "stop": False}
+        trainer = tiny_trainer(tmp_path / name, AdaptiveLR(**options), callbacks=callbacks)
+        for callback in callbacks:
+            callback.trainer = trainer
+        trainer.train()
+        # Values differ in their last digits, since each evaluation draws a random number; the steps do not.
+        steps.append([step for step, _ in told(trainer)])
+    # Trainer evaluates at 3, 6, ... and at the end; the first value is the best.
+    assert steps == [[6, 9, 12, 14]] * 2

@@ -126,3 +126,22 @@ def test_what_is_known_late_joins_the_last_entry_and_leaves_other_notes_waiting(
         assert "task/temperature" in one.seen[-1]
         assert "task/temperature" in tracker.seen[-1]
     assert part.log_notes == {"adaptive_lr/action": "cut"}
+
+
+def test_what_scripts_do_to_numbers_leaves_texts_as_they_are(tmp_path):
+    class Rounds(Trainer):
+        def log(self, logs, *args, **kwargs):
+            super().log({key: round(value, 4) for key, value in logs.items()}, *args, **kwargs)
+
+    class Formats(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            self.line = {key: (f"{value:.4f}", f"{value:>9.3g}", float(value)) for key, value in logs.items()}
+
+    for techniques, callbacks in (([AdaptiveLR(**CUTTING)], []), ([], [AdaptiveLRCallback(**CUTTING)])):
+        trainer = tiny_trainer(tmp_path, *techniques, trainer_class=Rounds, callbacks=[*callbacks, Formats()])
+        trainer.train()
+        told = [entry["adaptive_lr/action"] for entry in trainer.state.log_history if "adaptive_lr/action" in entry]
+        assert ", ".join(told) == "cut, cut, stop"
+    # Control: a bare text is not to be rounded.
+    with pytest.raises(TypeError):
+        round("cut", 4)

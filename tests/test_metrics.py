@@ -105,3 +105,22 @@ def test_a_comparison_finds_the_sets_in_the_log_and_calls_nothing_best_without_a
         "eval_error_thing": 0.5,
         "best eval_error_accuracy": 0.9,
     }
+
+
+NAMES_OF_CLASSES = {
+    False: "ContinuousRankedProbabilityScore LearnedPerceptualImagePatchSimilarity WordInfoLost TranslationEditRate "
+    "SpectralDistortionIndex PerceptualPathLength RetrievalFallOut LogCoshError KLDivergence inaccuracy imprecision",
+    True: "DistanceIntersectionOverUnion NegativePredictiveValue WordInfoPreserved PeakSignalNoiseRatio CLIPScore "
+    "ScaleInvariantSignalDistortionRatio PanopticQuality ShortTimeObjectiveIntelligibility BLEUScore",
+    # Turned round, or said of what is not there.
+    None: "wer_inv spearman_p_value error_free_rate non_hallucination_rate",
+}
+
+
+@pytest.mark.parametrize("greater", NAMES_OF_CLASSES)
+def test_names_of_torchmetrics_classes_and_names_that_deny(greater):
+    names = NAMES_OF_CLASSES[greater].split()
+    assert {name: greater_is_better(name) for name in names} == dict.fromkeys(names, greater)
+    # Control: what is denied is no class's name.
+    assert greater_is_better("no_answer_f1") is True
+    assert greater_is_better("hallucination_rate") is False

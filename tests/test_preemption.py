@@ -88,3 +88,27 @@ def test_a_checkpoint_with_trainers_marker_is_unfinished(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert (tmp_path / "damaged-checkpoint-4").is_dir()
     assert again.state.global_step == 6
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_an_epoch_s_end_is_the_run_s_own_and_not_the_one_that_the_signal_makes(step, tmp_path):
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 4}
+    straight = tiny_trainer(tmp_path / "straight", AdaptiveLR(**CUTTING), **settings)
+    straight.train()
+    stopped = preempted(tmp_path / "run", "on_step_begin", step, AdaptiveLR(**CUTTING), **settings)
+    evaluated = [entry["step"] for entry in stopped.state.log_history if "eval_loss" in entry]
+    # Step 6 ends an epoch, and step 4 does not.
+    assert evaluated == ([6] if step == 5 else [])
+    again = tiny_trainer(tmp_path / "run", AdaptiveLR(**CUTTING), **settings)
+    again.train(resume_from_checkpoint=True)
+    assert difference(outcome(straight), outcome(again)) is None
+
+
+def test_a_second_training_of_the_same_trainer_is_told_nothing(tmp_path):
+    trainer = preempted(tmp_path, "on_step_begin", 4, AdaptiveLR(**CUTTING))
+    assert trainer.preempted
+    assert trainer.state.global_step == 5
+    trainer.callback_handler.callbacks.pop(0)
+    trainer.train()
+    assert not trainer.preempted
+    assert trainer.state.global_step == 14

@@ -291,3 +291,39 @@ def test_a_state_that_a_checkpoint_cannot_keep_is_refused_before_anything_is_wri
     with pytest.raises(PluginError, match="part/A"):
         write_state(tmp_path, [AdaptiveLR()], {"part/A": value})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("event", ["on_step_end", "on_log", "on_epoch_end", "on_train_end"])
+def test_what_a_callback_changes_later_belongs_to_the_checkpoint(event, tmp_path):
+    def change(self, args, state, control, **kwargs):
+        for folder in Path(args.output_dir).glob("checkpoint-*"):
+            if (folder / "trainer_state.json").is_file():
+                config = folder / "config.json"
+                config.write_text(config.read_text() + " ")
+                (folder / "training_args.bin").unlink(missing_ok=True)
+
+    callback = type("Changes", (TrainerCallback,), {event: change})()
+    tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), callbacks=[callback], max_steps=6, save_steps=3).train()
+    assert [damage(tmp_path / f"checkpoint-{step}") for step in (3, 6)] == [None, None]
+    # Control: what is changed after the run is damage.
+    (tmp_path / "checkpoint-6" / "config.json").write_text("{}")
+    assert damage(tmp_path / "checkpoint-6")
+
+
+def test_a_class_that_saves_in_a_way_of_its_own_is_told_of_no_damage(tmp_path):
+    class Own(Trainer):
+        whole = False
+
+        def _save_checkpoint(self, model, trial):
+            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "adapter.bin").write_bytes(b"theirs")
+            if self.whole:
+                (folder / "trainer_state.json").write_text("{}")
+
+    tiny_trainer(tmp_path / "part", AdaptiveLR(**CUTTING), trainer_class=Own, max_steps=2).train()
+    assert [file.name for file in (tmp_path / "part" / "checkpoint-2").iterdir()] == ["adapter.bin"]
+    Own.whole = True
+    tiny_trainer(tmp_path / "whole", AdaptiveLR(**CUTTING), trainer_class=Own, max_steps=2).train()
+    assert damage(tmp_path / "whole" / "checkpoint-2") is None
+    assert (tmp_path / "whole" / "checkpoint-2" / "hf_ft_plugins.json").is_file()

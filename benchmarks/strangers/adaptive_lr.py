@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.optimization import Adafactor
 from transformers.training_args import OptimizerNames
 
@@ -146,12 +146,14 @@ BETTER_WHEN_LOWER = """
 loss hamming_loss log_loss logloss cross_entropy nll perplexity ppl bpb bpc bits_per_byte wer cer ter hter per der eer
 mae mse rmse mape smape mase rmsle mean_squared_error mean_poisson_deviance max_error brier brier_score ece mcd fid kl
 tv hinge fpr fnr error_rate edit_distance hausdorff lpips crps false_positive_rate token_error_rate mean_rank
+ContinuousRankedProbabilityScore LearnedPerceptualImagePatchSimilarity WordInfoLost inaccuracy
 """
 BETTER_WHEN_GREATER = """
 accuracy balanced_accuracy f1 f1_macro precision recall sensitivity specificity auc roc_auc average_precision mcc kappa
 iou mean_iou dice jaccard map mAP50 mrr ndcg@10 recall@5 hits@10 pass@1 exact_match bleu sacrebleu chrf rouge1 rougeLsum
 meteor bertscore comet spearman pearsonr r2 explained_variance neg_log_loss neg_mean_squared_error psnr ssim pesq stoi
 si_sdr rewards/accuracies rewards/margins mean_token_accuracy win_rate uas f1_PER error_detection_f1 log_likelihood
+DistanceIntersectionOverUnion PeakSignalNoiseRatio WordInfoPreserved no_answer_f1 CLIPScore
 """
 
 
@@ -184,7 +186,7 @@ def _directions() -> Iterator[Situation]:
     for names, greater in ((BETTER_WHEN_LOWER, False), (BETTER_WHEN_GREATER, True)):
         for name in names.split():
             yield Situation("names of metrics", name, partial(direction, name, greater))
-    for name in ("thing", "quality", "entropy", "accuracy_std", "rewards/rejected", "length"):
+    for name in ("thing", "quality", "entropy", "accuracy_std", "rewards/rejected", "length", "wer_inv"):
         run = partial(decides, name, RISING, [], f",metric={name}")
         yield Situation("names that say nothing", name, run, r"greater_is_better=true")
     for name, values in (("accuracy", RISING), ("mape", RISING[::-1]), ("ter", RISING[::-1])):
@@ -220,6 +222,28 @@ def own_evaluation(spec: str = "adaptive-lr") -> None:
     expect(trainer.state.global_step, 14, "steps")
 
 
+class ByHand(TrainerCallback):
+    """Evaluates other data in the middle of the run, under the names of the trainer's own metrics."""
+
+    trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in (4, 7):
+            self.trainer.evaluate(tiny_dataset(6, seed=9))
+
+
+def by_hand() -> None:
+    told = []
+    for callbacks in ([], [ByHand()]):
+        trainer = tiny_trainer(Path.cwd(), CUTTING, callbacks=callbacks, save_strategy="no")
+        for callback in callbacks:
+            callback.trainer = trainer
+        trainer.train()
+        history = trainer.state.log_history
+        told.append([entry["adaptive_lr/step"] for entry in history if "adaptive_lr/step" in entry])
+    expect(told[1], told[0], "steps of the decisions beside evaluations by hand")
+
+
 def _evaluations() -> Iterator[Situation]:
     of_sets = "sets of evaluations"
     yield Situation(of_sets, "nothing named", partial(named, ""), r"metric=eval_clean_loss or eval_error_loss")
@@ -234,6 +258,7 @@ def _evaluations() -> Iterator[Situation]:
             run = partial(decides, metric, values[::-1], ["cut"] * 4, f",metric={key}", eval_dataset=SETS)
             yield Situation(of_sets, f"{key} gets worse", run, quick=False)
     yield Situation("evaluations of scripts", "no eval_loss, nothing named", own_evaluation)
+    yield Situation("evaluations of scripts", "of other data, by hand", by_hand)
     absent = partial(own_evaluation, "adaptive-lr:metric=f1")
     yield Situation("evaluations of scripts", "a named metric that is absent", absent, r"Name one of these")
 

@@ -181,6 +181,60 @@ def preempted(event: str, step: int) -> None:
         raise Wrong(f"the resumed run differs at {found}")
 
 
+def preempted_in_epochs(step: int) -> None:
+    """All in epochs, and the signal within one: the end of the run is no end of an epoch."""
+    signal = Signal("on_step_end", step)
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 4}
+    straight = tiny_trainer(Path("straight"), AdaptiveLR(**CUTTING), **settings)
+    straight.train()
+    first = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), callbacks=[signal], enable_jit_checkpoint=True, **settings)
+    signal.manager = first._jit_manager
+    first.train()
+    again = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), **settings)
+    again.train(resume_from_checkpoint=True)
+    found = difference(outcome(straight), outcome(again))
+    if found:
+        raise Wrong(f"the resumed run differs at {found}")
+
+
+class Changes(TrainerCallback):
+    """Adds to every checkpoint, changes one file of it and takes one away."""
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self._change)
+
+    def _change(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for folder in Path(args.output_dir).glob("checkpoint-*"):
+            if (folder / "trainer_state.json").is_file():
+                (folder / "training_args.bin").unlink(missing_ok=True)
+                (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+                (folder / "notes").write_text(str(state.global_step))
+
+
+def changed_by_callback(event: str) -> None:
+    """Stock resumes from the newest checkpoint, whatever a callback did to it; so does the host."""
+    for steps in (6, 9):
+        trainer = tiny_trainer(
+            Path("run"), AdaptiveLR(**CUTTING), callbacks=[Changes(event)], max_steps=steps, save_steps=3
+        )
+        trainer.train(resume_from_checkpoint=steps == 9)
+    left = sorted(folder.name for folder in Path("run").iterdir())
+    if left != ["checkpoint-3", "checkpoint-6", "checkpoint-9"]:
+        raise Wrong(f"the run left {left}")
+
+
+class Rounds(Trainer):
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log({key: round(value, 3) for key, value in logs.items()}, *args, **kwargs)
+
+
+def rounded() -> None:
+    trainer = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), trainer_class=Rounds)
+    trainer.train()
+    if not any(entry.get("adaptive_lr/action") == "cut" for entry in trainer.state.log_history):
+        raise Wrong("no decision stands in the log")
+
+
 def situations() -> list[Situation]:
     quick_arguments = (
         "auto_find_batch_size",
@@ -229,4 +283,21 @@ def situations() -> list[Situation]:
         for event in events
         for step in ((6,) if event == "on_epoch_end" else (4, 5, 6))
     ]
+    found += [
+        Situation("SIGTERM", f"all in epochs, step {step}", partial(preempted_in_epochs, step), quick=False)
+        for step in (4, 6, 7)
+    ]
+    found += [
+        Situation("checkpoints", f"changed in {event}", partial(changed_by_callback, event), quick=False)
+        for event in (
+            "on_step_begin",
+            "on_step_end",
+            "on_log",
+            "on_evaluate",
+            "on_save",
+            "on_epoch_end",
+            "on_train_end",
+        )
+    ]
+    found.append(Situation("trainers as stock", "log() that rounds", rounded))
     return found

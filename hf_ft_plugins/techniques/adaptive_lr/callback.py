@@ -213,6 +213,8 @@ class AdaptiveLRCallback(TrainerCallback):
         self._stock_log.untell()
         if not self._training or self._metric == TRAINING_LOSS:
             return
+        if getattr(self._trainer, "evaluates_others", False):
+            return
         if state.global_step == self._began_at > 0:
             # eval_on_start of a resumed run: the uninterrupted run had no such evaluation.
             return

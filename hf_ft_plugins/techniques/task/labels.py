@@ -96,7 +96,7 @@ def has_no_labels(dataset: Any, trainer: Any) -> bool:
     else:
         return False  # Reading it may take the row from the run.
     with random_state_kept():
-        first = next(iter(trainer.feature_batches(rows)), {})
+        first: dict[str, Any] = next(iter(trainer.feature_batches(rows)), {})
     return any(first.get(name) is None for name in trainer.label_names)
 
 
