@@ -68,14 +68,9 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
-def base_of(model: Any) -> Any:
-    """The model under a PEFT wrapper, if there is one."""
-    return bare(model)
-
-
 def backbone_of(model: Any) -> Any:
     """The pretrained part under the head, as transformers names it; the model itself where it names none."""
-    model = base_of(model)
+    model = bare(model)
     return getattr(model, getattr(model, "base_model_prefix", "") or "", model)
 
 
@@ -83,7 +78,7 @@ def head_names(model: Any) -> list[str]:
     """Names, in the base model, of the parameters outside the backbone (or of an output layer that is not tied); none
     where there is no head of its own.
     """
-    base, backbone = base_of(model), backbone_of(model)
+    base, backbone = bare(model), backbone_of(model)
     if backbone is not base:
         inside = _ids(backbone)
         return [name for name, parameter in base.named_parameters() if id(parameter) not in inside]
@@ -116,7 +111,7 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     Raises:
         PluginError: the labels need another head, and there is no layer to replace, or it is inside an adapter.
     """
-    config, base = model.config, base_of(model)
+    config, base = model.config, bare(model)
     before, outputs = names_in(config), len(labels.names)
     rows = _rows(before, labels)
     said = list(zip(rows, _said_by(labels, before), strict=True))
@@ -171,13 +166,13 @@ def _layers_to_change(
 ) -> list[str]:
     outputs = len(rows)
     layers = output_layers(model, len(before))
-    adapted = base_of(model) is not model
+    adapted = bare(model) is not model
     if layers and not adapted:
         return layers
     why = "and adapters already" if adapted else "with no linear layer outside its backbone to replace"
     raise PluginError(
         f"{technique}: the data has {outputs} labels ({_shown(labels.names)}) and the model, a "
-        f"{type(base_of(model)).__name__}, {len(before)} outputs ({_shown(before)}), {why}. "
+        f"{type(bare(model)).__name__}, {len(before)} outputs, {why}. Its outputs are {_shown(before)}. "
         f"{_mend_without_change(labels, before, rows, adapted)}"
     )
 
@@ -203,7 +198,7 @@ def output_layers(model: Any, outputs: int) -> list[str]:
     Where several have, as a hidden layer of the head that is as wide as there are classes, those that would be of
     another size with one class more.
     """
-    base, backbone = base_of(model), backbone_of(model)
+    base, backbone = bare(model), backbone_of(model)
     inside = set() if backbone is base else {id(module) for module in backbone.modules()}
     # Where the backbone is not named, only a layer of the model itself can be told from one inside the backbone.
     named = base.named_children() if backbone is base else base.named_modules()
@@ -259,7 +254,7 @@ def labels_as_numbers(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
     Whole numbers and truth values (ratings, 0 and 1) become float32 for a regression or several labels; truth values
     and fractional numbers, such as 1.0, int64 for classes. transformers' losses fail on them.
     """
-    problem_type = getattr(getattr(base_of(model), "config", None), "problem_type", None)
+    problem_type = getattr(getattr(bare(model), "config", None), "problem_type", None)
     labels = inputs.get("labels")
     if isinstance(labels, torch.Tensor) and other_labels(model) is None and not classifies_tokens(model):
         floating = labels.is_floating_point()

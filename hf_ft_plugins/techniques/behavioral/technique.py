@@ -147,9 +147,9 @@ class Behavioral(Technique):
 
     def acted(self, trainer: Any) -> bool:
         """Batches carry weights, the loss each pair's flip probability, and the model shares prefixes."""
-        from ..heads import base_of
+        from ...models.inputs import bare
         from .collator import BehavioralPreferenceCollator
 
         collated = isinstance(trainer.data_collator, BehavioralPreferenceCollator)
-        shared = getattr(base_of(trainer.model).forward, "shares_prefixes", False)
+        shared = getattr(bare(trainer.model).forward, "shares_prefixes", False)
         return collated and shared and trainer.loss_types == ["robust"]

@@ -73,6 +73,6 @@ def remember(model: Any, surgery: Surgery) -> None:
 
 def find_surgery(model: Any) -> Surgery | None:
     """What this run did to a model, or to the model under an adapter; None if nothing."""
-    from ..heads import base_of
+    from ...models.inputs import bare
 
-    return _SURGERIES.get(base_of(model))
+    return _SURGERIES.get(bare(model))

@@ -239,14 +239,14 @@ class LayerRemoval(Technique):
 
     def acted(self, trainer: Any) -> bool:
         """The configuration says what is gone, and the model is what it says."""
-        from ..heads import base_of
+        from ...models.inputs import bare
         from .stacks import find_stack
         from .surgery import find_surgery
 
         surgery = find_surgery(trainer.model)
         if surgery is None:
             return False
-        stack = find_stack(base_of(trainer.model), surgery.side)
+        stack = find_stack(bare(trainer.model), surgery.side)
         return len(stack.layers) == surgery.depth - len(surgery.removed)
 
 

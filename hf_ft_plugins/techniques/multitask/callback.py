@@ -19,7 +19,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
 from ...log_notes import log_into_last_entry
-from ..heads import base_of
+from ...models.inputs import bare
 from .balancer import Balancer
 from .collator import MultiTaskCollator
 from .data import TaggedConcat
@@ -214,7 +214,7 @@ class MultiTaskCallback(TrainerCallback):
         # A zero gradient would still move what is idle, by the optimizer's momentum and weight decay.
         if self.items is None:
             return
-        model = base_of(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        model = bare(self.trainer.accelerator.unwrap_model(self.trainer.model))
         for parameter in model.idle_parameters(self.present()):
             parameter.grad = None
 
@@ -254,7 +254,7 @@ class MultiTaskCallback(TrainerCallback):
         state.log_history[-1].update(entry)
 
     def _effective_weights(self) -> list[float]:
-        model = base_of(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        model = bare(self.trainer.accelerator.unwrap_model(self.trainer.model))
         learned = getattr(model, "log_variances", None)
         factors = self.balancer.weights if learned is None else torch.exp(-learned.detach().float()).tolist()
         return [spec.weight * factor for spec, factor in zip(self.specs.values(), factors, strict=True)]

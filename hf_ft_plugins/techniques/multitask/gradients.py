@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...errors import PluginError
+from ...models.inputs import bare
 from ...technique import data_seed
-from ..heads import base_of
 from .callback import MultiTaskCallback
 from .surgery import surgery_weights
 from .tasks import NAME
@@ -65,7 +65,7 @@ def surgery_step(method: str, callback: MultiTaskCallback, trainer: Any, model: 
     Shared parameters get the sum of the tasks' gradients weighted by `method`, and each head its own task's gradient.
     """
     outer, outputs, inputs = _forward(trainer, model, inputs)
-    base = base_of(outer)
+    base = bare(outer)
     shared = [p for n, p in base.named_parameters() if not n.startswith("heads.") and p.requires_grad]
     held = _held(callback, "surgery", shared)
     names = [name for name in callback.specs if name in outputs.task_sums]
@@ -111,7 +111,7 @@ def _combine(method: str, callback: MultiTaskCallback, trainer: Any, base: Any, 
 def gradnorm_step(callback: MultiTaskCallback, trainer: Any, model: Any, inputs: Any) -> Tensor:
     """Forward and backward of one batch; at the last of an optimizer step the weights of the next are learned."""
     outer, outputs, inputs = _forward(trainer, model, inputs, through=model)
-    base = base_of(outer)
+    base = bare(outer)
     last = last_shared(base.encoder)
     held = _held(callback, "gradnorm", last)
     names = [name for name in callback.specs if name in outputs.task_sums and outputs.task_sums[name].requires_grad]

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from ...errors import PluginError
-from ..heads import base_of
+from ...models.inputs import bare
 from .collator import MultiTaskCollator
 from .data import TaggedConcat
 
@@ -72,7 +72,7 @@ def refuse_failing(name: str, trainer: Any) -> None:
     except PluginError:
         raise
     except Exception as error:
-        encoder = type(base_of(model).encoder).__name__
+        encoder = type(bare(model).encoder).__name__
         raise PluginError(
             f"{name}: the encoder, a {encoder}, does not run on a row of tokens with a mask, or gives no vector of "
             f"the config's width for each ({type(error).__name__}: {error}). Use an encoder that needs no more than "

@@ -106,12 +106,12 @@ def tasks_of(model: Any) -> dict[str, TaskSpec]:
     Raises:
         PluginError: the model has none.
     """
-    from ..heads import base_of
+    from ...models.inputs import bare
 
-    described = getattr(getattr(base_of(model), "config", None), "tasks", None)
+    described = getattr(getattr(bare(model), "config", None), "tasks", None)
     if not described:
         raise PluginError(
-            f"{NAME}: a {type(base_of(model)).__name__} has one task. Make a model of several: "
+            f"{NAME}: a {type(bare(model)).__name__} has one task. Make a model of several: "
             "MultiTaskModel.from_encoder(checkpoint, {'name': TaskSpec(kind='token'), ...}, train_dataset)."
         )
     return {name: TaskSpec(**spec) for name, spec in described.items()}

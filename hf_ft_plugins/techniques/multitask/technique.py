@@ -87,12 +87,12 @@ class MultiTask(Technique):
         }.get(other.name)
 
     def ft_model(self, model: Any) -> None:
-        from ..heads import base_of
+        from ...models.inputs import bare
         from .tasks import tasks_of
 
         tasks_of(model)
         if self.balance == "uncertainty":
-            base_of(model).learn_balance()
+            bare(model).learn_balance()
 
     def ft_dataset(self, dataset: Any, split: str, model: Any) -> Any:
         from .data import multitask_dataset
@@ -129,7 +129,7 @@ class MultiTask(Technique):
         return [MultiTaskCallback(self.balance, self.update_every)]
 
     def ft_trainer(self, trainer: Any) -> None:
-        from ..heads import base_of
+        from ...models.inputs import bare
         from .data import columns_read
         from .refusals import refuse_failing, refuse_unfit
         from .tasks import tasks_of
@@ -146,7 +146,7 @@ class MultiTask(Technique):
                 trainer.label_names,
             )
             trainer.label_names = ["labels"]
-        base_of(trainer.model).touches_idle = trainer.args.world_size > 1
+        bare(trainer.model).touches_idle = trainer.args.world_size > 1
 
     def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
         from .callback import callback_of

@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from ...log_notes import log_into_last_entry
-from ..heads import base_of, output_layers
+from ...models.inputs import bare
+from ..heads import output_layers
 from ..labels import Kind
 from . import calibration, report
 from .calibration import Calibration
@@ -79,12 +80,12 @@ def finish(options: Any, trainer: Any, kind: Kind) -> None:
             found, judged = calibration.calibrate(kind, fit, judge), judge
     if found is not None:
         folded = _apply(trainer, dataset, predictions, found, name)
-        base_of(trainer.model).config.update({CONFIG_KEY: found.as_config(folded)})
+        bare(trainer.model).config.update({CONFIG_KEY: found.as_config(folded)})
         predictions = predictions / (found.temperature if folded else 1.0)
         entry = {"temperature": found.temperature, "ece_before": found.ece_before, "ece": found.ece}
         log_into_last_entry(trainer, {f"{name}/{key}": value for key, value in entry.items()})
     if trainer.is_world_process_zero():
-        names = report.class_names(base_of(trainer.model).config)
+        names = report.class_names(bare(trainer.model).config)
         folder = report.write(
             report.Findings(kind, names, predictions, label_ids, found, judged),
             dataset,
@@ -173,7 +174,7 @@ def _apply(trainer: Any, dataset: Any, predictions: np.ndarray, found: Calibrati
 def _head(trainer: Any) -> torch.nn.Linear | None:
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         return None
-    base = base_of(trainer.model)
+    base = bare(trainer.model)
     paths = output_layers(trainer.model, base.config.num_labels)
     layer = base.get_submodule(paths[0]) if len(paths) == 1 else None
     # An adapter on the head is a sum of two products; dividing one of them would not divide the sum.

@@ -11,8 +11,9 @@ import numpy as np
 from torch.utils.data import IterableDataset, Subset
 
 from ...errors import PluginError
+from ...models.inputs import bare
 from ..class_names import are_placeholders, match
-from ..heads import base_of, head_names
+from ..heads import head_names
 from ..label_columns import (
     LABEL_COLUMNS,
     FirstBatches,
@@ -35,7 +36,7 @@ def kind_of(model: Any, technique: str) -> Kind:
     Raises:
         PluginError: it has no config that says so, or is one of transformers' that does something else.
     """
-    base = base_of(model)
+    base = bare(model)
     config: Any = getattr(base, "config", None)
     if not hasattr(config, "num_labels"):
         raise PluginError(
@@ -110,7 +111,7 @@ def refuse_no_labels(dataset: Any, model: Any, args: Any, technique: str, first_
     streamed = not hasattr(dataset, "__len__")
     if not streamed and not len(dataset):
         return
-    names, columns, base = args.label_names or (), columns_of(dataset), base_of(model)
+    names, columns, base = args.label_names or (), columns_of(dataset), bare(model)
     given = _first_of_stream(dataset, names) if streamed else collated_labels(first_batches, names)
     if given is None:
         if streamed:
@@ -206,7 +207,7 @@ def _judge_counts(options: Any, dataset: Any, labels: Labels) -> None:
 def _refuse_frozen_head(options: Any, model: Any) -> None:
     if not hasattr(model, "peft_config"):
         return
-    parameters = dict(base_of(model).named_parameters())
+    parameters = dict(bare(model).named_parameters())
     head = head_names(model)
     if head and not any(parameters[name].requires_grad for name in head):
         module = head[0].split(".")[0]
@@ -265,7 +266,7 @@ def refuse_not_a_number(dataset: Any, model: Any, args: Any, technique: str) -> 
     """Raise `PluginError` where a column that the model reads holds NaN or infinity: one row would ruin the weights."""
     if not getattr(dataset, "features", None) or not hasattr(dataset, "__len__") or is_transformed(dataset):
         return
-    read = set(inspect.signature(base_of(model).forward).parameters)
+    read = set(inspect.signature(bare(model).forward).parameters)
     seen = 0
     for batch in dataset.with_format("arrow").iter(batch_size=1000):
         for column in batch.column_names:

@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, mse_loss
 
 from ...errors import PluginError
-from ..heads import base_of
+from ...models.inputs import bare
 from ..labels import IGNORED, Kind, Labels
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def supply_loss(options: Any, trainer: Any, kind: Kind, labels: Labels | None) -
     Raises:
         PluginError: it has, and `imbalance` is to change the loss.
     """
-    model = base_of(trainer.model)
+    model = bare(trainer.model)
     own = None
     if trainer.compute_loss_func is not None:
         own = "the script has its own compute_loss_func. Leave it out"

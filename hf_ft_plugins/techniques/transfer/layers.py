@@ -20,7 +20,8 @@ import torch
 
 from ... import lr_scale
 from ...errors import PluginError
-from ..heads import backbone_of, base_of, head_names
+from ...models.inputs import bare
+from ..heads import backbone_of, head_names
 
 NAME = "transfer"
 DEPTH = f"{NAME}/depth"
@@ -61,7 +62,7 @@ def layer_groups(model: Any, *, at_most: int = 12) -> list[LayerGroup]:
     Raises:
         PluginError: no stack of blocks is found.
     """
-    base, backbone = base_of(model), backbone_of(model)
+    base, backbone = bare(model), backbone_of(model)
     head = set(head_names(model))
     prefix = next((name for name, module in base.named_modules() if module is backbone), "")
     stem: list[str] = []
@@ -94,7 +95,7 @@ def layer_groups(model: Any, *, at_most: int = 12) -> list[LayerGroup]:
 
 def backbone_and_head(model: Any) -> list[LayerGroup]:
     """Two groups, for models whose layers have no order, or where it does not matter."""
-    base, head = base_of(model), set(head_names(model))
+    base, head = bare(model), set(head_names(model))
     below = tuple(name for name, _ in base.named_parameters() if name not in head)
     holders = {id(base.get_submodule(name.rpartition(".")[0])) for name in head}
     modules = tuple(
@@ -179,7 +180,7 @@ def freeze(model: Any, *patterns: str) -> list[str]:
     Raises:
         PluginError: a pattern fits no parameter.
     """
-    names = dict(base_of(model).named_parameters())
+    names = dict(bare(model).named_parameters())
     frozen = []
     for pattern in patterns:
         fitting = [name for name in names if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
@@ -197,7 +198,7 @@ def split_by_layer(param_groups: list[dict[str, Any]], model: Any, groups: Seque
     """Split an optimizer's parameter groups, in place, so that each holds parameters of one `LayerGroup`, whose name
     stands in the group's entry `MARK`; top to bottom, so that the first rate, which is logged, is the head's.
     """
-    parameters = dict(base_of(model).named_parameters())
+    parameters = dict(bare(model).named_parameters())
     owner = {id(parameters[name]): group.name for group in groups for name in group.parameters}
     order = [group.name for group in reversed(groups)]
     split = []

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
-from ..heads import backbone_of, base_of, head_names
+from ...models.inputs import bare
+from ..heads import backbone_of, head_names
 from ..labels import IGNORED
 from .layers import NAME
 
@@ -89,7 +90,7 @@ def _fitted(
     weight_decay: float,
     steps: int,
 ) -> list[float]:
-    named = dict(base_of(model).named_parameters())
+    named = dict(bare(model).named_parameters())
     head = [named[name] for name in head_names(model)]
     others = [weight for weight in model.parameters() if weight.requires_grad and not any(weight is h for h in head)]
     size = min(TOKENS if features.of_tokens else BATCH, len(features))
@@ -204,7 +205,7 @@ def _without_labels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def _stirred(model: Any) -> Iterator[None]:
     """The head's weights are off the values that they begin with, such as zeros, which would hide what it reads."""
-    named = dict(base_of(model).named_parameters())
+    named = dict(bare(model).named_parameters())
     head = [named[name] for name in head_names(model)]
     before = [weight.detach().clone() for weight in head]
     generator = torch.Generator().manual_seed(0)

@@ -83,15 +83,16 @@ class Transfer(Technique):
         return self.decay < 1 or self.strategy == "gradual"
 
     def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
-        from ..heads import base_of, fit_head, labels_of, other_labels
+        from ...models.inputs import bare
+        from ..heads import fit_head, labels_of, other_labels
         from .layers import freeze
 
         # A model of several tasks has heads by its config.
-        several = getattr(base_of(model), "labels_in_config", False)
+        several = getattr(bare(model), "labels_in_config", False)
         if self.new_head and not several and hasattr(getattr(model, "config", None), "num_labels"):
             why = other_labels(model)
             if why is not None:
-                logger.info("%s: the head of a %s stays: %s.", self.name, type(base_of(model)).__name__, why)
+                logger.info("%s: the head of a %s stays: %s.", self.name, type(bare(model)).__name__, why)
             else:
                 names = args.label_names or ()
                 labels = labels_of(train_dataset, self.name, model, label_names=names, first_batches=first_batches)

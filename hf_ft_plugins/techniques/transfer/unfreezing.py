@@ -21,7 +21,8 @@ from transformers.trainer_callback import TrainerCallback
 from ... import lr_scale
 from ...errors import PluginError
 from ...log_notes import add_note
-from ..heads import base_of, head_names
+from ...models.inputs import bare
+from ..heads import head_names
 from ..labels import IGNORED
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import NotCacheable, fit_probe
@@ -56,7 +57,7 @@ def refuse_unfit(strategy: Strategy, groups: Sequence[LayerGroup], args: Any, mo
     """Raise `PluginError` where the strategy cannot work on this model, or with these arguments."""
     if strategy == "full":
         return
-    base, first = base_of(model), groups[-1]
+    base, first = bare(model), groups[-1]
     if strategy != "gradual" and first.name != HEAD:
         raise PluginError(
             f"{NAME}: strategy={strategy} trains the head alone, and a {type(base).__name__} has none outside its "
@@ -153,7 +154,7 @@ class GradualUnfreezing(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._end()
         self._groups = groups_of(model, by_layer=self.by_layer)
-        base = base_of(model)
+        base = bare(model)
         self._learns = {name: weight for name, weight in base.named_parameters() if weight.requires_grad}
         refuse_unfit(self.strategy, self._groups, args, model)
         self._hook = base.register_forward_pre_hook(lambda module, inputs: self._still_frozen(module))
@@ -282,7 +283,7 @@ class GradualUnfreezing(TrainerCallback):
             return False
         if args.world_size > 1:
             # Each rank has fitted the whole; a GPU's sums may differ in their last bits.
-            named = dict(base_of(model).named_parameters())
+            named = dict(bare(model).named_parameters())
             for name in head_names(model):
                 dist.broadcast(named[name].data, src=0)
         seconds = round(time.perf_counter() - began, 3)
