@@ -286,6 +286,20 @@ def test_data_given_later_are_read_by_their_own_class_names(tmp_path):
     assert swapped["eval_loss"] != expected["eval_loss"]
 
 
+def test_streams_and_parts_of_data_are_evaluated_row_by_row(tmp_path):
+    setting = tiny_setting()
+    moods = Dataset.from_list(tiny_moods(12, seed=3))
+    trainer = tiny_trainer(tmp_path, "multitask", **setting | {"eval_dataset": moods})
+    expected = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate(moods.to_iterable_dataset())["eval_loss"] == pytest.approx(expected)
+    whole = torch.utils.data.Subset(trainer.eval_dataset, range(12))
+    assert trainer.evaluate(whole)["eval_loss"] == pytest.approx(expected)
+    half = torch.utils.data.Subset(trainer.eval_dataset, range(6))
+    assert trainer.evaluate(half)["eval_loss"] != pytest.approx(expected)
+    stream = {"eval_dataset": moods.to_iterable_dataset()}
+    assert tiny_trainer(tmp_path, "multitask", **tiny_setting() | stream).evaluate()["eval_loss"] > 0
+
+
 def test_label_names_of_the_arguments_do_not_keep_labels_from_evaluation(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = tiny_trainer(tmp_path, "multitask", **tiny_setting(), label_names=["tag"])
@@ -298,8 +312,10 @@ class Full(RuntimeError):
 
 
 @pytest.mark.parametrize("balance", ["sum", "dwa"])
-def test_batches_follow_the_batch_size_that_fits(balance, tmp_path):
+def test_batches_follow_the_batch_size_that_fits(balance, tmp_path, monkeypatch):
     """Reference: a run with this batch size from the start, and no dropout, which draws random numbers."""
+    # It collects Python's garbage before each attempt.
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_: None)
     seen: list[int] = []
 
     class Small(Trainer):

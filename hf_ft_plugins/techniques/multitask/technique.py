@@ -95,9 +95,11 @@ class MultiTask(Technique):
             base_of(model).learn_balance()
 
     def ft_dataset(self, dataset: Any, split: str, model: Any) -> Any:
-        from .data import multitask_dataset
+        from .data import multitask_dataset, read_as_it_is
         from .tasks import tasks_of
 
+        if split != "train" and read_as_it_is(dataset):
+            return None
         return multitask_dataset(dataset, tasks_of(model), split, need_all=split == "train")
 
     def ft_collator(self, collator: Any, split: str, model: Any, processing_class: Any) -> Any:

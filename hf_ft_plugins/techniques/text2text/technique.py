@@ -78,9 +78,11 @@ class Text2Text(Technique):
         )
         self.require(self.objective == "seq2seq" or self.packing == "none", "packing", "only objective=seq2seq packs.")
 
-    def ft_dataset(self, dataset: Any, split: str, model: Any, processing_class: Any) -> Any:
-        from .data import prepared
+    def ft_dataset(self, dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any) -> Any:
+        from .data import prepared, reads_other_columns
 
+        if not args.remove_unused_columns and reads_other_columns(collator, dataset):
+            return None
         return prepared(self, dataset, split, model, processing_class)
 
     def ft_collator(self, collator: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
