@@ -57,12 +57,14 @@ def ft_raw_dataset(dataset: Any, split: str, args: Any, processing_class: Any, t
 
 
 @_spec
-def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
+def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any) -> Any:
     """**all**. The data set to use instead, right after the trainer's `__init__`; None changes nothing. Each
     technique gets what the one before left.
 
     Asked for the training set (`split` is "train"), and for each evaluation set ("eval", or its name where there are
-    several), before Trainer removes columns.
+    several), before Trainer removes columns; and for data that are given later, each time that they are, to `evaluate`
+    ("eval") or `predict` ("test"), which may be a part of what was supplied before. `collator` is the script's own, or
+    Trainer's default.
     """
     raise NotImplementedError
 

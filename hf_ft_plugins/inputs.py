@@ -33,6 +33,9 @@ class Inputs(Adapted):
     # What collates evaluation and test data; `data_collator` collates training data.
     eval_collator: Any
     _supplied_collator: Any
+    # The collator before a technique supplied another, and the data sets that techniques have supplied: None before.
+    _script_collator: Any = None
+    _supplied_datasets: list[Any] | None = None
 
     model: Any
     args: Any
@@ -54,13 +57,16 @@ class Inputs(Adapted):
 
     def _supply_inputs(self) -> None:
         known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
+        self._script_collator = self.data_collator
         self.train_dataset = self._supplied_dataset(self.train_dataset, "train", known)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {
                 name: self._supplied_dataset(dataset, name, known) for name, dataset in self.eval_dataset.items()
             }
+            self._supplied_datasets = [self.train_dataset, *self.eval_dataset.values()]
         else:
             self.eval_dataset = self._supplied_dataset(self.eval_dataset, "eval", known)
+            self._supplied_datasets = [self.train_dataset, self.eval_dataset]
         collators = [self._supplied_collator_for(split, known) for split in ("train", "eval")]
         self.data_collator, self.eval_collator = collators
         self._supplied_collator = self.data_collator
@@ -143,7 +149,17 @@ class Inputs(Adapted):
         return self.data_collator if answer is None else answer
 
     def _supplied_dataset(self, dataset: Any, split: str, known: dict[str, Any]) -> Any:
-        return dataset if dataset is None else self._ask_chain("ft_dataset", dataset=dataset, split=split, **known)
+        if dataset is None:
+            return None
+        collator = self._script_collator or self.data_collator
+        return self._ask_chain("ft_dataset", dataset=dataset, split=split, collator=collator, **known)
+
+    def _supplied_later(self, dataset: Any, split: str) -> Any:
+        """Data given to `evaluate` or `predict`, or set on the trainer, as those that it was built with."""
+        if self._supplied_datasets is None or any(dataset is known for known in self._supplied_datasets):
+            return dataset
+        known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
+        return self._supplied_dataset(dataset, split, known)
 
     def _get_dataloader(
         self,
@@ -160,6 +176,9 @@ class Inputs(Adapted):
             self.train_order = None if isinstance(dataset, IterableDataset) else self._ask_owner("ft_sampler", **asked)
             batches = self._ask_owner("ft_batch_sampler", sampler=self.train_order, **asked)
             self.train_batches = batches
+        else:
+            # Trainer's own words for what `predict` and `evaluate` read.
+            dataset = self._supplied_later(dataset, "test" if description == "test" else "eval")
         if batches is None:
             with self._collator(is_training):
                 return super()._get_dataloader(  # type: ignore[misc]

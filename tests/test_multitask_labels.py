@@ -286,6 +286,49 @@ def test_data_given_later_are_read_by_their_own_class_names(tmp_path):
     assert swapped["eval_loss"] != expected["eval_loss"]
 
 
+@pytest.mark.parametrize("label", [b"glad", {"mood": "glad"}])
+def test_what_is_neither_text_nor_number_is_no_class(label):
+    rows = [{"text": "the cat", "mood": label}] * 2
+    with pytest.raises(PluginError, match="Make the column texts"):
+        with_labels({"mood": TaskSpec(kind="sequence")}, rows)
+    with pytest.raises(PluginError, match=r"Make it a text|one class is to stand"):
+        multitask_dataset(rows, {"mood": TASKS["mood"]})
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor])
+def test_tokens_and_their_words_may_be_arrays(make):
+    row = {"input_ids": [1, 5, 6, 2], "attention_mask": [1, 1, 1, 1], "word_ids": [-1, 0, 1, -1], "tag": [0, 1]}
+    collator = MultiTaskCollator(tiny_tokenizer(), {"tag": TaskSpec(kind="token", labels=("A", "B"))})
+    expected, found = collator([row]), collator([{name: make(values) for name, values in row.items()}])
+    for name in ("input_ids", "attention_mask", "word_ids"):
+        assert torch.equal(found[name], expected[name])
+    assert torch.equal(found["labels"]["tag"], expected["labels"]["tag"])
+
+
+def test_predictions_keep_the_order_of_rows_where_training_was_to_group_them(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = tiny_trainer(tmp_path, "multitask", **tiny_setting(), train_sampling_strategy="group_by_length")
+        trainer.train()
+    assert "train_sampling_strategy='group_by_length' has no effect" in caplog.text
+    sizes = [3, 1, 5, 2, 4]
+    found = trainer.predict(Dataset.from_list([{"tokens": ["cat"] * size} for size in sizes])).predictions["tag"]
+    assert (found >= 0).sum(1).tolist() == sizes
+
+
+def test_streams_and_parts_of_data_are_evaluated_row_by_row(tmp_path):
+    setting = tiny_setting()
+    moods = Dataset.from_list(tiny_moods(12, seed=3))
+    trainer = tiny_trainer(tmp_path, "multitask", **setting | {"eval_dataset": moods})
+    expected = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate(moods.to_iterable_dataset())["eval_loss"] == pytest.approx(expected)
+    whole = torch.utils.data.Subset(trainer.eval_dataset, range(12))
+    assert trainer.evaluate(whole)["eval_loss"] == pytest.approx(expected)
+    half = torch.utils.data.Subset(trainer.eval_dataset, range(6))
+    assert trainer.evaluate(half)["eval_loss"] != pytest.approx(expected)
+    stream = {"eval_dataset": moods.to_iterable_dataset()}
+    assert tiny_trainer(tmp_path, "multitask", **tiny_setting() | stream).evaluate()["eval_loss"] > 0
+
+
 def test_label_names_of_the_arguments_do_not_keep_labels_from_evaluation(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = tiny_trainer(tmp_path, "multitask", **tiny_setting(), label_names=["tag"])
@@ -298,8 +341,10 @@ class Full(RuntimeError):
 
 
 @pytest.mark.parametrize("balance", ["sum", "dwa"])
-def test_batches_follow_the_batch_size_that_fits(balance, tmp_path):
+def test_batches_follow_the_batch_size_that_fits(balance, tmp_path, monkeypatch):
     """Reference: a run with this batch size from the start, and no dropout, which draws random numbers."""
+    # It collects Python's garbage before each attempt.
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_: None)
     seen: list[int] = []
 
     class Small(Trainer):

@@ -208,6 +208,7 @@ FORMS: dict[str, tuple[Any, ...]] = {
 BAD = {
     "fractions as classes": (ONE, [0.5, 1.0], "kind='regression'"),
     "classes below 0": (ONE, [-1, 1], "Make the column texts"),
+    "bytes": (ONE, [b"a", b"b"], "Make the column texts"),
     "codes": (ONE, [7, 123_456], "Make the column texts"),
     "several in a row": (GIVEN, [["a"]], "kind='multi_label'"),
     "another spelling": (GIVEN, ["A"], "Read the labels from all splits"),
@@ -302,11 +303,33 @@ def class_names_of_data_given_later() -> None:
     expect("loss", trainer.evaluate(numbers)["eval_loss"], trainer.evaluate(texts)["eval_loss"])
 
 
+def grouped_by_length() -> None:
+    strategy = {"train_sampling_strategy": "group_by_length"}
+    trainer = trained(MultiTaskModel.from_encoder(roberta(), TASKS), data(), processing_class=word_level(), **strategy)
+    sizes = [3, 1, 5, 2, 4]
+    found = trainer.predict(Dataset.from_list([{"tokens": ["river"] * size} for size in sizes])).predictions["tag"]
+    expect("words", (found >= 0).sum(1).tolist(), sizes)
+
+
+def a_stream_to_evaluate() -> None:
+    trainer = trained(MultiTaskModel.from_encoder(roberta(), TASKS), data(), processing_class=word_level())
+    expected, found = (trainer.evaluate(given)["eval_loss"] for given in (data(), data().to_iterable_dataset()))
+    expect("loss", found, expected)
+
+
+def words_numbered_in_arrays() -> None:
+    row = {"input_ids": [1, 5, 6, 2], "attention_mask": [1] * 4, "word_ids": [-1, 0, 1, -1], "tag": [0, 1], "mood": "x"}
+    arrays = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in row.items()}
+    expected, found = (MultiTaskCollator(word_level(), TASKS)([own]) for own in (row, arrays))
+    expect("words", found["word_ids"].tolist(), expected["word_ids"].tolist())
+
+
 def situations() -> list[Situation]:
     refusals = r"rows here are tokens|does not run on a row of tokens|has an encoder and a decoder"
     names = kinds()
     trainers = (a_test_set_without_labels, hidden_labels, a_batch_size_that_is_found, padded_by_the_script,
-                class_names_of_data_given_later, a_row_at_the_limit, without_a_pooler, the_encoder_of_t5)  # fmt: skip
+                class_names_of_data_given_later, a_row_at_the_limit, without_a_pooler, the_encoder_of_t5,
+                grouped_by_length, a_stream_to_evaluate, words_numbered_in_arrays)  # fmt: skip
     return [
         *(Situation("tokenizers", name, partial(check_tokenizer, make)) for name, make in KINDS.items()),
         Situation("tokenizers", "pieces of several words", partial(check_tokenizer, spanning, joined=False)),

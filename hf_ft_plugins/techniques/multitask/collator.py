@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import PluginError
 from ...models.limits import longest_input
 from .data import TaggedRow, words_of
-from .encoding import Encoded, Encoding
+from .encoding import Encoded, Encoding, listed
 from .labels import named, numbers_of, row_labels
 from .tasks import ABSENT, FLOAT_KINDS, NAME, WORD_KINDS, TaskSpec, source_tasks, tasks_of
 
@@ -164,4 +164,4 @@ def _where(row: TaggedRow) -> str:
 
 
 def _given_words(row: TaggedRow) -> int:
-    return max((-1 if word is None else int(word) for word in row.row.get("word_ids") or ()), default=-1) + 1
+    return max((-1 if word is None else int(word) for word in listed(row.row.get("word_ids"))), default=-1) + 1

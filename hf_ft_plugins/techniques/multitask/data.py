@@ -141,6 +141,13 @@ def multitask_dataset(
     return TaggedConcat(sources, taught, declared)
 
 
+def read_as_it_is(dataset: Any) -> bool:
+    """Whether only the collator can read evaluation data: a stream, no row at all, or a part of a `TaggedConcat`."""
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return True
+    return not isinstance(dataset, Mapping) and (len(dataset) == 0 or isinstance(dataset[0], TaggedRow))
+
+
 def columns_read(tasks: Mapping[str, TaskSpec]) -> list[str]:
     """The columns of a row that `MultiTaskCollator` may read."""
     labels = (column for name, spec in tasks.items() for column in columns_of(name, spec))

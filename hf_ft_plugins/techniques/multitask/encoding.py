@@ -191,11 +191,11 @@ class Encoding:
         fit = slice(0, self.limit)
         found: list[Row] = []
         for row in rows:
-            ids = list(row["input_ids"])
-            mask = [1] * len(ids) if row.get("attention_mask") is None else list(row["attention_mask"])
-            words = [-1 if word is None else int(word) for word in row.get("word_ids") or ()]
+            ids = listed(row["input_ids"])
+            mask = [1] * len(ids) if row.get("attention_mask") is None else listed(row["attention_mask"])
+            words = [-1 if word is None else int(word) for word in listed(row.get("word_ids"))]
             lists = {"input_ids": ids, "attention_mask": mask, "words": (words + [-1] * len(ids))[: len(ids)]}
-            lists |= {name: [0] * len(ids) if row.get(name) is None else list(row[name]) for name in said}
+            lists |= {name: [0] * len(ids) if row.get(name) is None else listed(row[name]) for name in said}
             text = np.flatnonzero(mask)
             inside = slice(int(text[0]), int(text[-1]) + 1) if len(text) else slice(0, 0)
             lists = {name: values[inside] for name, values in lists.items()}
@@ -212,6 +212,13 @@ class Encoding:
             begins = width - len(own) if left else 0
             words[place, begins : begins + len(own)] = own
         return Encoded(dict(batch), words, [over for _, _, over in rows])
+
+
+def listed(values: Any) -> list[Any]:
+    """A list, of any sequence, array or tensor; [] of None."""
+    if values is None:
+        return []
+    return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def words_by_place(encoding: Any, words: Words) -> np.ndarray | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Number
 from typing import Any
 
 from ...errors import PluginError
@@ -31,7 +32,7 @@ def names_in(task: str, kind: str, columns: Sequence[str], datasets: Sequence[An
     if kind in FLOAT_KINDS:
         names = _of_numbers(kind, task, column, values, declared)
     else:
-        names = _of_classes(task, column, {label for value in values for label in flat(value)}, declared)
+        names = _of_classes(task, column, {_class(label, task, column) for label in _each(values)}, declared)
     if not names:
         raise PluginError(f"{NAME}: column {column!r} of task {task!r} holds no label. Leave the task out.")
     return names
@@ -43,6 +44,20 @@ def flat(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return [label for own in value for label in flat(own)]
     return [] if value is None or (isinstance(value, float) and math.isnan(value)) else [value]
+
+
+def _each(values: Iterable[Any]) -> Iterator[Any]:
+    return (label for value in values for label in flat(value))
+
+
+def _class(label: Any, task: str, column: str) -> Any:
+    """A label that is a text or a number."""
+    if not isinstance(label, (str, Number)):
+        raise PluginError(
+            f"{NAME}: column {column!r} of task {task!r} holds {label!r}, a {type(label).__name__}, and a class is a "
+            "text or a number. Make the column texts: dataset.map(lambda row: {column: str(row[column])})."
+        )
+    return label
 
 
 def _declared(column: str, datasets: Sequence[Any]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ def class_number(label: Any, numbers: Mapping[str, int], task: str, where: str, 
         raise PluginError(
             f"{NAME}: {where} has {label!r} for task {task!r} where one class is to stand. Say kind='multi_label' for "
             "several of a row, kind='token' for one of each word."
+        )
+    if not (isinstance(label, Number) or hasattr(label, "item")):
+        raise PluginError(
+            f"{NAME}: {where} has {label!r} for task {task!r}, a {type(label).__name__}, and a class is a text or a "
+            "number. Make it a text."
         )
     number = int(label)
     if number != label:

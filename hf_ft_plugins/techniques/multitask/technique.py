@@ -95,9 +95,11 @@ class MultiTask(Technique):
             bare(model).learn_balance()
 
     def ft_dataset(self, dataset: Any, split: str, model: Any) -> Any:
-        from .data import multitask_dataset
+        from .data import multitask_dataset, read_as_it_is
         from .tasks import tasks_of
 
+        if split != "train" and read_as_it_is(dataset):
+            return None
         return multitask_dataset(dataset, tasks_of(model), split, need_all=split == "train")
 
     def ft_collator(self, collator: Any, split: str, model: Any, processing_class: Any) -> Any:
@@ -153,6 +155,9 @@ class MultiTask(Technique):
         from .sampler import MultiTaskSampler
 
         args = trainer.args
+        strategy = getattr(args, "train_sampling_strategy", "random")
+        if strategy != "random":
+            logger.warning("%s: train_sampling_strategy=%r has no effect: tasks are mixed here.", self.name, strategy)
         sampler = MultiTaskSampler(
             dataset.sizes,
             # What `auto_find_batch_size` has come down to, where it has.
@@ -186,6 +191,11 @@ class MultiTask(Technique):
         if self.balance == "gradnorm":
             return gradnorm_step(callback_of(trainer), trainer, model, inputs)
         return surgery_step(self.balance, callback_of(trainer), trainer, model, inputs)
+
+    def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
+        from ..evaluation_order import in_order
+
+        return in_order(trainer, dataset)
 
     def ft_evaluation(self, trainer: Any, dataloader: Any) -> Any:
         from .callback import declared_in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
+from ...models.inputs import main_input_name
 from ...technique import data_seed
 from .architecture import NAME, is_causal
 from .batches import TokenBudgetBatchSampler
@@ -39,7 +41,7 @@ def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any)
     if options.objective != "seq2seq" and is_arrow(dataset):
         return prepared_texts(options, dataset, split, model, tokenizer)
     if "input_ids" not in names and options.source not in names:
-        if "labels" in names or not is_arrow(dataset):
+        if "labels" in names or main_input_name(model) in names or not is_arrow(dataset):
             # Sounds, pictures, or what only the script's own collator can read.
             return dataset
         raise PluginError(_no_column(options.source, names))
@@ -53,6 +55,15 @@ def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any)
     elif "labels" not in names and "label" in names and is_arrow(dataset):
         dataset = dataset.rename_column("label", "labels")
     return _counted(options, dataset, causal=is_causal(model)) if training else dataset
+
+
+def reads_other_columns(collator: Any, dataset: Any) -> bool:
+    """Whether a collator of the script's own is to make token ids of a data set's rows, as far as can be told."""
+    if collator is None or isinstance(collator, TextPairCollator):
+        return False
+    # Of a function, where it is defined; of an object, its class.
+    own = not (getattr(collator, "__module__", None) or "").startswith("transformers.")
+    return own and "input_ids" not in columns_of(dataset)
 
 
 def _no_column(name: str, names: list[str]) -> str:
@@ -110,8 +121,30 @@ class TokenizedRows(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        made = self.tokenize({name: [value] for name, value in self.dataset[index].items()})
-        return {name: values[0] for name, values in made.items()}
+        return _of_one(self.tokenize, self.dataset[index])
+
+
+class TokenizedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """The same of a torch stream; rows that hold other than texts, as each tells when it is read, stay.
+
+    Args:
+        source: the column of texts.
+    """
+
+    def __init__(self, stream: Any, source: str, tokenize: Any) -> None:
+        self.stream = stream
+        self.source = source
+        self.tokenize = tokenize
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.stream:
+            texts = isinstance(row, Mapping) and self.source in row and "input_ids" not in row
+            yield _of_one(self.tokenize, row) if texts else row
+
+
+def _of_one(tokenize: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    made = tokenize({name: [value] for name, value in row.items()})
+    return {name: values[0] for name, values in made.items()}
 
 
 def _without_column_of_none(dataset: Any, name: str) -> Any:
@@ -297,10 +330,11 @@ def pooled(options: Any, trainer: Any, stream: Any) -> PooledBudgetBatches | Non
 
 def tokenized_stream(options: Any, stream: Any, split: str, model: Any, tokenizer: Any) -> Any:
     """A stream of evaluation data with token ids; training data is tokenized pool by pool."""
-    if split == "train" or not hasattr(stream, "map") or tokenizer is None:
+    if split == "train" or tokenizer is None:
         return stream
-    names = stream.column_names or list(next(iter(stream)))
-    if "input_ids" in names:
+    mapped = hasattr(stream, "map")
+    names = (stream.column_names or list(next(iter(stream), {}))) if mapped else []
+    if mapped and ("input_ids" in names or options.source not in names):
         return stream
     collator = options.new_collator(tokenizer, model, for_evaluation=True)
 
@@ -312,7 +346,9 @@ def tokenized_stream(options: Any, stream: Any, split: str, model: Any, tokenize
         sources, targets = collator.tokenized(batch[options.source], batch[options.target])
         return {"input_ids": sources.as_lists(), "labels": targets.as_lists()}
 
-    return stream.map(tokenize, batched=True, remove_columns=names)
+    if mapped:
+        return stream.map(tokenize, batched=True, remove_columns=names)
+    return TokenizedStream(stream, options.source, tokenize)
 
 
 # ---- for the kit ----

@@ -22,6 +22,7 @@ import torch
 from ...errors import PluginError
 from .batches import alike_steps, in_so_many, least_padded, padded_tokens
 from .collator import TextPairCollator
+from .given import LABELS
 from .lengths import Lengths, no_lengths, of_copies, of_pairs
 
 logger = logging.getLogger(__name__)
@@ -233,7 +234,8 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         columns = ("input_ids", "labels") if ids else (self.collator.source, self.collator.target)
         for column in columns[: 1 if self.collator.text_objective is not None else 2]:
             for row, example in enumerate(examples, first):
-                if example.get(column) is None:
+                names = LABELS if column in LABELS else (column,)
+                if all(example.get(name) is None for name in names):
                     raise PluginError(
                         f"{NAME}: row {row} of the stream has no {column!r}, only {', '.join(example)}. Name the "
                         "columns with source=... and target=..., and drop rows without a value."

@@ -78,9 +78,11 @@ class Text2Text(Technique):
         )
         self.require(self.objective == "seq2seq" or self.packing == "none", "packing", "only objective=seq2seq packs.")
 
-    def ft_dataset(self, dataset: Any, split: str, model: Any, processing_class: Any) -> Any:
-        from .data import prepared
+    def ft_dataset(self, dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any) -> Any:
+        from .data import prepared, reads_other_columns
 
+        if not args.remove_unused_columns and reads_other_columns(collator, dataset):
+            return None
         return prepared(self, dataset, split, model, processing_class)
 
     def ft_collator(self, collator: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
@@ -170,14 +172,9 @@ class Text2Text(Technique):
         return budgeted(self, trainer, dataset, sampler)
 
     def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
-        # Grouped by length, predictions would come in another order than the data set.
-        if getattr(trainer.args, "train_sampling_strategy", None) != "group_by_length" or not hasattr(
-            dataset, "__len__"
-        ):
-            return None
-        from torch.utils.data import SequentialSampler
+        from ..evaluation_order import in_order
 
-        return SequentialSampler(dataset)
+        return in_order(trainer, dataset)
 
     def ft_evaluation(self, trainer: Any, dataloader: Any, prefix: str) -> Any:
         if not getattr(trainer.args, "predict_with_generate", False):

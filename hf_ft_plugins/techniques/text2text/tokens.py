@@ -139,10 +139,10 @@ def _column(dataset: Any, column: str, *, missing: bool = False) -> Any:
     array = dataset.data.column(column).combine_chunks()
     if isinstance(array, pyarrow.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pyarrow.array([], type=array.type)
-    whole = hasattr(array, "offsets") and (
-        pyarrow.types.is_integer(array.type.value_type) or pyarrow.types.is_boolean(array.type.value_type)
-    )
-    if not whole:
+    kinds = [pyarrow.types.is_integer, pyarrow.types.is_boolean]
+    if column == "attention_mask":
+        kinds.append(pyarrow.types.is_floating)
+    if not (hasattr(array, "offsets") and any(of(array.type.value_type) for of in kinds)):
         raise PluginError(f"text2text: the column {column!r} is of type {array.type}; it must hold lists of token ids.")
     if array.null_count and not missing:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
