@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import OptionError
-from ...models.embeddings import output_embeddings, token_embeddings
+from ...models.embeddings import input_embeddings, output_embeddings, token_embeddings
 from .layers import NAME, shortest_names
 
 # Numbers of tokens that a message lists.
@@ -45,8 +45,24 @@ def layers_of_tokens(model: Any) -> dict[str, Any]:
     layers = [layer for layer in (table, output) if layer is not None]
     if output is not None and table is not None and getattr(output, "weight", None) is table.weight:
         layers = [table]
-    paths = {path: module for path, module in model.named_modules() if any(module is layer for layer in layers)}
-    return {shortest_names(model, [path])[0]: module for path, module in paths.items()}
+    return {shortest_names(model, [_path_of(model, layer)])[0]: layer for layer in layers}
+
+
+def _path_of(model: Any, layer: Any) -> str:
+    """Where the layer hangs; of several places (Marian's resized table has three) the one that the model itself asks
+    for its embeddings, since peft puts what it wraps into one place, and looks for it there.
+    """
+    paths = [path for path, module in model.named_modules(remove_duplicate=False) if module is layer]
+    for path in paths if len(paths) > 1 else ():
+        parent, _, name = path.rpartition(".")
+        modules, other = model.get_submodule(parent)._modules, type(layer)(1, 1)
+        modules[name] = other
+        try:
+            if input_embeddings(model) is other:
+                return path
+        finally:
+            modules[name] = layer
+    return paths[0]
 
 
 def trainable_rows(
@@ -57,7 +73,10 @@ def trainable_rows(
     Raises:
         OptionError: the method cannot train single rows.
     """
-    left = dict.fromkeys(frozen_layers(model, whole), tokens)
+    layers = layers_of_tokens(model)
+    there = {name: [one for one in tokens if one < len(layers[name].weight)] for name in frozen_layers(model, whole)}
+    # Where a decoder has a vocabulary of its own, tokens of the encoder's are none of the output layer's.
+    left = {name: rows for name, rows in there.items() if rows}
     if left and "trainable_token_indices" not in fields:
         raise OptionError(
             f"{NAME}: option new_tokens=train is not for method={method}, which trains no single rows. Use "
