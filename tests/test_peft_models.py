@@ -19,7 +19,7 @@ from hf_ft_plugins import with_plugins  # noqa: E402
 from hf_ft_plugins.errors import OptionError, PluginError  # noqa: E402
 from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama  # noqa: E402
 from hf_ft_plugins.techniques.peft import Peft, merge, merge_exactly, quantization, quantize  # noqa: E402
-from hf_ft_plugins.techniques.peft.new_tokens import trainable_rows  # noqa: E402
+from hf_ft_plugins.techniques.peft.new_tokens import layers_of_tokens, trainable_rows  # noqa: E402
 from hf_ft_plugins.techniques.peft.tasks import task_of  # noqa: E402
 from hf_ft_plugins.techniques.transfer.layers import layer_groups  # noqa: E402
 
@@ -248,7 +248,21 @@ def test_rows_that_the_output_layer_does_not_have_are_left_out():
     )
     model = made("MarianMTModel", **settings)
     model.resize_token_embeddings(65)
-    assert trainable_rows(model, [64], "lora", {"trainable_token_indices": None}, ()) == {"encoder.embed_tokens": [64]}
+    fields = {"trainable_token_indices": None}
+    assert trainable_rows(model, [64], "lora", fields, ()) == {"encoder.embed_tokens": [64]}
+    model.resize_decoder_token_embeddings(65)
+    both = {name: [64] for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")}
+    assert trainable_rows(model, [64], "lora", fields, ()) == both
+
+
+def test_the_text_part_of_a_model_that_names_no_embeddings_has_new_tokens():
+    part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = part | {"image_size": 16, "patch_size": 8}
+    model = made("CLIPModel", text_config=part | {"vocab_size": 64}, vision_config=vision)
+    model.text_model.resize_token_embeddings(66)
+    table = model.text_model.embeddings.token_embedding
+    assert layers_of_tokens(model) == {"token_embedding": table}
+    assert table.weight.shape[0] == 66
 
 
 def test_a_head_may_be_narrower_than_the_rank(tmp_path):

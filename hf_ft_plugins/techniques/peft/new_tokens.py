@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings, token_embeddings
 from .layers import NAME, shortest_names
@@ -38,14 +40,22 @@ def new_tokens(model: Any) -> list[int]:
 
 
 def layers_of_tokens(model: Any) -> dict[str, Any]:
-    """The layers with a row a token, by the shortest name that fits each alone: the embeddings, and an output layer
-    that is not tied to them.
+    """The layers with a row a token, by the shortest name that fits each alone: the embeddings, a decoder's of its
+    own, and an output layer that is not tied to the first.
     """
     table, output = token_embeddings(model), output_embeddings(model)
-    layers = [layer for layer in (table, output) if layer is not None]
+    layers = [layer for layer in (table, _table_of_decoder(model, table), output) if layer is not None]
     if output is not None and table is not None and getattr(output, "weight", None) is table.weight:
         layers = [table]
     return {shortest_names(model, [_path_of(model, layer)])[0]: layer for layer in layers}
+
+
+def _table_of_decoder(model: Any, table: Any) -> Any:
+    """Of an encoder-decoder with two vocabularies the second one's table; None where the two halves share one."""
+    if not getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "get_decoder"):
+        return None
+    own = token_embeddings(model.get_decoder())
+    return None if own is None or table is None or own.weight is table.weight else own
 
 
 def _path_of(model: Any, layer: Any) -> str:
@@ -55,7 +65,7 @@ def _path_of(model: Any, layer: Any) -> str:
     paths = [path for path, module in model.named_modules(remove_duplicate=False) if module is layer]
     for path in paths if len(paths) > 1 else ():
         parent, _, name = path.rpartition(".")
-        modules, other = model.get_submodule(parent)._modules, type(layer)(1, 1)
+        modules, other = model.get_submodule(parent)._modules, torch.nn.Embedding(1, 1)
         modules[name] = other
         try:
             if input_embeddings(model) is other:
