@@ -12,7 +12,7 @@ from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.models.inputs import decoder_inputs
 from hf_ft_plugins.techniques.layer_removal import distilling, remove_layers
 from hf_ft_plugins.techniques.layer_removal.gate import REPORT
-from hf_ft_plugins.techniques.layer_removal.score import gives_loss, mean_loss
+from hf_ft_plugins.techniques.layer_removal.score import gives_loss, mean_loss, score_layers
 from hf_ft_plugins.techniques.layer_removal.smallest import smallest
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
 from hf_ft_plugins.techniques.layer_removal.trial import trial_inputs
@@ -177,3 +177,87 @@ def test_rwkv_is_as_it_was_after_it_was_evaluated():
     model.train(True)(input_ids=IDS)
     found = model.state_dict()
     assert all(torch.equal(found[name], before[name]) for name in before)
+
+
+def _small(name, **settings):
+    cls = getattr(transformers, name)
+    sizes = {"vocab_size": 99, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
+    torch.manual_seed(0)
+    return cls(cls.config_class(**sizes, num_attention_heads=2, **settings)).train(False)
+
+
+@pytest.mark.parametrize("what", ["choices", "sound"])
+def test_padding_counts_in_no_model(what):
+    """What stands in the padding changes no score, also where a mask has another shape than the states."""
+    if what == "choices":
+        model, name = _small("BertForMultipleChoice"), "input_ids"
+        given = torch.randint(3, 90, (2, 3, 10), generator=torch.Generator().manual_seed(0))
+        other = given.clone()
+        other[..., 6:] = 5
+        real = torch.ones_like(given)
+        real[..., 6:] = 0
+        wanted = score_layers(model, [{name: given[..., :6]}])["block_influence"]
+    else:
+        model = model_of("Wav2Vec2ForSequenceClassification", "wav2vec2").train(False)
+        name = model.main_input_name
+        given = trial_inputs(model)[name]
+        half = given.shape[1] // 2
+        real = torch.ones_like(given, dtype=torch.long)
+        real[:, half:] = 0
+        given = given * real
+        other = given
+        wanted = score_layers(model, [{name: given[:, :half]}])["block_influence"]
+    for values in (given, other):
+        found = score_layers(model, [{name: values, "attention_mask": real}])["block_influence"]
+        assert found == pytest.approx(wanted, rel=0.02, abs=1e-3 if what == "sound" else 1e-7)
+    # The control: with the padding they are others.
+    assert score_layers(model, [{name: other}])["block_influence"] != pytest.approx(wanted, rel=1e-3, abs=1e-8)
+
+
+def test_batches_that_are_no_call_of_the_model(tmp_path, caplog):
+    """A script with a loss of its own: layers that are named go, and to choose some is refused."""
+
+    class Pairs(transformers.Trainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            good, bad = (model(input_ids=inputs[side]).logits.mean() for side in ("good", "bad"))
+            return bad - good
+
+    def collate(rows):
+        ids = torch.stack([row["input_ids"] for row in rows])
+        return {"good": ids, "bad": ids.flip(1)}
+
+    rows = [{"input_ids": row} for row in IDS]
+    settings = {"data_collator": collate, "train_dataset": rows, "eval_dataset": rows, "trainer_class": Pairs}
+    settings |= {"remove_unused_columns": False, "eval_strategy": "no", "max_steps": 1}
+    model = model_of("LlamaForCausalLM", "llama")
+    with pytest.raises(
+        PluginError, match=r"nothing that it takes\) raises ValueError .*layers=\.\.\., or say method=last"
+    ):
+        tiny_trainer(tmp_path, TECHNIQUE, model=model, **settings)
+    assert len(model.model.layers) == 6
+    for mend in ("layer-removal:layers=2", TECHNIQUE + ",method=last"):
+        trainer = tiny_trainer(tmp_path, mend, model=model_of("LlamaForCausalLM", "llama"), **settings)
+        trainer.train()
+        assert len(trainer.model.model.layers) == 5
+    assert "nothing can be compared" in caplog.text
+
+
+def test_a_loss_without_labels_is_not_distilled(tmp_path):
+    rows = [{"input_ids": row, "start_positions": 1, "end_positions": 3} for row in IDS]
+    model = model_of("BertForQuestionAnswering", "bert")
+    with pytest.raises(PluginError, match=r"start_positions, end_positions.* is without labels. Set distill=0"):
+        tiny_trainer(tmp_path, TECHNIQUE + ",distill=1", model=model, train_dataset=rows, eval_dataset=rows)
+
+
+def test_a_trainer_that_cannot_be_built_leaves_no_files(tmp_path):
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    given = {"train_dataset": rows, "eval_dataset": rows}
+    technique = "layer-removal:number=1,on_fail=restore,max_degradation=99,max_repetition=1"
+    model = model_of("LlamaForCausalLM", "llama")
+    with pytest.raises(PluginError):
+        tiny_trainer(tmp_path, technique + ",distill=1", model=model, label_smoothing_factor=0.1, **given)
+    assert not list(tmp_path.rglob("*"))
+    trainer = tiny_trainer(tmp_path, technique, model=model, max_steps=1, **given)
+    assert not list(tmp_path.rglob("*curve*"))
+    trainer.train()
+    assert {one.name for one in tmp_path.glob("*curve*")} == {"layer_removal_curve.json", "layer_removal_curve.png"}

@@ -19,6 +19,7 @@ from hf_ft_plugins import with_plugins  # noqa: E402
 from hf_ft_plugins.errors import OptionError, PluginError  # noqa: E402
 from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama  # noqa: E402
 from hf_ft_plugins.techniques.peft import Peft, merge, merge_exactly, quantization, quantize  # noqa: E402
+from hf_ft_plugins.techniques.peft.new_tokens import layers_of_tokens, trainable_rows  # noqa: E402
 from hf_ft_plugins.techniques.peft.tasks import task_of  # noqa: E402
 from hf_ft_plugins.techniques.transfer.layers import layer_groups  # noqa: E402
 
@@ -51,10 +52,11 @@ def gpt2():
     return made("GPT2LMHeadModel", vocab_size=384, n_positions=32, n_embd=16, n_layer=2, n_head=2)
 
 
-def run(folder, model, rows, **options):
+def run(folder, model, rows, callbacks=None, **options):
     settings = {"per_device_train_batch_size": 4, "learning_rate": 2e-2, "report_to": "none", "save_strategy": "no"}
     args = TrainingArguments(str(folder), max_steps=3, use_cpu=True, disable_tqdm=True, **settings)
-    trainer = with_plugins(Trainer, Peft(**({"r": 4} | options)))(model=model, args=args, train_dataset=rows)
+    host = with_plugins(Trainer, Peft(**({"r": 4} | options)))
+    trainer = host(model=model, args=args, train_dataset=rows, callbacks=callbacks)
     trainer.train()
     return trainer
 
@@ -221,3 +223,71 @@ def test_the_norm_of_the_embeddings_belongs_to_the_stem_and_that_of_the_blocks_t
     assert any(path.endswith(stem) for path in first.modules)
     inside = {path.rpartition(".")[2] for group in blocks for path in group.modules}
     assert inside == {"0", "1"} | {"MBart": {"layer_norm"}, "ViT": {"layernorm"}}.get(name.partition("For")[0], set())
+
+
+def test_new_rows_of_a_table_that_hangs_in_several_places_are_trained(tmp_path):
+    """Marian reads its resized table where the encoder has it, and not where it comes first in the model."""
+    settings = WIDTHS | STACKS | {"pad_token_id": 0, "eos_token_id": 1}
+    made("MarianMTModel", **settings).save_pretrained(tmp_path / "base")
+    model = transformers.MarianMTModel.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(65)
+    base = copy.deepcopy(model)
+    rows = [{"input_ids": ids, "labels": ids} for ids in (torch.cat([one[:4] % 64, torch.tensor([64])]) for one in IDS)]
+    trainer = run(tmp_path / "run", model, rows, new_tokens="train", export="both")
+    merged = transformers.MarianMTModel.from_pretrained(tmp_path / "run" / "merged")
+    assert off(logits(merged, rows), logits(trainer.model, rows)) < 1e-5
+    moved = (merged.get_input_embeddings().weight - base.get_input_embeddings().weight).abs().amax(dim=1)
+    assert float(moved[64]) > 0
+    assert float(moved[:64].max()) == 0
+
+
+def test_rows_that_the_output_layer_does_not_have_are_left_out():
+    """Marian with a vocabulary of each half: only the encoder's has grown."""
+    settings = (
+        WIDTHS | STACKS | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 64, "pad_token_id": 0}
+    )
+    model = made("MarianMTModel", **settings)
+    model.resize_token_embeddings(65)
+    fields = {"trainable_token_indices": None}
+    assert trainable_rows(model, [64], "lora", fields, ()) == {"encoder.embed_tokens": [64]}
+    model.resize_decoder_token_embeddings(65)
+    both = {name: [64] for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")}
+    assert trainable_rows(model, [64], "lora", fields, ()) == both
+
+
+def test_the_text_part_of_a_model_that_names_no_embeddings_has_new_tokens():
+    part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = part | {"image_size": 16, "patch_size": 8}
+    model = made("CLIPModel", text_config=part | {"vocab_size": 64}, vision_config=vision)
+    model.text_model.resize_token_embeddings(66)
+    table = model.text_model.embeddings.token_embedding
+    assert layers_of_tokens(model) == {"token_embedding": table}
+    assert table.weight.shape[0] == 66
+
+
+def test_a_head_may_be_narrower_than_the_rank(tmp_path):
+    """As in stock peft; of a layer of the blocks, and of a method that needs the room, it is refused."""
+    settings = SMALL | {"vocab_size": 300, "num_labels": 2}
+    model, rows = (
+        made("BertForSequenceClassification", **settings),
+        [{"input_ids": IDS[0], "labels": i % 2} for i in (0, 1)],
+    )
+    trainer = run(tmp_path, copy.deepcopy(model), rows, targets=("query", "classifier"), r=4, export="both")
+    merged = type(model).from_pretrained(tmp_path / "merged")
+    assert off(logits(merged, rows), logits(trainer.model, rows)) < 1e-5
+    assert not torch.equal(merged.classifier.weight, model.classifier.weight)
+    with pytest.raises(OptionError, match="r=4 is above the size of classifier"):
+        run(tmp_path, model, rows, method="pissa", targets=("query", "classifier"), r=4)
+    with pytest.raises(OptionError, match="r=99 is above the size of bert"):
+        run(tmp_path, model, rows, targets=("query",), r=99)
+
+
+def test_an_adapter_that_the_script_has_merged_is_verified(tmp_path):
+    class Merges(transformers.TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            model.merge_adapter()
+
+    base = tiny_llama()
+    trainer = run(tmp_path, copy.deepcopy(base), TEXTS, export="both", callbacks=[Merges()])
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert off(logits(again, TEXTS), logits(trainer.model, TEXTS)) < 1e-5

@@ -29,6 +29,7 @@ from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.layer_removal import remove_layers, verify_model
 from hf_ft_plugins.techniques.layer_removal.gate import REPORT
+from hf_ft_plugins.techniques.layer_removal.score import score_layers
 from hf_ft_plugins.techniques.layer_removal.smallest import smallest
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
 from hf_ft_plugins.techniques.layer_removal.trial import forward, main_output, trial_inputs
@@ -214,6 +215,7 @@ def _forms_of_data() -> Iterator[Situation]:
         "some rows without labels": check_unlabelled,
         "a collator that gives no labels": check_without_labels,
         "answers in a text": check_answers,
+        "several choices, padded": check_choices,
     }
     for name, check in forms.items():
         yield Situation("forms of data", name, check)
@@ -281,6 +283,20 @@ def check_without_labels() -> None:
 def check_answers() -> None:
     model = smallest(transformers.BertForQuestionAnswering, CONFIG_MAPPING["bert"])
     _heal(model, [{"input_ids": row, "start_positions": 1, "end_positions": 3} for row in _ids()])
+
+
+def check_choices() -> None:
+    """The padding of choices does not change what is removed: other tokens there, the same scores."""
+    sizes = {"vocab_size": 99, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 6}
+    model = transformers.BertForMultipleChoice(transformers.BertConfig(**sizes, num_attention_heads=2)).train(False)
+    ids = torch.randint(3, 90, (2, 3, 10), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[..., 6:] = 0
+    whole, other = ({"input_ids": one, "attention_mask": mask} for one in (ids, ids.where(mask == 1, 7)))
+    found, wanted = (score_layers(model, [batch])["block_influence"] for batch in (whole, other))
+    if max(abs(one - two) for one, two in zip(found, wanted, strict=True)) > 1e-7:
+        raise Wrong(f"padding changes the scores from {wanted} to {found}")
+    _heal(model, [{name: one[0] for name, one in whole.items()} | {"labels": at % 3} for at in range(4)])
 
 
 def check_other_inputs(name: str, kind: str, labels: Any, options: str) -> None:

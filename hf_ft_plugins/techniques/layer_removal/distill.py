@@ -18,7 +18,9 @@ import torch
 
 from ...errors import PluginError
 from ...models.inputs import decoder_inputs
+from ...models.unchanged import evaluating
 from .stacks import NAME
+from .trial import forward
 
 IGNORED = -100
 
@@ -62,6 +64,26 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@torch.no_grad()
+def refuse_other_losses(model: Any, batches: Any, weight: float) -> None:
+    """
+    Raises:
+        PluginError: the model gives a loss of one of the batches, and not by `labels` and `logits`.
+    """
+    for batch in batches:
+        with evaluating(model):
+            outputs = forward(model, batch)
+        if getattr(outputs, "loss", None) is None:
+            continue
+        missing = "labels" if batch.get("labels") is None else "logits" if not hasattr(outputs, "logits") else None
+        if missing is not None:
+            raise PluginError(
+                f"{NAME}: distill={weight} compares `logits` where there are `labels`, and the loss of a "
+                f"{type(model).__name__} on this data ({', '.join(batch)}) is without {missing}. Set distill=0."
+            )
+        return
 
 
 def divergence(

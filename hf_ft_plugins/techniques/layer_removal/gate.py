@@ -1,4 +1,8 @@
-"""Whether the healed model is still good enough: measured when training ends, against the original on the same rows."""
+"""Whether the healed model is still good enough: measured when training ends, against the original on the same rows.
+
+What the removal cost before any healing is written when training begins, and not before: a trainer that could not be
+built leaves no files.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ import torch.distributed as dist
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
+from .curve import save_curve
 from .quality import Quality
 from .stacks import NAME
 from .surgery import Surgery, find_surgery, quality_of
@@ -58,6 +63,11 @@ class GateCallback(TrainerCallback):
                 f"{NAME}: the checkpoint's model is without layers {state['removed']}, and this run has removed "
                 f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}."
             )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        surgery = self._surgery()
+        if surgery is not None and surgery.curve and args.should_save:
+            logger.info("%s: the curve is in %s", NAME, save_curve(surgery.curve, Path(args.output_dir)))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         surgery = self._surgery()

@@ -16,6 +16,7 @@ from .trial import takes_cache
 
 Batches = Sequence[dict[str, torch.Tensor]]
 IGNORED = -100
+SOUND = {"input_values", "input_features"}
 
 
 def choose_layers(
@@ -110,6 +111,17 @@ def gives_loss(model: Any, batches: Batches) -> bool:
         return any(_scored(model, one) and getattr(_forward(model, one), "loss", None) is not None for one in batches)
 
 
+def failure_of(model: Any, batches: Batches) -> Exception | None:
+    """What the model raises when it is called with one of the batches; None if it takes them all."""
+    with torch.no_grad(), evaluating(model):
+        for batch in batches:
+            try:
+                _forward(model, batch)
+            except Exception as error:
+                return error
+    return None
+
+
 def _scored(model: Any, batch: dict[str, torch.Tensor]) -> int:
     """How many labels a batch has; where its loss is of something else, how many rows."""
     labels: Any = batch.get("labels")
@@ -197,14 +209,21 @@ def _turned(model: Any, batches: Batches, side: str, over: int) -> list[float]:
 def _real(batch: dict[str, torch.Tensor], states: torch.Tensor, decoding: bool) -> torch.Tensor:
     """Which states are no padding, bool, the shape of the states but for the last dimension.
 
-    All, where a mask is of something else: of samples of sound, say, of which many make one state.
+    All, where a mask is of something else.
     """
+    shape = states.shape[:-1]
     mask = batch.get("decoder_attention_mask" if decoding else "attention_mask")
     labels = batch.get("labels")
     if mask is None and decoding and labels is not None:
         mask = labels != IGNORED
-    if mask is None or mask.shape != states.shape[:-1]:
-        return torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+    if mask is not None and mask.dim() > len(shape):
+        # Of several choices, each of which is a row of the states.
+        mask = mask.flatten(0, mask.dim() - len(shape))
+    if mask is not None and not decoding and SOUND & batch.keys() and mask.dim() == 2 and mask.shape[1] > shape[1]:
+        # Many samples of sound make one state.
+        mask = mask[:, torch.arange(shape[1], device=mask.device) * mask.shape[1] // shape[1]]
+    if mask is None or mask.shape != shape:
+        return torch.ones(shape, dtype=torch.bool, device=states.device)
     return mask.to(states.device).bool()
 
 

@@ -26,6 +26,7 @@ class Surgery:
         why: how they were chosen.
         held_out, prompts: what is measured on; none where there is no evaluation data.
         whole, cut: loss and writing of the model before and after the removal, without training.
+        curve: what each number of layers costs, to be written when the run begins; none where it is not measured.
         original: a copy of the whole model, where the gate or distillation needs one.
     """
 
@@ -37,6 +38,7 @@ class Surgery:
     prompts: torch.Tensor | None = None
     whole: Quality | None = None
     cut: Quality | None = None
+    curve: list[dict[str, Any]] = field(default_factory=list)
     original: Any = None
 
 

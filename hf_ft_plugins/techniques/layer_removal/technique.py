@@ -11,7 +11,6 @@ import inspect
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import OptionError, PluginError
@@ -136,15 +135,21 @@ class LayerRemoval(Technique):
     # ---- what is done ----
 
     def _operate(self, model: Any, args: Any, first_batches: Any, side: str, depth: int) -> None:
-        from .curve import measure_choices, save_curve
+        from .curve import measure_choices
+        from .distill import refuse_other_losses
         from .remove import remove_layers
         from .score import gives_loss
         from .surgery import Surgery, prompts_of, quality_of, remember
         from .verify import verify_cache
 
-        batches = _inputs_of(model, first_batches(self.calibration)) if not self.layers else []
+        by_data = not self.layers and self.method not in ("last", "random")
+        batches = _inputs_of(model, first_batches(self.calibration)) if by_data else []
         held_out = _inputs_of(model, first_batches(HELD_OUT, "eval"))
         tried = _trial(model, [*held_out, *batches])
+        self._refuse_other_calls(model, batches)
+        held_out = self._that_can_be_called(model, held_out)
+        if self.distill:
+            refuse_other_losses(model, [*batches, *held_out], self.distill)
         held_out = held_out if gives_loss(model, held_out) else []
         order, why = self._choose(model, batches, side, depth)
         order = _as_first_rank(order, args)
@@ -170,9 +175,33 @@ class LayerRemoval(Technique):
         surgery.cut = quality_of(model, held_out, surgery.prompts)
         if args.should_save and surgery.original is not None:
             steps = [sorted(order[:count]) for count in range(1, len(order) + 1)] if why != "angular" else [order]
-            points = measure_choices(surgery.original, steps, held_out, side=side, prompts=surgery.prompts)
-            logger.info("%s: the curve is in %s", self.name, save_curve(points, Path(args.output_dir)))
+            surgery.curve = measure_choices(surgery.original, steps, held_out, side=side, prompts=surgery.prompts)
         remember(model, surgery)
+
+    def _refuse_other_calls(self, model: Any, batches: Any) -> None:
+        """Raise if layers are to be chosen by data that the model cannot be called with."""
+        from .score import failure_of
+
+        failure = failure_of(model, batches)
+        if failure is not None:
+            raise PluginError(
+                f"{self.name}: layers cannot be chosen by the training data: a {type(model).__name__} called with a "
+                f"batch of it ({', '.join(batches[0]) or 'nothing that it takes'}) raises {type(failure).__name__} "
+                f"({failure}). If another technique makes the model fit the data (its head), list that one first; else "
+                "name the layers: layers=..., or say method=last."
+            ) from failure
+
+    def _that_can_be_called(self, model: Any, batches: Any) -> Any:
+        """The held-out batches; none, with a warning, if the model cannot be called with them."""
+        from .score import failure_of
+
+        failure = failure_of(model, batches)
+        if failure is not None:
+            logger.warning(
+                "%s: a %s cannot be called with the evaluation data, so nothing can be compared on them: %s: %s",
+                *(self.name, type(model).__name__, type(failure).__name__, failure),
+            )
+        return batches if failure is None else []
 
     def _choose(self, model: Any, batches: Any, side: str, depth: int) -> tuple[list[int], str]:
         from .score import gives_loss, removal_order

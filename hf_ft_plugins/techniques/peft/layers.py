@@ -66,7 +66,9 @@ def _can_be_saved(module: Any, backbone: Any) -> bool:
 def shortest_names(model: Any, paths: Iterable[str]) -> tuple[str, ...]:
     """Ends of these paths that fit no other module; peft takes a name for every module whose path ends in it."""
     paths = set(paths)
-    taken = {end for path, _ in model.named_modules() if path not in paths for end in _ends(path)}
+    # A layer may hang in several places.
+    others = (path for path, _ in model.named_modules(remove_duplicate=False) if path not in paths)
+    taken = {end for path in others for end in _ends(path)}
     return tuple(sorted({next((end for end in _ends(path) if end not in taken), path) for path in paths}))
 
 

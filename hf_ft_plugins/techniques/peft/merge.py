@@ -23,7 +23,7 @@ from ...models.embeddings import input_embeddings
 from .answers import answers, relative_error
 from .layers import NAME
 from .quantization import dequantized, is_quantized
-from .tied import adapters_are_tied, copied, joined, separated, tensors_that_differ
+from .tied import adapters_are_tied, copied, joined, other_places, separated, tensors_that_differ
 from .written import quiet, written_whole
 
 # Relative difference of the logits, above which a merged model is not what was trained: rounding of its dtype, and, of
@@ -63,12 +63,14 @@ def merge_exactly(model: Any) -> Any:
         left = [key for key in left if ".token_adapter." not in key]
         if left:
             raise PluginError(f"{NAME}: the merged model has no place for {left[0]}.")
-    shared = separated(twin.get_base_model())
+    places, shared = other_places(twin.get_base_model()), separated(twin.get_base_model())
     try:
         merged = twin.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
         kind = config.peft_type.value
         raise PluginError(f"{NAME}: a {kind} adapter cannot be merged ({error}). Use export=adapter.") from error
+    for place, path in places.items():
+        merged.set_submodule(place, merged.get_submodule(path))
     joined(merged, shared, adapters_are_tied(config))
     # A trainer's own way through this model (TRL's fused head, autocast) is no part of it.
     merged.__dict__.pop("forward", None)

@@ -25,6 +25,8 @@ ALPHA_PER_RANK: dict[str, float | None] = {
     **dict.fromkeys(("pissa", "olora", "rslora", "loha", "lokr"), 1),
     **dict.fromkeys(("mica", "orthogonal", "randlora", "deft", "supertuning"), None),
 }
+# Of which any rank can be trained and merged, be it above what a layer has room for.
+ANY_RANK = ("lora", "rslora", "dora", "loraplus")
 # Methods whose size is no rank, or whose rank of 16 would not be a like size: peft's default stays.
 OWN_RANK = ("oft", "vera", "randlora", "pvera", "miss", "adamss", "vblora", "tinylora", "unilora", "boft")
 # Fields that must divide the layers' sizes, and the largest value taken: peft's default.
@@ -157,12 +159,18 @@ def _rank(
     rank = RANK if r is None else r
     for path, layer in zip(_paths(model, targets) if targets is not None else (), layers, strict=True):
         sizes = _sizes(layer)
-        if sizes is not None and rank > min(sizes):
-            raise OptionError(
-                f"{NAME}: option r={rank} is above the size of {path}, {sizes[0]} inputs and {sizes[1]} outputs. "
-                f"Set r to {min(sizes)} or less, or leave such layers out: exclude={path.rpartition('.')[2]}."
-            )
+        if sizes is None or rank <= min(sizes) or (method in ANY_RANK and _is_head(path, targets)):
+            continue
+        raise OptionError(
+            f"{NAME}: option r={rank} is above the size of {path}, {sizes[0]} inputs and {sizes[1]} outputs. Set r to "
+            f"{min(sizes)} or less, or leave such layers out of targets (of auto: exclude={path.rpartition('.')[2]})."
+        )
     return {"r": rank}
+
+
+def _is_head(path: str, targets: Any) -> bool:
+    """Whether a layer is outside of the blocks: a classifier's has as many outputs as there are classes."""
+    return not any(path.startswith(f"{stack}.") for stack in targets.stacks)
 
 
 def _alpha(method: str, fields: Mapping[str, Any], settings: Mapping[str, Any], alpha: float | None) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from ...errors import OptionError
-from ...models.embeddings import output_embeddings, token_embeddings
+from ...models.embeddings import input_embeddings, output_embeddings, token_embeddings
 from .layers import NAME, shortest_names
 
 # Numbers of tokens that a message lists.
@@ -38,15 +40,39 @@ def new_tokens(model: Any) -> list[int]:
 
 
 def layers_of_tokens(model: Any) -> dict[str, Any]:
-    """The layers with a row a token, by the shortest name that fits each alone: the embeddings, and an output layer
-    that is not tied to them.
+    """The layers with a row a token, by the shortest name that fits each alone: the embeddings, a decoder's of its
+    own, and an output layer that is not tied to the first.
     """
     table, output = token_embeddings(model), output_embeddings(model)
-    layers = [layer for layer in (table, output) if layer is not None]
+    layers = [layer for layer in (table, _table_of_decoder(model, table), output) if layer is not None]
     if output is not None and table is not None and getattr(output, "weight", None) is table.weight:
         layers = [table]
-    paths = {path: module for path, module in model.named_modules() if any(module is layer for layer in layers)}
-    return {shortest_names(model, [path])[0]: module for path, module in paths.items()}
+    return {shortest_names(model, [_path_of(model, layer)])[0]: layer for layer in layers}
+
+
+def _table_of_decoder(model: Any, table: Any) -> Any:
+    """Of an encoder-decoder with two vocabularies the second one's table; None where the two halves share one."""
+    if not getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "get_decoder"):
+        return None
+    own = token_embeddings(model.get_decoder())
+    return None if own is None or table is None or own.weight is table.weight else own
+
+
+def _path_of(model: Any, layer: Any) -> str:
+    """Where the layer hangs; of several places (Marian's resized table has three) the one that the model itself asks
+    for its embeddings, since peft puts what it wraps into one place, and looks for it there.
+    """
+    paths = [path for path, module in model.named_modules(remove_duplicate=False) if module is layer]
+    for path in paths if len(paths) > 1 else ():
+        parent, _, name = path.rpartition(".")
+        modules, other = model.get_submodule(parent)._modules, torch.nn.Embedding(1, 1)
+        modules[name] = other
+        try:
+            if input_embeddings(model) is other:
+                return path
+        finally:
+            modules[name] = layer
+    return paths[0]
 
 
 def trainable_rows(
@@ -57,7 +83,10 @@ def trainable_rows(
     Raises:
         OptionError: the method cannot train single rows.
     """
-    left = dict.fromkeys(frozen_layers(model, whole), tokens)
+    layers = layers_of_tokens(model)
+    there = {name: [one for one in tokens if one < len(layers[name].weight)] for name in frozen_layers(model, whole)}
+    # Where a decoder has a vocabulary of its own, tokens of the encoder's are none of the output layer's.
+    left = {name: rows for name, rows in there.items() if rows}
     if left and "trainable_token_indices" not in fields:
         raise OptionError(
             f"{NAME}: option new_tokens=train is not for method={method}, which trains no single rows. Use "

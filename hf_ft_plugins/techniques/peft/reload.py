@@ -83,6 +83,7 @@ def base_without_adapter(model: Any, initial: Mapping[str, torch.Tensor] | None 
         initial: of an adapter that changed its base, how it began.
     """
     from peft import set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     if model.active_peft_config.is_prompt_learning:
@@ -90,6 +91,9 @@ def base_without_adapter(model: Any, initial: Mapping[str, torch.Tensor] | None 
     if not hasattr(model.base_model, "unload"):
         return None
     twin = copied(model)
+    # A script may have merged the adapter, as `merge_adapter` does; what was merged already stays when it is taken off.
+    if any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in twin.modules()):
+        twin.unmerge_adapter()
     if initial:
         # W - s B0 A0, the base that PiSSA and OLoRA train on, and s B0 A0, which they took out of it.
         set_peft_model_state_dict(twin, dict(initial), adapter_name=model.active_adapters[0])

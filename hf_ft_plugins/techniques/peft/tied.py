@@ -77,6 +77,20 @@ def joined(model: Any, groups: list[list[str]], tied: bool) -> None:
         config.tie_word_embeddings = equal
 
 
+def other_places(model: Any) -> dict[str, str]:
+    """Where a table of which peft trains single rows hangs without them, too, and where it hangs with them: of several
+    places of one layer peft wraps those that are read (Marian's `shared` is not).
+    """
+    from peft.utils.other import TrainableTokensWrapper
+
+    modules = list(model.named_modules(remove_duplicate=False))
+    wrappers = {id(one.original_module): path for path, one in modules if isinstance(one, TrainableTokensWrapper)}
+    inside = tuple(f"{path}." for path, one in modules if isinstance(one, TrainableTokensWrapper))
+    return {
+        path: wrappers[id(module)] for path, module in modules if id(module) in wrappers and not path.startswith(inside)
+    }
+
+
 def _nearly_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     rounding = ROUNDINGS * torch.finfo(one.dtype).eps * one.abs().max()
     return bool((one - other).abs().max() <= rounding)
