@@ -9,9 +9,9 @@ HEALS = "layer-removal:number=1,max_degradation=none,max_repetition=none"
 # What a technique may say where it has nothing to do with a script: its name, and what the message must hold.
 REASONS = (
     ("multitask", "has one task"),
-    ("text2text", "no column 'labels'|is TRL's"),
+    ("text2text", "no column 'labels'|is TRL's|where they are classes, leave out"),
     ("behavioral", "which learn from preferences|prefer"),
-    ("task", "neither classifies nor regresses"),
+    ("task", "neither classifies nor regresses|learns from pairs"),
     ("transfer", "one output|position|strategy=full or gradual"),
     ("peft", "peft_config|use_peft|a PeftModel"),
     ("layer-removal", "no training data to choose by|has adapters already"),

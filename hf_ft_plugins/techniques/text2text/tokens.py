@@ -143,7 +143,10 @@ def _column(dataset: Any, column: str, *, missing: bool = False) -> Any:
     if column == "attention_mask":
         kinds.append(pyarrow.types.is_floating)
     if not (hasattr(array, "offsets") and any(of(array.type.value_type) for of in kinds)):
-        raise PluginError(f"text2text: the column {column!r} is of type {array.type}; it must hold lists of token ids.")
+        raise PluginError(
+            f"text2text: the column {column!r} is of type {array.type}; it must hold lists of token ids. Tokenize its "
+            "texts; where they are classes, leave out text2text."
+        )
     if array.null_count and not missing:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise PluginError(f"text2text: row {row} has {column}=None. Drop such rows, or give them a text.")
