@@ -22,7 +22,7 @@ from hf_ft_plugins.techniques.class_names import are_placeholders, match
 from hf_ft_plugins.techniques.heads import fit_head, labels_as_numbers, labels_of, other_labels
 from hf_ft_plugins.techniques.task import Task
 from hf_ft_plugins.techniques.transfer import Transfer
-from hf_ft_plugins.testing import LENGTH, VOCABULARY, tiny_trainer
+from hf_ft_plugins.testing import LENGTH, VOCABULARY, tiny_dataset, tiny_model, tiny_trainer
 
 
 def model_of(cls=BertForSequenceClassification, **config):
@@ -344,3 +344,17 @@ def test_a_reward_trainer_has_no_labels(tmp_path):
 
     with pytest.raises(PluginError, match=r"RewardTrainer learns from pairs which answer is better.*Leave out task"):
         tiny_trainer(tmp_path, Task(), **tiny_setting("reward"))
+
+
+@pytest.mark.parametrize("technique", ["task", "transfer"])
+def test_maps_of_numbers_to_numbers_are_no_names(technique, tmp_path):
+    # As scripts make them of a column of whole numbers.
+    model = tiny_model()
+    model.config.label2id, model.config.id2label = {0: 0, 1: 1}, {0: 0, 1: 1}
+    head = model.classifier.weight.detach().clone()
+    data = Dataset.from_list(
+        [{"input_ids": row["input_ids"].tolist(), "label": row["labels"]} for row in tiny_dataset()]
+    )
+    trainer = tiny_trainer(tmp_path, technique, model=model, train_dataset=data, eval_dataset=data)
+    assert torch.equal(trainer.model.classifier.weight, head)
+    assert trainer.model.config.num_labels == 2

@@ -18,9 +18,9 @@ def placeholder(index: int) -> str:
     return f"LABEL_{index}"
 
 
-def are_placeholders(names: Sequence[str]) -> bool:
-    """Whether the names are only the classes' numbers: `LABEL_0`, `0`, `class 0`, ..."""
-    found = [_PLACEHOLDER.fullmatch(name) for name in names]
+def are_placeholders(names: Sequence[str | int]) -> bool:
+    """Whether the names are only the classes' numbers: `LABEL_0`, `0`, `class 0`, ..., as texts or as such."""
+    found = [_PLACEHOLDER.fullmatch(str(name)) for name in names]
     return all(match and int(match[1]) == index for index, match in enumerate(found))
 
 
