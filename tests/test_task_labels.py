@@ -20,7 +20,7 @@ from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.metrics import direction
 from hf_ft_plugins.techniques.class_names import are_placeholders, match
 from hf_ft_plugins.techniques.heads import fit_head, labels_as_numbers, labels_of, other_labels
-from hf_ft_plugins.techniques.task import Task
+from hf_ft_plugins.techniques.task import Task, report
 from hf_ft_plugins.techniques.transfer import Transfer
 from hf_ft_plugins.testing import LENGTH, VOCABULARY, tiny_dataset, tiny_model, tiny_trainer
 
@@ -358,3 +358,13 @@ def test_maps_of_numbers_to_numbers_are_no_names(technique, tmp_path):
     trainer = tiny_trainer(tmp_path, technique, model=model, train_dataset=data, eval_dataset=data)
     assert torch.equal(trainer.model.classifier.weight, head)
     assert trainer.model.config.num_labels == 2
+
+
+def test_maps_with_numbers_as_texts_name_the_report(tmp_path):
+    model = tiny_model()
+    # As scripts set them on a loaded config, and JSON would have them.
+    model.config.label2id, model.config.id2label = {"no": "0", "yes": "1"}, {"0": "no", "1": "yes"}
+    data = rows_of([index % 2 for index in range(40)], ClassLabel(names=["no", "yes"]))
+    tiny_trainer(tmp_path, Task(), model=model, train_dataset=data, eval_dataset=data, max_steps=2).train()
+    assert (tmp_path / "task" / "report.json").is_file()
+    assert report.class_names(model.config) == ["no", "yes"]

@@ -146,6 +146,8 @@ def _from_batch(model: Any, batch: Mapping[str, Any], labels: set[str]) -> Itera
 
 def _decoder_ids(model: Any, labels: Any) -> Any:
     """None where the model cannot make them of these labels, which need not be tokens."""
+    if not isinstance(labels, torch.Tensor) or labels.dim() != 2 or labels.is_floating_point():
+        return None
     try:
         return decoder_inputs(model, labels, NAME)
     except (PluginError, ValueError, TypeError, AttributeError, RuntimeError):

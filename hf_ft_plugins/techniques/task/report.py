@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..class_names import names_in
 from ..labels import IGNORED, Kind
 from . import calibration, pictures
 from .calibration import Calibration
@@ -45,7 +46,7 @@ class Findings:
 
 def class_names(config: Any) -> list[str]:
     """The model's names of its outputs."""
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
+    return list(names_in(config))
 
 
 def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> Path:
