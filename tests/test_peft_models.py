@@ -291,3 +291,17 @@ def test_an_adapter_that_the_script_has_merged_is_verified(tmp_path):
     trainer = run(tmp_path, copy.deepcopy(base), TEXTS, export="both", callbacks=[Merges()])
     again = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert off(logits(again, TEXTS), logits(trainer.model, TEXTS)) < 1e-5
+
+
+def test_a_decoder_is_not_given_classes_for_tokens():
+    from hf_ft_plugins.techniques.peft.answers import _decoder_ids
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "vocab_size": 40, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
+    heads = {"decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = transformers.BartForSequenceClassification(transformers.BartConfig(**sizes, **heads))
+    assert _decoder_ids(model, torch.tensor([0, 1, 1])) is None
+    assert _decoder_ids(model, torch.tensor([[0.5, 1.0]])) is None
+    # The control: tokens are moved by one.
+    model = transformers.BartForConditionalGeneration(model.config)
+    assert _decoder_ids(model, torch.tensor([[5, 6, 7]])).tolist() == [[model.config.decoder_start_token_id, 5, 6]]
