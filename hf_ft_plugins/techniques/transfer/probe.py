@@ -64,6 +64,8 @@ def fit_probe(
         PluginError: features that are not finite.
     """
     backbone, was_training = backbone_of(model), model.training
+    if backbone is bare(model):
+        raise NotCacheable("the model names no backbone apart from its head")
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
