@@ -1,7 +1,6 @@
 """Trainer mix-in: a checkpoint is whole or passed over, and holds the state of the techniques' parts.
 
-It wraps Trainer's own saving and resuming; what is written and what is
-checked is in `state.py` and `manifest.py`.
+It wraps Trainer's own saving and resuming; what is written and checked is in `state.py` and `manifest.py`.
 """
 
 from __future__ import annotations
