@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.report import Result
 from hf_ft_plugins.techniques.behavioral.collator import COLUMNS, FLIP, WEIGHT
-from hf_ft_plugins.techniques.behavioral.shared import Packed
+from hf_ft_plugins.techniques.behavioral.prefix_sharing import Packed
 from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting
 from hf_ft_plugins.testing import tiny_trainer
 

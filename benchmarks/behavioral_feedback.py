@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks.behavioral_logs import MODEL, SMALLER, hh_pairs, oasst_pairs
 from benchmarks.report import Result
 from hf_ft_plugins import with_plugins
-from hf_ft_plugins.techniques.behavioral.fit import Fitter, fitted_dataset
+from hf_ft_plugins.techniques.behavioral.fit_to_length import Fitter, fitted_dataset
 
 MAX_LENGTH, LEARNING_RATE = 256, 1e-4
 BEFORE, STOCK, AGAIN, OURS = "the model before", "stock", "stock, another order", "behavioral"

@@ -24,7 +24,7 @@ from transformers import AutoConfig, Trainer, TrainingArguments
 
 from benchmarks.report import Result, arguments, conditions, show
 from hf_ft_plugins import with_plugins
-from hf_ft_plugins.memory import estimate_memory
+from hf_ft_plugins.memory.estimate import estimate_memory
 from hf_ft_plugins.registry import resolve
 
 LENGTH, BATCH, VOCABULARY = 256, 8, 8192

@@ -17,8 +17,8 @@ import torch
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.report import Result
-from hf_ft_plugins.adapter import with_adapter
 from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.host.adapter import with_adapter
 from hf_ft_plugins.techniques.peft import Peft, merge_exactly, names, never_repack, quantize
 
 KINDS = ("fp32", "int8", "nf4")

@@ -11,7 +11,7 @@ from .lazy import lazily
 
 if TYPE_CHECKING:
     from .errors import ConflictError, OptionError, PluginError
-    from .host import with_plugins
+    from .host.trainer import with_plugins
     from .technique import Technique, option
     from .techniques.adaptive_lr import AdaptiveLR, AdaptiveLRCallback
     from .techniques.text2text import Text2Text
@@ -25,7 +25,7 @@ _HOMES = {
     "Technique": "technique",
     "Text2Text": "techniques.text2text",
     "option": "technique",
-    "with_plugins": "host",
+    "with_plugins": "host.trainer",
 }
 
 __all__ = [

@@ -24,7 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from . import hookspecs, lr_scale
 from .errors import ConflictError, OptionError
-from .host import with_plugins
+from .host.trainer import with_plugins
 from .technique import Technique, parse_spec
 
 VOCABULARY = 32

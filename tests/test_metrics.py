@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_ft_plugins.compare import Outcome
+from hf_ft_plugins.cli.compare import Outcome
 from hf_ft_plugins.metrics import direction, greater_is_better, without_set_name
 from hf_ft_plugins.testing import tiny_trainer
 

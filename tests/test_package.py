@@ -16,7 +16,7 @@ from hf_ft_plugins.testing import LogEverything, hook_names
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("module", ["hf_ft_plugins", "hf_ft_plugins.cli", "hf_ft_plugins.techniques.adaptive_lr"])
+@pytest.mark.parametrize("module", ["hf_ft_plugins", "hf_ft_plugins.cli.app", "hf_ft_plugins.techniques.adaptive_lr"])
 def test_importing_it_imports_neither_torch_nor_transformers(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -50,7 +50,7 @@ def test_every_hook_is_recorded_by_the_technique_that_logs_everything(hook):
 
 @pytest.mark.parametrize("hook", hook_names())
 def test_every_hook_is_asked_by_the_host(hook):
-    files = [ROOT / "hf_ft_plugins" / name for name in ("host.py", "inputs.py", "adapter.py")]
+    files = [ROOT / "hf_ft_plugins" / name for name in ("host/trainer.py", "host/inputs.py", "host/adapter.py")]
     asked = {
         node.args[0].value
         for file in files

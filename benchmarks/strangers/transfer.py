@@ -164,7 +164,7 @@ def as_stock_does(name: str) -> None:
 
 def head_first(name: str) -> None:
     """With nothing but the head learning, the backbone stays and the head moves."""
-    from hf_ft_plugins.techniques.heads import head_names
+    from hf_ft_plugins.models.heads import head_names
 
     data, before = Dataset.from_dict(HEADS[name][1]()), model_of(name)
     after = trained("transfer:strategy=probe,layer_decay=1,probe_steps=5", copy.deepcopy(before), data)

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ...log_notes import StockLog, add_note, tell_at_the_end
+from ...host.log_notes import StockLog, add_note, tell_at_the_end
 from ...metrics import set_names
 from . import nonfinite
 from .best_weights import add_new_weights, copy_weights, read_weights, restore_weights, write_weights

@@ -5,14 +5,14 @@ from ...lazy import lazily
 _HOMES = {
     "Behavioral": "technique",
     "BehavioralPreferenceCollator": "collator",
-    "Fitter": "fit",
-    "MixedLabelSampler": "label_order",
-    "behavioral_forward": "forward",
-    "fitted_dataset": "fit",
-    "flip_probabilities": "flips",
-    "load_feedback": "preferences",
-    "load_good_answers": "preferences",
-    "preferences_from_log": "preferences",
+    "Fitter": "fit_to_length",
+    "MixedLabelSampler": "mixed_labels",
+    "behavioral_forward": "model_forward",
+    "fitted_dataset": "fit_to_length",
+    "flip_probabilities": "flip_probabilities",
+    "load_feedback": "..feedback.preferences",
+    "load_good_answers": "..feedback.preferences",
+    "preferences_from_log": "..feedback.preferences",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazily(__name__, _HOMES)

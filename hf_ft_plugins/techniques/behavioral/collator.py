@@ -13,7 +13,7 @@ from ...errors import PluginError
 
 NAME = "behavioral"
 WEIGHT, FLIP = "behavior_weight", "behavior_eps"
-# Whether a token of a whole text (prompt, then completion) is the assistant's; made by `fit.py`.
+# Whether a token of a whole text (prompt, then completion) is the assistant's; made by `fit_to_length.py`.
 MASK = "{}_assistant_mask"
 MASKS = tuple(MASK.format(side) for side in ("chosen", "rejected", "completion"))
 COLUMNS = (WEIGHT, FLIP, *MASKS)

@@ -1,6 +1,6 @@
 """The technique `behavioral`: what people did with a chatbot, in TRL's trainers, as it was meant.
 
-The log becomes preferences elsewhere (`preferences.py`, `hf-ft behavior inspect`); this gets them through a DPO, KTO,
+The log becomes preferences elsewhere (`feedback/`, `hf-ft behavior inspect`); this gets them through a DPO, KTO,
 reward or SFT trainer: fitted to `max_length`, each with its weight and its probability of being wrong, in batches that
 teach something, at the price of one prompt for two completions.
 """
@@ -53,12 +53,12 @@ class Behavioral(Technique):
         return None
 
     def ft_raw_dataset(self, dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
-        from .fit import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, said
-        from .trainers import contract_of, settings_of
+        from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, said
+        from .trl_trainers import contract_of, settings_of
 
         contract = contract_of(trainer_class)
         if self.log is not None and split == "train":
-            from .preferences import load_feedback, load_good_answers
+            from ...feedback.preferences import load_feedback, load_good_answers
 
             if contract == "sft":
                 dataset = load_good_answers(self.log, "train")
@@ -88,13 +88,13 @@ class Behavioral(Technique):
         return BehavioralPreferenceCollator(collator)
 
     def ft_callbacks(self) -> list[Any]:
-        from .counts import CountsCallback
+        from .logged_counts import CountsCallback
 
         return [CountsCallback()]
 
     def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
-        from .label_order import MixedLabelSampler
-        from .trainers import contract_of
+        from .mixed_labels import MixedLabelSampler
+        from .trl_trainers import contract_of
 
         if contract_of(type(trainer)) != "kto":
             return None
@@ -109,7 +109,7 @@ class Behavioral(Technique):
         return MixedLabelSampler(dataset.with_format(None)["label"], size, data_seed(trainer.args))
 
     def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
-        from .flips import flip_probabilities
+        from .flip_probabilities import flip_probabilities
 
         if "robust" not in getattr(trainer, "loss_types", ()) or self.noise == "off":
             return None
@@ -117,9 +117,9 @@ class Behavioral(Technique):
 
     def ft_trainer(self, trainer: Any) -> None:
         from .collator import COLUMNS, FLIP, WEIGHT
-        from .forward import behavioral_forward
-        from .reference import refuse_reference
-        from .trainers import innermost_models, refuse_unfit, sharing
+        from .model_forward import behavioral_forward
+        from .reference_model import refuse_reference
+        from .trl_trainers import innermost_models, refuse_unfit, sharing
 
         refuse_unfit(self, trainer)
         if self.log is not None and "train" in (trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
-from ...log_notes import log_into_last_entry
+from ...host.log_notes import log_into_last_entry
 from ...models.inputs import bare
 from .balancer import Balancer
 from .collator import MultiTaskCollator

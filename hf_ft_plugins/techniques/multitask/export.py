@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from ...errors import PluginError
-from ..heads import backbone_of, output_layers
+from ...models.heads import backbone_of, output_layers
 from .tasks import NAME
 
 CLASSES = {

@@ -193,7 +193,7 @@ class MultiTask(Technique):
         return surgery_step(self.balance, callback_of(trainer), trainer, model, inputs)
 
     def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
-        from ..evaluation_order import in_order
+        from ...host.evaluation_order import in_order
 
         return in_order(trainer, dataset)
 

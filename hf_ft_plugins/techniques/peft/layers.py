@@ -45,7 +45,7 @@ def is_linear(module: Any) -> bool:
 
 def head_modules(model: Any) -> tuple[str, ...]:
     """Names of the layers outside the backbone of a classifier, which no adapter reaches; none of a language model."""
-    from ..heads import backbone_of, head_names
+    from ...models.heads import backbone_of, head_names
 
     if output_embeddings(model) is not None:
         return ()

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from ...errors import PluginError
 from ...metrics import direction, set_names
-from ..labels import Kind
+from ...models.labels import Kind
 from .labels import has_no_labels
 from .metrics import BEST_METRIC, TaskMetrics
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..labels import Kind
+from ...models.labels import Kind
 from .metrics import probabilities
 
 BINS = 15

@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import Subset
 from transformers import TrainerCallback
 
-from ...log_notes import log_into_last_entry
+from ...host.log_notes import log_into_last_entry
+from ...models.heads import output_layers
 from ...models.inputs import bare
-from ..heads import output_layers
-from ..labels import Kind
+from ...models.labels import Kind
 from . import calibration, report
 from .calibration import Calibration
 from .metrics import evaluate, flat_predictions

@@ -11,10 +11,10 @@ import numpy as np
 from torch.utils.data import IterableDataset, Subset
 
 from ...errors import PluginError
+from ...models.class_names import are_placeholders, match
+from ...models.heads import head_names
 from ...models.inputs import bare
-from ..class_names import are_placeholders, match
-from ..heads import head_names
-from ..label_columns import (
+from ...models.label_columns import (
     LABEL_COLUMNS,
     FirstBatches,
     collated_labels,
@@ -23,7 +23,7 @@ from ..label_columns import (
     label_values,
     random_state_kept,
 )
-from ..labels import IGNORED, PROBLEM_TYPES, Kind, Labels, classifies_tokens, labels_of, other_labels
+from ...models.labels import IGNORED, PROBLEM_TYPES, Kind, Labels, classifies_tokens, labels_of, other_labels
 
 logger = logging.getLogger(__name__)
 

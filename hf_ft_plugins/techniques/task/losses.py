@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from ...errors import PluginError
 from ...models.inputs import bare
-from ..labels import IGNORED, Kind, Labels
+from ...models.labels import IGNORED, Kind, Labels
 
 logger = logging.getLogger(__name__)
 

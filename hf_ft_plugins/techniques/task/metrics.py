@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..labels import IGNORED, Kind
+from ...models.labels import IGNORED, Kind
 
 BEST_METRIC: dict[str, str] = {
     # The mean over classes of what each gets: accuracy does not see a rare class, and on balanced data both rank

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..class_names import names_in
-from ..labels import IGNORED, Kind
+from ...models.class_names import names_in
+from ...models.labels import IGNORED, Kind
 from . import calibration, pictures
 from .calibration import Calibration
 from .metrics import evaluate, flat_predictions, per_class, probabilities

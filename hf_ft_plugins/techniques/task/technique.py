@@ -59,7 +59,7 @@ class Task(Technique):
         return None
 
     def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
-        from ..heads import fit_head
+        from ...models.heads import fit_head
         from .labels import read_labels, refuse_no_labels, refuse_not_a_number
 
         labels = read_labels(train_dataset, model, args, self.name, first_batches)
@@ -77,7 +77,7 @@ class Task(Technique):
             )
 
     def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
-        from ..heads import labels_as_numbers
+        from ...models.heads import labels_as_numbers
 
         return labels_as_numbers(trainer.model, inputs)
 
@@ -93,7 +93,7 @@ class Task(Technique):
         return [BestMetricCallback(self.early_stopping_patience, self.early_stopping_threshold)]
 
     def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
-        from ..label_columns import first_batches_of
+        from ...models.label_columns import first_batches_of
         from .labels import read_labels
         from .sampler import BalancedSampler
 
@@ -105,7 +105,7 @@ class Task(Technique):
         return BalancedSampler(labels.values, data_seed(trainer.args))
 
     def ft_trainer(self, trainer: Any) -> None:
-        from ..label_columns import first_batches_of
+        from ...models.label_columns import first_batches_of
         from .best import choose_metric
         from .finish import FinishCallback
         from .labels import kind_of, read_labels, refuse_unfit

@@ -18,7 +18,6 @@ from .architecture import NAME, is_causal
 from .batches import TokenBudgetBatchSampler
 from .collator import TextPairCollator
 from .lengths import Lengths, measured, targets_alone
-from .lengths import pair_lengths as pair_lengths
 from .streaming import POOL, PooledBudgetBatches
 from .texts import prepared_texts, text_lengths
 from .tokens import chunks, columns_of, is_arrow

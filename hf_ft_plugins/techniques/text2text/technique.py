@@ -172,7 +172,7 @@ class Text2Text(Technique):
         return budgeted(self, trainer, dataset, sampler)
 
     def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
-        from ..evaluation_order import in_order
+        from ...host.evaluation_order import in_order
 
         return in_order(trainer, dataset)
 

@@ -20,8 +20,8 @@ import torch
 
 from ... import lr_scale
 from ...errors import PluginError
+from ...models.heads import backbone_of, head_names
 from ...models.inputs import bare
-from ..heads import backbone_of, head_names
 
 NAME = "transfer"
 DEPTH = f"{NAME}/depth"

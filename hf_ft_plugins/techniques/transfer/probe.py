@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...models.heads import backbone_of, head_names
 from ...models.inputs import bare
-from ..heads import backbone_of, head_names
-from ..labels import IGNORED
+from ...models.labels import IGNORED
 from .layers import NAME
 
 CACHE_LIMIT = 2 * 2**30  # bytes

@@ -83,8 +83,9 @@ class Transfer(Technique):
         return self.decay < 1 or self.strategy == "gradual"
 
     def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
+        from ...models.heads import fit_head
         from ...models.inputs import bare
-        from ..heads import fit_head, labels_of, other_labels
+        from ...models.labels import labels_of, other_labels
         from .layers import freeze
 
         # A model of several tasks has heads by its config.
@@ -106,7 +107,7 @@ class Transfer(Technique):
         return self.decay < 1 or self.strategy != "full"
 
     def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
-        from ..heads import labels_as_numbers
+        from ...models.heads import labels_as_numbers
 
         return labels_as_numbers(trainer.model, inputs)
 

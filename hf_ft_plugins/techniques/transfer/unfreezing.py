@@ -20,10 +20,10 @@ from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ...log_notes import add_note
+from ...host.log_notes import add_note
+from ...models.heads import head_names
 from ...models.inputs import bare
-from ..heads import head_names
-from ..labels import IGNORED
+from ...models.labels import IGNORED
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import NotCacheable, fit_probe
 

@@ -1,0 +1,238 @@
+"""What became of a log: `behavior_report.json`, and a page that people read (`behavior_report.html`).
+
+Counted are lines, messages, events and rows; what was left out has a reason at each of these. The page needs nothing
+from anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import PluginError
+from .events import TYPES
+from .log_files import NAME, Reading
+from .log_store import Store
+from .personal_data import Scrubber
+from .preference_writer import Written
+from .signal_noise import effective_size
+from .signals import RULES, Findings
+
+BECAME = ("pair", "positive", "negative")
+# KTO, eq. 8 (arXiv 2402.01306): lambda_D n_D / (lambda_U n_U) lies between these.
+KTO_BALANCE = (1.0, 4 / 3)
+# Rows whose tokens are counted; a share of them has a standard error of 1 % at most.
+MEASURED = 2_500
+MEASURED_BATCH = 8
+
+
+def summary(
+    name: str,
+    log: Path,
+    reading: Reading,
+    store: Store,
+    findings: Findings,
+    written: dict[Any, Written],
+    prior: dict[str, float],
+    epsilons: dict[str, float],
+    scrub: Scrubber | None,
+) -> dict[str, Any]:
+    """The report; every value is of JSON."""
+    report: dict[str, Any] = {
+        "log": log.name,
+        "format": name,
+        "lines": {
+            "read": reading.lines,
+            "broken": reading.broken,
+            "broken_first": reading.quoted,
+            "left_out": dict(reading.left_out),
+            "remarks": dict(reading.remarks),
+            "keys": list(reading.keys),
+            "columns_not_read": sorted(reading.unread),
+        },
+        "messages": {**{note: count for note, count in store.notes.items() if count}, "circles": store.cycles},
+        "events": {kind: _events(kind, store, findings) for kind in TYPES if store.seen[kind]},
+        "conflicts": dict(findings.conflicts),
+        "rows": {kind: _rows(kind, rows) for kind, rows in written.items()},
+        "noise": {signal: _noise(signal, findings, prior, epsilons) for signal in RULES},
+        "shown_position": {str(place): count for place, count in sorted(store.shown.items())},
+        "personal_data": None if scrub is None else dict(scrub.found.most_common()),
+    }
+    report["warnings"] = list(_warnings(report))
+    return report
+
+
+def _events(kind: str, store: Store, findings: Findings) -> dict[str, Any]:
+    used = findings.used.get(kind, Counter())
+    dropped = store.dropped.get(kind, Counter())
+    return {
+        "seen": store.seen[kind],
+        **{how: used[how] for how in BECAME},
+        "dropped": dict(dropped.most_common()),
+    }
+
+
+def _rows(kind: str, rows: Written) -> dict[str, Any]:
+    total = float(rows.weight.sum())
+    names = np.array(rows.signal, dtype=object)
+    by_signal = {}
+    for signal in sorted(set(rows.signal), key=list(RULES).index):
+        of_it = names == signal
+        weight = rows.weight[of_it]
+        by_signal[signal] = {
+            "rows": len(weight),
+            "weight": round(float(weight.sum()) / total, 4) if total else 0.0,
+            "effective_rows": round(effective_size(weight), 1),
+            "epsilon_prior": round(float(rows.prior[of_it].mean()), 4),
+            "epsilon": round(float(rows.epsilon[of_it].mean()), 4),
+        }
+    users = rows.users[rows.users > 0]
+    found: dict[str, Any] = {
+        "rows": len(rows.weight),
+        "splits": {"train": int((~rows.evaluation).sum()), "eval": int(rows.evaluation.sum())},
+        "effective_rows": round(effective_size(rows.weight), 1),
+        "by_signal": by_signal,
+        "dropped": dict(rows.dropped.most_common()),
+        "users": {
+            "users": len(users),
+            "capped": int((users > 1).sum()),
+            "largest_share_of_rows": round(float(users.max() / users.sum()), 4) if len(users) else None,
+            "largest_share_of_weight_capped": round(float(np.sqrt(users.max()) / np.sqrt(users).sum()), 4)
+            if len(users)
+            else None,
+        },
+    }
+    if kind == "pairs":
+        gap = rows.words[:, 0] - rows.words[:, 1]
+        found["length_gap_words"] = {
+            "mean": round(float(gap.mean()), 2) if len(gap) else None,
+            "median": float(np.median(gap)) if len(gap) else None,
+            "chosen_longer": round(float((gap > 0).mean()), 4) if len(gap) else None,
+        }
+        return found
+    good, bad = int(rows.label.sum()), int((~rows.label).sum())
+    found |= {"positives": good, "negatives": bad}
+    if good and bad:
+        low, high = (round(share * bad / good, 4) for share in KTO_BALANCE)
+        # One of the two stays 1; the other may lie in the range.
+        found["kto"] = {
+            "desirable_weight": [low, high] if good < bad else 1.0,
+            "undesirable_weight": 1.0 if good < bad else [round(good / bad / KTO_BALANCE[1], 4), round(good / bad, 4)],
+        }
+    return found
+
+
+def _noise(signal: str, findings: Findings, prior: dict[str, float], epsilons: dict[str, float]) -> dict[str, Any]:
+    overlaps = {
+        judge if judged == signal else judged: {"agreed": round(agreed, 1), "differed": round(differed, 1)}
+        for (judged, judge), (agreed, differed) in findings.overlaps.items()
+        if signal in (judged, judge)
+    }
+    return {"prior": prior[signal], "estimated": round(epsilons[signal], 4), "overlaps": overlaps}
+
+
+def _warnings(report: dict[str, Any]) -> Iterator[str]:
+    pairs, labels, read = report["rows"]["pairs"], report["rows"]["labels"], report["lines"]
+    if not pairs["rows"] and not labels["rows"]:
+        yield f"it gives neither pairs nor labels. {reasons(report)}"
+    elif not pairs["rows"]:
+        yield "it gives labels and no pairs: it serves KTO, not DPO."
+    if labels["rows"] and not (labels["positives"] and labels["negatives"]):
+        yield f"all {labels['rows']} labels are {'good' if labels['positives'] else 'bad'}: KTO needs both."
+    if report["messages"]["circles"]:
+        yield f"parents go round in a circle, for example from message {report['messages']['circles'][0]}."
+    missing = sum(
+        count for events in report["events"].values() for reason, count in events["dropped"].items()
+        if "does not exist" in reason
+    )  # fmt: skip
+    if missing:
+        yield f"{missing} events are about messages that the log does not hold."
+    for reason, count in read["left_out"].items():
+        yield f"{count} of {read['read']} records were left out: {reason}."
+    for remark, count in read["remarks"].items():
+        yield f"{count} {remark}."
+    if read["broken"]:
+        yield f"{read['broken']} of {read['read']} lines are broken; the first: {'; '.join(read['broken_first'])}."
+
+
+def reasons(report: dict[str, Any]) -> str:
+    """Why a log gives nothing: what was left out or dropped, the three most frequent; else as what it was read."""
+    counted = Counter(report["lines"]["left_out"])
+    for events in report["events"].values():
+        counted.update(events["dropped"])
+    if counted:
+        why = "; ".join(f"{reason}: {count}" for reason, count in counted.most_common(3))
+        return f"Left out or dropped: {why}."
+    if report["events"]:
+        return ""
+    return (
+        f"It was read as {report['format']}, and no record says which answer is good or better; the first has the keys "
+        f"{', '.join(report['lines']['keys'])}. If it is another format, name it (`--format`)."
+    )
+
+
+def measured(folder: Path, tokenizer: str, max_length: int) -> dict[str, Any]:
+    """How many completions would be cut at `max_length` tokens, and how much of batches of 8 would be padding.
+
+    Counts the first 2,500 rows of each kind. Prompt and completion go through the tokenizer's chat template; where it
+    has none, they are joined by line ends, and the report says so.
+
+    Raises:
+        PluginError: there is no such tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise PluginError(f"{NAME}: {tokenizer!r} holds no tokenizer ({error}). Name a model's folder.") from error
+    found: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length}
+    found["chat_template"] = bool(loaded.chat_template)
+    for kind, sides in (("pairs", ("chosen", "rejected")), ("labels", ("completion",))):
+        with (folder / f"{kind}.jsonl").open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in islice(lines, MEASURED)]
+        if not rows:
+            continue
+        lengths = np.array([[_tokens(loaded, row["prompt"] + row[side]) for side in sides] for row in rows])
+        # Both sides of a pair are padded to the longest of the batch.
+        batches = [np.minimum(lengths[at : at + MEASURED_BATCH], max_length) for at in range(0, len(rows), 8)]
+        padded = sum(int(batch.max()) * batch.size for batch in batches)
+        found[kind] = {
+            "rows": len(rows),
+            "cut": round(float((lengths > max_length).any(axis=1).mean()), 4),
+            "padding": round(1 - sum(int(batch.sum()) for batch in batches) / padded, 4),
+            "median_tokens": float(np.median(lengths)),
+        }
+    return found
+
+
+def _tokens(tokenizer: Any, turns: list[dict[str, Any]]) -> int:
+    if tokenizer.chat_template:
+        return len(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+    return len(tokenizer("\n".join(turn["content"] for turn in turns))["input_ids"])
+
+
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """Write both forms into `folder`; returns the page."""
+    (folder / "behavior_report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    page = folder / "behavior_report.html"
+    page.write_text(rendered(report), encoding="utf-8")
+    return page
+
+
+def rendered(report: dict[str, Any]) -> str:
+    """The page."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["share"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+    environment.filters["count"] = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    template = (files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(report=report, became=BECAME)

@@ -1,0 +1,127 @@
+"""Trainer mix-in: what changes the model (surgery, then an adapter), when `transformers.Trainer.__init__` is done.
+
+Of the script's classes the innermost: TRL's trainers look, after that `__init__`, whether their model has an adapter.
+One that does needs no second model for a reference, and its output layer is fused in the model under the adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from transformers.trainer import Trainer
+
+from ..errors import PluginError
+from ..models.unchanged import unchanged_on_error
+from . import hooks
+
+
+class Innermost(Trainer):
+    """Comes right before `Trainer` in the method resolution order of a host; made part of it by `with_plugins`."""
+
+    _supply_model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._supply_model()
+
+
+class Adapted:
+    """Comes before a Trainer class in the method resolution order; part of `Inputs`."""
+
+    model: Any
+    model_init: Any
+    model_wrapped: Any
+    args: Any
+    optimizer: Any
+    callback_handler: Any
+    _ft_techniques: Any
+    _ask_owner: Any
+    _change_model: Any
+    _undo: contextlib.ExitStack
+
+    @contextlib.contextmanager
+    def _changes_undone_on_error(self) -> Iterator[None]:
+        """If a technique raises in the block, the script's model and arguments are as Trainer's own `__init__` left
+        them, whatever the techniques before it had changed."""
+        with contextlib.ExitStack() as self._undo:
+            yield
+
+    def _supply_model(self) -> None:
+        # A technique that quantises the model wants the memory of what it replaces.
+        self._undo.enter_context(unchanged_on_error(self.model, storages=False))
+        self._undo.enter_context(_attributes_put_back(self.args))
+        model = self._supplied_model(self.model, self._undo)
+        if model is not self.model:
+            # What Trainer derived from the model it derived from the one under the adapter, as it always does.
+            if self.model_wrapped is self.model:
+                self.model_wrapped = model
+            self.model = self.callback_handler.model = model
+
+    def _supplied_model(self, model: Any, undo: contextlib.ExitStack) -> Any:
+        self._change_model(model)
+        technique = hooks.owner(self._ft_techniques, "ft_adapter")
+        if technique is None:
+            return model
+        if hasattr(model, "peft_config"):
+            raise PluginError(
+                f"{technique.name}: the script's model has adapters already, a {type(model).__name__}. Leave out the "
+                f"technique, or the script's own get_peft_model and peft_config=."
+            )
+        config = self._ask_owner("ft_adapter", model=model, args=self.args)
+        if config is None:
+            return model
+        # PiSSA and its like change the weights under the adapter.
+        undo.enter_context(unchanged_on_error(model))
+        adapted = with_adapter(model, config, self.args.seed, technique.name)
+        # With model_init there is none of the script's, and that of the run before is dropped.
+        if self.optimizer is not None and self.model_init is None:
+            refuse_stranger(self.optimizer, adapted, technique.name)
+        if self.args.gradient_checkpointing:
+            adapted.enable_input_require_grads()
+        return adapted
+
+
+@contextlib.contextmanager
+def _attributes_put_back(owner: Any) -> Iterator[None]:
+    before = dict(vars(owner))
+    try:
+        yield
+    except BaseException:
+        vars(owner).clear()
+        vars(owner).update(before)
+        raise
+
+
+def refuse_stranger(optimizer: Any, model: Any, technique: str) -> None:
+    """Raise if the script's own optimizer holds nothing of what learns: it was made before the adapter was there."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not any(id(parameter) in held for parameter in learning):
+        raise PluginError(
+            f"{technique}: the script's optimizers=({type(optimizer).__name__}, ...) holds none of the adapter's "
+            "parameters, which alone learn. Let the Trainer make the optimizer: optim=..., or "
+            "optimizer_cls_and_kwargs=(class, {...})."
+        )
+
+
+def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
+    """`get_peft_model` with weights that depend on `seed` alone; the global random state is left as it was.
+
+    Raises:
+        PluginError: peft cannot put such an adapter on this model, which is then as it was.
+    """
+    import torch
+    from peft import get_peft_model
+
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    # peft puts an adapter on layer by layer; PiSSA and its like change the weights under it.
+    with unchanged_on_error(model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+            raise PluginError(
+                f"{technique}: peft cannot put a {config.peft_type.value} adapter on a {type(model).__name__}: {error}"
+            ) from error

@@ -1,0 +1,183 @@
+"""Trainer mix-in: a checkpoint is whole or passed over, and holds the state of the techniques' parts.
+
+It wraps Trainer's own saving and resuming; what is written and checked is in `state.py` and `manifest.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from .. import lr_scale
+from ..errors import CheckpointError, PluginError
+from ..technique import Technique
+from . import manifest, state
+
+logger = logging.getLogger(__name__)
+
+
+class WholeCheckpoints:
+    """Comes before a Trainer class in the method resolution order; part of `Host`."""
+
+    _ft_techniques: tuple[Technique, ...] = ()
+    _ft_parts: dict[str, Any]
+    # Those that this trainer has written, the last one at the end.
+    _saved: tuple[Path, ...] = ()
+    args: Any
+    state: Any
+    control: Any
+    optimizer: Any
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        if self.args.should_save:
+            manifest.begin_manifest(folder)
+        self._barrier()
+        with self._committing(folder):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        if not self.args.should_save:
+            self._barrier()
+        self._saved = (*(one for one in self._saved if one != folder and one.is_dir()), folder)
+        self._refresh_manifests(self._saved)
+
+    def _refresh_manifests(self, folders: tuple[Path, ...]) -> None:
+        """The script's own class or callbacks may have added to the checkpoints, or changed them."""
+        if self.args.should_save:
+            for folder in folders:
+                manifest.refresh_manifest(folder)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        saves = self.control.should_save
+        busy = saves or self.control.should_log or self.control.should_evaluate
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        if busy:
+            self._refresh_manifests(self._saved if saves else self._saved[-1:])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        ended = super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        self._refresh_manifests(self._saved[-1:])
+        return ended
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        ended = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+        self._refresh_manifests(self._saved)
+        return ended
+
+    @contextlib.contextmanager
+    def _committing(self, folder: Path) -> Iterator[None]:
+        """Commit between the last file that Trainer writes, `trainer_state.json`, and the rotation of old checkpoints.
+
+        Both happen inside `_save_checkpoint`; the instance's `save_to_json` is the only point between them.
+        """
+        if not self.args.should_save:
+            yield
+            return
+        trainer_state, save_to_json = self.state, self.state.save_to_json
+        committed = False
+
+        def save_and_commit(json_path: str) -> None:
+            save_to_json(json_path)
+            commit()
+
+        def commit() -> None:
+            nonlocal committed
+            committed = True
+            # The other ranks write their random state into the same folder; the manifest must cover it.
+            self._barrier()
+            states = {key: part.state_dict() for key, part in self._ft_parts.items()}
+            state.write_state(folder, self._ft_techniques, states)
+            if (folder / manifest.LAST_STOCK_FILE).is_file():
+                manifest.write_manifest(folder)
+            else:
+                # A checkpoint of the script's own kind, from which Trainer resumes nothing.
+                manifest.withdraw_manifest(folder)
+
+        trainer_state.save_to_json = save_and_commit
+        try:
+            yield
+        finally:
+            del trainer_state.save_to_json
+        if not committed:
+            # The script's class saves in a way of its own.
+            commit()
+
+    def _is_distributed(self) -> bool:
+        return self.args.world_size > 1 and dist.is_available() and dist.is_initialized()
+
+    def _barrier(self) -> None:
+        if self._is_distributed():
+            dist.barrier()
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | bool | None:
+        if wanted is None or wanted is False:
+            return wanted
+        choice: list[Any] = [None, None]
+        if self.args.process_index == 0:
+            try:
+                choice[0] = self._chosen_checkpoint(wanted)
+            except (CheckpointError, OSError) as error:
+                choice[1] = str(error)
+        if self._is_distributed():
+            dist.broadcast_object_list(choice, src=0)
+        if choice[1] is not None:
+            raise CheckpointError(choice[1])
+        return choice[0]
+
+    def _chosen_checkpoint(self, wanted: str | bool) -> str:
+        if wanted is True:
+            newest, passed_over = manifest.newest_whole_checkpoint(Path(self.args.output_dir))
+            if newest is None:
+                reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
+                # The words of Trainer's own error, by which scripts know it.
+                raise CheckpointError(
+                    f"resume_from_checkpoint=True: No valid checkpoint found in output directory "
+                    f"({self.args.output_dir}).{reasons or ' It holds none at all.'}\n"
+                    "Start afresh without resume_from_checkpoint."
+                )
+            folder = newest
+            for path, reason in passed_over:
+                logger.warning("resume: passed over %s (%s), now %s", path, reason, manifest.set_aside(path).name)
+        else:
+            folder = Path(str(wanted))
+            broken = manifest.damage(folder)
+            if broken is not None:
+                raise CheckpointError(
+                    f"Can't find a valid checkpoint at {folder}: {folder} cannot be resumed: {broken}. Resume from "
+                    "another checkpoint, or with resume_from_checkpoint=True, which takes the newest whole one. If it "
+                    f"was changed on purpose: hf-ft checkpoint sign {folder}"
+                )
+        if not state.allow_changed_by_environment():
+            state.refuse_changes(folder, state.read_state(folder), self._ft_techniques)
+        logger.info("resume: from %s", folder)
+        return str(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
+        if checkpoint is not None and self.optimizer is not None:
+            lr_scale.forget_others(self.optimizer, (technique.name for technique in self._ft_techniques))
+        for key, part in self._ft_parts.items():
+            stored = content["states"].get(key) if content else None
+            if stored is not None:
+                _load(part, key, stored, Path(str(checkpoint)))
+
+
+def _load(part: Any, key: str, stored: dict[str, Any], folder: Path) -> None:
+    try:
+        part.load_state_dict(stored)
+    except PluginError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder / manifest.STATE_FILE}: the state of {key} is not of its form ({type(error).__name__}: {error}). "
+            "Resume from another checkpoint, or with the version of its plug-in that wrote it."
+        ) from error

@@ -1,0 +1,100 @@
+"""Asking techniques: pluggy, with the house's two rules.
+
+A hook is a method named `ft_...`, without a decorator, and each technique is asked alone, in the order given, so that
+an exception can say whose it is. Imports neither torch nor transformers: `hf-ft check` needs only this.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pluggy
+
+from .. import hookspecs
+from ..errors import ConflictError, PluginError
+from ..registry import origin, refuse_conflicts
+from ..technique import Technique
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy, with methods named `ft_...` taken as answers to hooks without a decorator."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        if not name.startswith(hookspecs.PREFIX) or not inspect.ismethod(getattr(plugin, name, None)):
+            return None
+        defaults = [
+            parameter.name
+            for parameter in inspect.signature(getattr(plugin, name)).parameters.values()
+            if parameter.default is not inspect.Parameter.empty
+        ]
+        if defaults:
+            # pluggy never passes an argument that has a default: the technique would silently see the default.
+            raise PluginError(
+                f"{plugin.name}: {name} gives {', '.join(defaults)} a default, and would always receive it. "
+                "Remove the default."
+            )
+        return dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False) | {
+            "specname": None
+        }
+
+
+def manager(techniques: Sequence[Technique]) -> pluggy.PluginManager:
+    """A plugin manager with these techniques registered.
+
+    Raises:
+        ConflictError: two owners of one hook, the same technique twice, or two that refuse each other.
+        PluginError: a method named `ft_...` that is no hook, or takes arguments the hook does not have.
+    """
+    refuse_conflicts(techniques)
+    manager = _Manager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for technique in techniques:
+        try:
+            manager.register(technique, name=technique.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            distribution, version = origin(technique)
+            raise PluginError(
+                f"{technique.name} ({distribution} {version}): a hook does not fit the contract: {error}. "
+                "Compare its name and arguments with hf_ft_plugins/hookspecs.py."
+            ) from error
+    for name, caller in vars(manager.hook).items():
+        if name.startswith(hookspecs.PREFIX) and _is_owner_hook(caller):
+            owner(techniques, name)
+    return manager
+
+
+def _is_owner_hook(caller: pluggy.HookCaller) -> bool:
+    return caller.spec is not None and caller.spec.opts["firstresult"]
+
+
+def owner(techniques: Sequence[Technique], hook: str) -> Technique | None:
+    """The one technique that answers a hook which only one may answer; None where none does."""
+    owners = [technique for technique in techniques if hook in technique.hooks()]
+    if len(owners) > 1:
+        raise ConflictError(
+            f"{' and '.join(owner.name for owner in owners)} both answer {hook}, which only one technique may. "
+            "Remove one of them."
+        )
+    return owners[0] if owners else None
+
+
+def ask(manager: pluggy.PluginManager, technique: Technique, hook: str, arguments: Mapping[str, Any]) -> Any:
+    """One technique's answer to one hook; an exception gets a note that says whose it is."""
+    if hook not in technique.hooks():
+        return None
+    others = [plugin for plugin in manager.get_plugins() if plugin is not technique]
+    caller = manager.subset_hook_caller(hook, remove_plugins=others)
+    try:
+        answer = caller(**arguments)
+    except Exception as error:
+        distribution, version = origin(technique)
+        error.add_note(
+            f"in hook {hook} of technique {technique.name} ({distribution} {version}), options {technique.options()}"
+        )
+        raise
+    if _is_owner_hook(caller):
+        return answer
+    return answer[0] if answer else None

@@ -1,0 +1,300 @@
+"""Trainer mix-in: what a trainer reads (data sets, collator, metrics, batches), as the techniques supply it.
+
+Asked right after the trainer's own `__init__`, when its model, tokenizer and default collator are known, whatever the
+signature of the script's own class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from accelerate.data_loader import DataLoaderShard, prepare_data_loader
+from torch.utils.data import DataLoader, IterableDataset
+from transformers.trainer_utils import seed_worker
+
+from ..errors import PluginError
+from .adapter import Adapted
+
+
+class Inputs(Adapted):
+    """Comes before a Trainer class in the method resolution order; part of `Host`."""
+
+    # The order of the training examples and their batches, where a technique supplies them.
+    train_order: Any = None
+    train_batches: Any = None
+    # Whether the evaluation under way is the script's own, of other data, under the names of the trainer's own metrics.
+    evaluates_others = False
+    _evaluating = False
+    # What collates evaluation and test data; `data_collator` collates training data.
+    eval_collator: Any
+    _supplied_collator: Any
+    # The collator before a technique supplied another, and the data sets that techniques have supplied: None before.
+    _script_collator: Any = None
+    _supplied_datasets: list[Any] | None = None
+
+    model: Any
+    args: Any
+    accelerator: Any
+    processing_class: Any
+    data_collator: Any
+    callback_handler: Any
+    compute_metrics: Any
+    train_dataset: Any
+    eval_dataset: Any
+    _ask_all: Any
+    _ask_chain: Any
+    _ask_owner: Any
+    _remove_unused_columns: Any
+    _signature_columns: Any
+    _move_model_to_device: Any
+    place_model_on_device: bool
+    _get_collator_with_removed_columns: Any
+
+    def _supply_inputs(self) -> None:
+        known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
+        self._script_collator = self.data_collator
+        self.train_dataset = self._supplied_dataset(self.train_dataset, "train", known)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._supplied_dataset(dataset, name, known) for name, dataset in self.eval_dataset.items()
+            }
+            self._supplied_datasets = [self.train_dataset, *self.eval_dataset.values()]
+        else:
+            self.eval_dataset = self._supplied_dataset(self.eval_dataset, "eval", known)
+            self._supplied_datasets = [self.train_dataset, self.eval_dataset]
+        collators = [self._supplied_collator_for(split, known) for split in ("train", "eval")]
+        self.data_collator, self.eval_collator = collators
+        self._supplied_collator = self.data_collator
+        if self.compute_metrics is None:
+            self.compute_metrics = self._ask_owner("ft_metrics", **known)
+
+    def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL's trainers call it, with arguments that differ between them; `transformers.Trainer` has none.
+        prepare = super()._prepare_dataset  # type: ignore[misc]
+        given = inspect.signature(prepare).bind(*args, **kwargs)
+        given.arguments["dataset"] = self._ask_chain(
+            "ft_raw_dataset",
+            dataset=given.arguments["dataset"],
+            split=given.arguments["dataset_name"],
+            args=given.arguments["args"],
+            processing_class=given.arguments["processing_class"],
+            trainer_class=type(self),
+        )
+        return prepare(*given.args, **given.kwargs)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as contexts:
+            for _, context in self._ask_all("ft_loss", trainer=self, inputs=inputs):
+                contexts.enter_context(context)
+            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _change_model(self, model: Any) -> None:
+        self._ask_all(
+            "ft_model",
+            model=model,
+            train_dataset=self.train_dataset,
+            args=self.args,
+            processing_class=self.processing_class,
+            first_batches=partial(self._first_batches, model),
+        )
+
+    def _first_batches(self, model: Any, count: int, split: str = "train") -> list[Any]:
+        """The first rows of the script's data as they will be collated, on this process's device; [] without data.
+
+        Of several evaluation sets, those of the first.
+        """
+        training, name = split == "train", split
+        dataset = self.train_dataset if training else self.eval_dataset
+        if isinstance(dataset, dict) and not training:
+            name, dataset = next(iter(dataset.items()), (split, None))
+        if dataset is None:
+            return []
+        collator, signature = self.data_collator, self._signature_columns
+        # For a model of model_init, made later, all is supplied already.
+        supplied = hasattr(self, "eval_collator")
+        with self._collator(training) if supplied else contextlib.nullcontext():
+            if not supplied:
+                known = {"model": model, "args": self.args, "processing_class": self.processing_class}
+                # All of it: of a few rows alone a technique may make, or refuse, something else.
+                dataset = self._supplied_dataset(dataset, name, known)
+                self.data_collator = self._supplied_collator_for("train" if training else "eval", known)
+            try:
+                return list(self.feature_batches(_first_rows(dataset, count)))
+            finally:
+                self.data_collator, self._signature_columns = collator, signature
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        model = super().call_model_init(trial)  # type: ignore[misc]
+        # The first of these calls is in Trainer's `__init__`, which does not know the data yet.
+        if hasattr(self, "eval_collator"):
+            # Quantised where it will stay: bitsandbytes' layers are not moved by Trainer.
+            if self.place_model_on_device:
+                self._move_model_to_device(model, self.args.device)
+            with contextlib.ExitStack() as undo:
+                return self._supplied_model(model, undo)
+        return model
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.train_order is not None:
+            return self.train_order
+        return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+
+    def _supplied_collator_for(self, split: str, known: dict[str, Any]) -> Any:
+        answer = self._ask_owner("ft_collator", collator=self.data_collator, split=split, **known)
+        return self.data_collator if answer is None else answer
+
+    def _supplied_dataset(self, dataset: Any, split: str, known: dict[str, Any]) -> Any:
+        if dataset is None:
+            return None
+        collator = self._script_collator or self.data_collator
+        return self._ask_chain("ft_dataset", dataset=dataset, split=split, collator=collator, **known)
+
+    def _supplied_later(self, dataset: Any, split: str) -> Any:
+        """Data given to `evaluate` or `predict`, or set on the trainer, as those that it was built with."""
+        if self._supplied_datasets is None or any(dataset is known for known in self._supplied_datasets):
+            return dataset
+        known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
+        return self._supplied_dataset(dataset, split, known)
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        batches = None
+        if is_training:
+            asked = {"trainer": self, "dataset": dataset}
+            self.train_order = None if isinstance(dataset, IterableDataset) else self._ask_owner("ft_sampler", **asked)
+            batches = self._ask_owner("ft_batch_sampler", sampler=self.train_order, **asked)
+            self.train_batches = batches
+        else:
+            # Trainer's own words for what `predict` and `evaluate` read.
+            dataset = self._supplied_later(dataset, "test" if description == "test" else "eval")
+        if batches is None:
+            with self._collator(is_training):
+                return super()._get_dataloader(  # type: ignore[misc]
+                    dataset, description, batch_size, sampler_fn=sampler_fn, is_training=is_training, **kwargs
+                )
+        if self.args.accelerator_config.split_batches:
+            raise PluginError(
+                "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
+                "batches of unequal size. Set it to False."
+            )
+        if isinstance(batches, IterableDataset):
+            return self._streaming_loader(batches)
+        loader = DataLoader(batch_sampler=batches, **self._read_as(dataset, description), **self._loading())
+        return self.accelerator.prepare(loader)
+
+    def _streaming_loader(self, batches: IterableDataset[Any]) -> DataLoaderShard:
+        # Not `accelerator.prepare`, which deals out the batches of an iterable data set once more, or sends those of
+        # the first rank to all.
+        if self.args.accelerator_config.dispatch_batches:
+            raise PluginError(
+                "accelerator_config.dispatch_batches=True lets the first rank read for all, and a technique supplies "
+                "batches that every rank reads itself. Leave it unset."
+            )
+        return DataLoaderShard(
+            batches,
+            device=self.accelerator.device if self.accelerator.device_placement else None,
+            _non_blocking=self.accelerator.non_blocking,
+            batch_size=None,
+            # Its examples are the technique's, without columns to remove.
+            collate_fn=self.data_collator,
+            **self._loading(),
+        )
+
+    @contextlib.contextmanager
+    def _collator(self, is_training: bool) -> Iterator[None]:
+        # Trainer knows one collator. A class that sets its own later keeps it.
+        training = self.data_collator
+        if not is_training and training is self._supplied_collator:
+            self.data_collator = self.eval_collator
+        try:
+            yield
+        finally:
+            self.data_collator = training
+
+    def feature_batches(self, dataset: Any = None) -> Any:
+        """The training data in order, undivided, as the training batches are collated, on this process's device."""
+        read = self._read_as(self.train_dataset if dataset is None else dataset, "Training")
+        loader = DataLoader(batch_size=self.args.eval_batch_size, **read)
+        return prepare_data_loader(loader, device=self.args.device, num_processes=1, put_on_device=True)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        sampler = self._ask_owner("ft_eval_sampler", trainer=self, dataset=eval_dataset)
+        return super()._get_eval_sampler(eval_dataset) if sampler is None else sampler  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs.get("eval_dataset")
+        own = given is None or given is self.eval_dataset or self.eval_dataset is None or isinstance(given, str)
+        prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
+        # Of several sets Trainer evaluates each by a call of its own.
+        outermost = not self._evaluating
+        if outermost:
+            self._evaluating, self.evaluates_others = True, not own and prefix == "eval"
+        try:
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if outermost:
+                self._evaluating = self.evaluates_others = False
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        with contextlib.ExitStack() as contexts:
+            for _, context in self._ask_all("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
+                contexts.enter_context(context)
+            return super().evaluation_loop(dataloader, *args, **kwargs)  # type: ignore[misc]
+
+    def _read_as(self, dataset: Any, description: str) -> dict[str, Any]:
+        """The data set and the collator, one of which leaves out the columns that the model does not take."""
+        # A stream may not know its columns.
+        if hasattr(dataset, "features") and getattr(dataset, "column_names", None) is not None:
+            dataset = self._remove_unused_columns(dataset, description=description)
+            return {"dataset": dataset, "collate_fn": self.data_collator}
+        collator = self._get_collator_with_removed_columns(self.data_collator, description=description)
+        return {"dataset": dataset, "collate_fn": collator}
+
+    def _loading(self) -> dict[str, Any]:
+        """How a DataLoader works, as Trainer has it."""
+        names = (
+            "num_workers",
+            "pin_memory",
+            "persistent_workers",
+            "multiprocessing_context",
+            "prefetch_factor",
+            "in_order",
+        )
+        settings = {name: getattr(self.args, f"dataloader_{name}", None) for name in names}
+        return {
+            "worker_init_fn": partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+            **{name: value for name, value in settings.items() if value is not None},
+        }
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
+        for part in (self.train_order, self.train_batches, self.data_collator):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(kwargs["epoch"])
+        skipped = kwargs["steps_trained_in_current_epoch"] if kwargs["epoch"] == kwargs["epochs_trained"] else 0
+        if skipped and hasattr(self.train_batches, "seek") and not self.args.ignore_data_skip:
+            self.train_batches.seek(skipped)
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+
+def _first_rows(dataset: Any, count: int) -> Any:
+    if hasattr(dataset, "select"):
+        return dataset.select(range(min(count, len(dataset))))
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return [dataset[row] for row in range(min(count, len(dataset)))]
+    return list(islice(dataset, count))

@@ -1,0 +1,208 @@
+"""The manifest of a checkpoint: which files make it whole, and whether they still do.
+
+Trainer writes `checkpoint-N` in place and later takes the highest number unchecked, so a run killed inside a save
+resumes from half a checkpoint. Here the manifest (names, sizes, SHA-256 digests) is written last, flushed and
+replaced in one move; before anything is written, it says that the checkpoint is unfinished. A checkpoint whose
+manifest does not hold is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+MANIFEST_FILE = "hf_ft_manifest.json"
+STATE_FILE = "hf_ft_plugins.json"
+TENSORS_FILE = "hf_ft_plugins.safetensors"
+LAST_STOCK_FILE = "trainer_state.json"
+# Trainer's checkpoint at SIGTERM puts it there first, and takes it away last.
+UNFINISHED_MARKER = "checkpoint-is-incomplete.txt"
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+FORMAT = 1
+CUT_OFF = "its save was cut off"
+
+Files = dict[str, dict[str, Any]]
+
+
+def begin_manifest(folder: Path) -> None:
+    """Declare a checkpoint unfinished, before anything in it is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, None)
+
+
+def write_manifest(folder: Path) -> None:
+    """Declare a checkpoint whole: flush every file, then write names, sizes and digests in one move."""
+    _write(folder, {file.relative_to(folder).as_posix(): _flushed(file) for file in files_of(folder)})
+
+
+def withdraw_manifest(folder: Path) -> None:
+    """Say nothing of a folder, and leave nothing of what is ours in it."""
+    for name in (MANIFEST_FILE, STATE_FILE, TENSORS_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def refresh_manifest(folder: Path) -> None:
+    """Take in what was added, changed or removed since `write_manifest`; other files are not read again."""
+    manifest = folder / MANIFEST_FILE
+    known = read_manifest(folder)
+    if known is None:
+        return
+    written = manifest.stat().st_mtime_ns
+    files = {}
+    for file in files_of(folder):
+        name, stat = file.relative_to(folder).as_posix(), file.stat()
+        same = name in known and stat.st_size == known[name]["size"] and stat.st_mtime_ns < written
+        files[name] = known[name] if same else _flushed(file)
+    if files != known:
+        _write(folder, files)
+
+
+def read_manifest(folder: Path) -> Files | None:
+    """Size and digest of each file, by its path in the folder; None where the save was not finished, or there is no
+    manifest.
+
+    Raises:
+        CheckpointError: it is no manifest.
+    """
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"its manifest cannot be read ({type(error).__name__}: {error})") from error
+    wrong = _what_is_wrong(content)
+    if wrong is not None:
+        raise CheckpointError(f"its manifest cannot be read ({wrong})")
+    return content["files"]
+
+
+def _what_is_wrong(content: Any) -> str | None:
+    if not isinstance(content, dict) or content.keys() != {"format", "files"}:
+        return "it must have the keys format and files, and no others"
+    if content["format"] != FORMAT:
+        return f"its format is {content['format']!r}, and this version reads {FORMAT}"
+    files = content["files"]
+    if files is None:
+        return None
+    if not isinstance(files, dict):
+        return "its files must be a mapping"
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
+            return f"its entry {name!r} must have the keys size and sha256, and no others"
+        if type(entry["size"]) is not int or not re.fullmatch("[0-9a-f]{64}", str(entry["sha256"])):
+            return f"its entry {name!r} has no size or no digest"
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"its entry {name!r} lies outside of the checkpoint"
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """Why a checkpoint cannot be resumed, or None when every file is as it was written.
+
+    One without a manifest is a stock Trainer's; it counts as whole once its last file is there.
+    """
+    if (folder / UNFINISHED_MARKER).is_file():
+        return CUT_OFF
+    if not (folder / MANIFEST_FILE).is_file():
+        if (folder / STATE_FILE).is_file():
+            return "it has no manifest"
+        return None if (folder / LAST_STOCK_FILE).is_file() else f"there is no {LAST_STOCK_FILE} in it"
+    try:
+        files = read_manifest(folder)
+    except CheckpointError as error:
+        return str(error)
+    if files is None:
+        return CUT_OFF
+    return next(iter(changes(folder, files)), None)
+
+
+def changes(folder: Path, files: Files) -> list[str]:
+    """What is not as the manifest says, of what it names; digests are compared where all sizes are right."""
+    found = []
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            found.append(f"{name} is missing")
+        elif file.stat().st_size != expected["size"]:
+            found.append(f"{name} has {file.stat().st_size} bytes instead of {expected['size']}")
+    if not found:
+        found = [
+            f"{name} has changed since it was written"
+            for name, expected in files.items()
+            if _digest(folder / name) != expected["sha256"]
+        ]
+    return found
+
+
+def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint whose manifest holds, and the newer ones that were passed over, each with the reason."""
+    numbered = []
+    for folder in output_dir.iterdir() if output_dir.is_dir() else []:
+        match = CHECKPOINT_NAME.fullmatch(folder.name)
+        if match and folder.is_dir():
+            numbered.append((int(match[1]), folder))
+    passed_over: list[tuple[Path, str]] = []
+    for _, folder in sorted(numbered, reverse=True):
+        reason = damage(folder)
+        if reason is None:
+            return folder, passed_over
+        passed_over.append((folder, reason))
+    return None, passed_over
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint so that Trainer's rotation, which takes the highest number for the newest, cannot
+    keep it in place of a whole one. Its files stay readable."""
+    target = folder.with_name(f"damaged-{folder.name}")
+    count = 1
+    while target.exists():
+        count += 1
+        target = folder.with_name(f"damaged-{folder.name}.{count}")
+    folder.rename(target)
+    return target
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Flush the text to the disk under another name, then rename: the file is the old one or the new one, whole."""
+    scratch = file.with_name(file.name + ".tmp")
+    with scratch.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    scratch.replace(file)
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _write(folder: Path, files: Files | None) -> None:
+    write_atomically(folder / MANIFEST_FILE, json.dumps({"format": FORMAT, "files": files}, indent=1))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """What a manifest names: all files but itself, those of a write that is under way, and Trainer's marker."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file.name not in (MANIFEST_FILE, UNFINISHED_MARKER) and not file.name.endswith(".tmp")
+    )
+
+
+def _flushed(file: Path) -> dict[str, Any]:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+    return {"size": file.stat().st_size, "sha256": _digest(file)}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

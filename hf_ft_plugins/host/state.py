@@ -1,0 +1,176 @@
+"""What the host adds to a checkpoint: the state of the techniques' parts, and who wrote it.
+
+Nothing here loads pickles: states are JSON, tensors are safetensors. Whether the files are as they were written, the
+manifest tells (`manifest.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, PluginError
+from ..technique import Technique
+from .manifest import STATE_FILE, TENSORS_FILE, write_atomically
+
+ALLOW_CHANGED_VARIABLE = "HF_FT_ALLOW_CHANGED_PLUGINS"
+FORMAT = 1
+TENSOR_MARK = "__tensor__"
+ANOTHER = "Resume from another checkpoint, or with resume_from_checkpoint=True, which takes the newest whole one."
+
+
+def describe(techniques: Iterable[Technique]) -> list[dict[str, Any]]:
+    """Name, origin and options of each technique, as they stand in the state file."""
+    from ..registry import origin
+
+    described = []
+    for technique in techniques:
+        distribution, version = origin(technique)
+        described.append(
+            {
+                "name": technique.name,
+                "distribution": distribution,
+                "version": version,
+                "options": technique.options(),
+            }
+        )
+    return described
+
+
+def write_state(folder: Path, techniques: Iterable[Technique], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the parts' `states` (nested dicts of JSON values and torch tensors) into a checkpoint folder.
+
+    Raises:
+        PluginError: a state holds something that is neither; the text says which part and where. Nothing is written.
+    """
+    tensors: dict[str, Any] = {}
+    plain = {key: _without_tensors(state, key, tensors) for key, state in states.items()}
+    content = {"format": FORMAT, "techniques": describe(techniques), "states": plain}
+    text = json.dumps(content, indent=1, allow_nan=True)
+    if tensors:
+        from safetensors.torch import save_file
+
+        save_file(tensors, folder / TENSORS_FILE)
+    else:
+        (folder / TENSORS_FILE).unlink(missing_ok=True)
+    write_atomically(folder / STATE_FILE, text)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What `write_state` wrote, tensors put back (on CPU); None where the checkpoint has no state file.
+
+    Raises:
+        CheckpointError: the file is not of that form, or another version's.
+    """
+    file = folder / STATE_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} cannot be read ({type(error).__name__}: {error}). {ANOTHER}") from error
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"{file}: its format is {content['format']!r} and this version reads {FORMAT}. "
+            "Resume with the version of hf-ft-plugins that wrote it."
+        )
+    wrong = _what_is_wrong(content)
+    if wrong is not None:
+        raise CheckpointError(f"{file} cannot be read: {wrong}. {ANOTHER}")
+    content["states"] = _with_tensors(content["states"], _read_tensors(folder / TENSORS_FILE))
+    return content
+
+
+def _what_is_wrong(content: Any) -> str | None:
+    if not isinstance(content, dict) or content.keys() != {"format", "techniques", "states"}:
+        return "it must have the keys format, techniques and states, and no others"
+    techniques, states = content["techniques"], content["states"]
+    if not isinstance(techniques, list):
+        return "its techniques must be a list"
+    for item in techniques:
+        if not isinstance(item, dict) or item.keys() != {"name", "distribution", "version", "options"}:
+            return "each of its techniques must have the keys name, distribution, version and options, and no others"
+        if not isinstance(item["name"], str) or not isinstance(item["options"], dict):
+            return "each of its techniques must have a text for its name and a mapping for its options"
+    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+        return "its states must be mappings"
+    return None
+
+
+def _read_tensors(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} cannot be read ({error}). {ANOTHER}") from error
+
+
+def _without_tensors(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise PluginError(
+                    f"{path}: the state has the key {key!r}; JSON keeps only text keys. Make it a string."
+                )
+        return {key: _without_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_tensors(item, f"{path}[{index}]", tensors) for index, item in enumerate(value)]
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach().cpu().contiguous()
+        return {TENSOR_MARK: path}
+    raise PluginError(
+        f"{path}: the state holds a {type(value).__name__}, which a checkpoint cannot keep. "
+        "Return numbers, text, lists, dicts or torch tensors from state_dict()."
+    )
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {TENSOR_MARK}:
+            if value[TENSOR_MARK] not in tensors:
+                raise CheckpointError(f"the tensor {value[TENSOR_MARK]} is not in {TENSORS_FILE}. {ANOTHER}")
+            return tensors[value[TENSOR_MARK]]
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_tensors(item, tensors) for item in value]
+    return value
+
+
+def allow_changed_by_environment() -> bool:
+    """Whether `HF_FT_ALLOW_CHANGED_PLUGINS` (what `--allow-changed-plugins` sets) is on."""
+    return os.environ.get(ALLOW_CHANGED_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+
+
+def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: Iterable[Technique]) -> None:
+    """Raise `CheckpointError` with a diff unless the checkpoint was made with the same techniques and options.
+
+    The order in which techniques were listed does not count, nor does a plugin's version.
+    """
+    stored = {item["name"]: item["options"] for item in (content or {}).get("techniques", [])}
+    # Through JSON, so that a tuple here equals the list that it became in the file.
+    present = {item.name: json.loads(json.dumps(item.options())) for item in techniques}
+    lines = [f"- {name} (only in the checkpoint)" for name in stored if name not in present]
+    lines += [f"+ {name} (only in this run)" for name in present if name not in stored]
+    for name in stored.keys() & present.keys():
+        for option in sorted(stored[name].keys() | present[name].keys()):
+            was, now = stored[name].get(option, "(unset)"), present[name].get(option, "(unset)")
+            if was != now:
+                lines.append(f"! {name}: {option} was {was}, is {now}")
+    if lines:
+        raise CheckpointError(
+            f"{folder} was made with other techniques than this run:\n  "
+            + "\n  ".join(lines)
+            + "\nUse the same techniques and options, start a new output_dir, or say --allow-changed-plugins "
+            f"({ALLOW_CHANGED_VARIABLE}=1) to go on: parts without a stored state then start afresh."
+        )

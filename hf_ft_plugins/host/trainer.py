@@ -1,0 +1,282 @@
+"""The host: a cooperative Trainer subclass that asks techniques at Trainer's own override points, and nowhere else.
+
+    Trainer = with_plugins(Trainer, AdaptiveLR(patience=2), "my-technique:option=3")
+
+The result has the same name and signature; everything below that line stays as it was. To add a hook: a hookspec in
+`hookspecs.py` and the override here that asks it.
+
+Beside the hooks the host keeps three promises that stock Trainer does not: a checkpoint is whole or passed over
+(`checkpoints.py`), the logged learning rate is the one applied (`lr_scale.py`), and a stop, save or evaluation that one
+rank decides is decided on every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers.trainer import Trainer
+from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
+
+from .. import lr_scale
+from ..errors import ConflictError, PluginError
+from ..registry import origin, resolve
+from ..technique import Technique
+from . import hooks
+from .adapter import Innermost
+from .checkpoints import WholeCheckpoints
+from .endings import END_PHASES, Endings, phase_of
+from .inputs import Inputs
+from .log_notes import taken_notes
+from .preemption import Preemption
+from .streams import StreamPasses
+
+logger = logging.getLogger(__name__)
+
+CONTROL_FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+
+
+def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] | str | Mapping[str, Any]) -> type:
+    """A subclass of `trainer_class` that runs with `techniques`.
+
+    Args:
+        trainer_class: `transformers.Trainer` or any subclass of it: Seq2SeqTrainer, TRL's trainers, one of the
+            script's own, or a class that is a host already; the lists are then joined.
+        techniques: instances, classes, `"name:option=value"` strings or `{name: {option: value}}` mappings, in the
+            order in which their hooks are to be asked.
+
+    Returns:
+        A class with the same `__name__`, `__module__` and `__init__` signature.
+
+    Raises:
+        PluginError: an unknown technique or option, the same technique twice, two owners of one hook.
+    """
+    listed = (
+        *getattr(trainer_class, "_ft_techniques", ()),
+        *(resolve(technique) for technique in techniques),
+    )
+    hooks.manager(listed)
+    if issubclass(trainer_class, Host):
+        bases: tuple[type, ...] = (trainer_class,)
+    elif trainer_class is Trainer:
+        bases = (Host, Innermost)
+    else:
+        bases = (Host, trainer_class, Innermost)
+    return type(
+        trainer_class.__name__,
+        bases,
+        {
+            "_ft_techniques": listed,
+            "__module__": trainer_class.__module__,
+            "__qualname__": trainer_class.__qualname__,
+            "__doc__": trainer_class.__doc__,
+            "__signature__": inspect.signature(trainer_class),
+        },
+    )
+
+
+class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
+    """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
+
+    control: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    callback_handler: Any
+    # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
+    last_grad_norm: Any = None
+    # The optimizer whose parameter groups the techniques have seen.
+    _ft_grouped: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._ft_manager = hooks.manager(self._ft_techniques)
+        self._ft_parts, self._ft_callbacks = {}, []
+        with self._changes_undone_on_error():
+            super().__init__(*args, **kwargs)
+            self._refuse_two_schedulers()
+            self._supply_inputs()
+            self._add_callbacks()
+            self._take_over_sigterm()
+            self._ask_all("ft_trainer", trainer=self)
+        for technique in self._ft_techniques:
+            logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
+
+    def _ask_all(self, hook: str, **arguments: Any) -> list[tuple[Technique, Any]]:
+        return [
+            (technique, answer)
+            for technique in self._ft_techniques
+            for answer in [hooks.ask(self._ft_manager, technique, hook, arguments)]
+            if answer is not None
+        ]
+
+    def _ask_chain(self, hook: str, **arguments: Any) -> Any:
+        """Each technique changes what the one before left; the first argument is what is passed on."""
+        changed, *_ = arguments
+        for technique in self._ft_techniques:
+            answer = hooks.ask(self._ft_manager, technique, hook, arguments)
+            if answer is not None:
+                arguments[changed] = answer
+        return arguments[changed]
+
+    def _ask_owner(self, hook: str, **arguments: Any) -> Any:
+        answers = [answer for _, answer in self._ask_all(hook, **arguments)]
+        return answers[0] if answers else None
+
+    def _add_callbacks(self) -> None:
+        # Right behind the default flow: what they add to a log or decide at a step is seen by every tracker after them.
+        callbacks = self.callback_handler.callbacks
+        position = 1 + max(
+            (index for index, callback in enumerate(callbacks) if isinstance(callback, DefaultFlowCallback)),
+            default=-1,
+        )
+        for technique, supplied in self._ask_all("ft_callbacks", args=self.args):
+            for callback in supplied:
+                if phase_of(callback) not in (None, *END_PHASES):
+                    raise PluginError(
+                        f"{technique.name}: {type(callback).__name__} has end_phase={phase_of(callback)!r}; there are "
+                        f"{', '.join(END_PHASES)}. Name one of these, or none."
+                    )
+                callbacks.insert(position, callback)
+                self._ft_callbacks.append(callback)
+                position += 1
+                self._remember_part(technique, callback)
+                if hasattr(callback, "set_trainer"):
+                    callback.set_trainer(self)
+                changed = callback.on_init_end(self.args, self.state, self.control, model=self.model)
+                self.control = changed or self.control
+
+    def _remember_part(self, technique: Technique, part: Any) -> None:
+        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            return
+        key = f"{technique.name}/{type(part).__name__}"
+        if key in self._ft_parts:
+            raise PluginError(
+                f"{technique.name}: it supplies two parts of class {type(part).__name__} with state. "
+                "Give them different classes, so that a checkpoint can tell them apart."
+            )
+        self._ft_parts[key] = part
+
+    # ---- optimizer and learning rate ----
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        inner = lr_scale.innermost(optimizer)
+        if inner is not self._ft_grouped:
+            self._ft_grouped = inner
+            self._ask_all("ft_param_groups", trainer=self, model=self.model, groups=inner.param_groups)
+        return optimizer
+
+    def _refuse_two_schedulers(self) -> None:
+        owner = hooks.owner(self._ft_techniques, "ft_scheduler")
+        if owner is not None and self.lr_scheduler is not None:
+            raise ConflictError(
+                f"{owner.name}: it supplies the learning-rate scheduler (hook ft_scheduler), and the script has its "
+                f"own, a {type(self.lr_scheduler).__name__}, from optimizers=(...) or its class's create_scheduler. "
+                "Leave out one of them."
+            )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            scheduler = self._ask_owner(
+                "ft_scheduler",
+                trainer=self,
+                optimizer=self.optimizer if optimizer is None else optimizer,
+                num_training_steps=num_training_steps,
+            )
+            if scheduler is not None:
+                self.lr_scheduler = scheduler
+                self._created_lr_scheduler = True
+                super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)  # type: ignore[misc]
+                if self.lr_scheduler is not scheduler:
+                    self._refuse_two_schedulers()
+                return scheduler
+        return super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)  # type: ignore[misc]
+
+    def _get_learning_rate(self) -> float:
+        if lr_scale.is_scaled(self.optimizer):
+            return lr_scale.effective_lrs(self.optimizer)[0]
+        return super()._get_learning_rate()  # type: ignore[misc]
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        notes = taken_notes(self._ft_parts.values())
+        told = {**logs, **notes}
+        super().log(told, *args, **kwargs)  # type: ignore[misc]
+        # What was logged is also what `evaluate` and `train` give as metrics; what the techniques told is none.
+        logs.clear()
+        logs.update((key, value) for key, value in told.items() if key not in notes)
+
+    # ---- training loop ----
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        if batches:
+            self._ask_all("ft_batches", trainer=self, batches=batches)
+        return batches, num_items_in_batch
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = self._ask_owner("ft_training_step", trainer=self, model=model, inputs=inputs)
+        return super().training_step(model, inputs, *args, **kwargs) if loss is None else loss  # type: ignore[misc]
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        return self.last_grad_norm
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        self._agree_on_control(self.control)
+        # Stock Trainer takes one more step when it resumes a run that had ended in the middle of an epoch.
+        if self.state.max_steps and self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if self.control.should_training_stop:
+            return None
+        with self._agreeing_between_batches():
+            return super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.
+        self._agree_on_control(self.control)
+        busy = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if busy:
+            self._agree_on_control(self.control)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # Metrics of sampled text differ between ranks, and then so would the checkpoint that each saves or calls best.
+        first_ranks = [metrics]
+        if self._is_distributed():
+            dist.broadcast_object_list(first_ranks, src=0)
+        return super()._determine_best_metric(metrics=first_ranks[0], trial=trial)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _agreeing_between_batches(self) -> Iterator[None]:
+        """Also agree where Trainer may leave an accumulation half done; no override point lies there."""
+        if not self._is_distributed() or self.args.gradient_accumulation_steps == 1:
+            yield
+            return
+        agreement = _AgreesBetweenBatches(self._agree_on_control)
+        # Last, so that it comes after whatever the script's own callbacks decide.
+        self.callback_handler.callbacks.append(agreement)
+        try:
+            yield
+        finally:
+            self.callback_handler.callbacks.remove(agreement)
+
+    def _agree_on_control(self, control: Any) -> None:
+        if not self._is_distributed():
+            return
+        flags = torch.tensor([int(getattr(control, flag)) for flag in CONTROL_FLAGS], device=self.args.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        for flag, value in zip(CONTROL_FLAGS, flags.tolist(), strict=True):
+            setattr(control, flag, bool(value))
+
+
+class _AgreesBetweenBatches(TrainerCallback):
+    def __init__(self, agree: Callable[[Any], None]) -> None:
+        self._agree = agree
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._agree(control)

@@ -1,0 +1,197 @@
+"""How much memory a training run will need, before anything is loaded.
+
+The model is built without numbers (torch's `FakeTensorMode`), trains two steps without computing anything, and torch's
+`MemTracker` says what was alive at the peak: parameters, gradients, optimizer, activations and temporary tensors alike,
+for any architecture, adapter and torch optimizer. Models with many layers are run with two and with three layers: each
+layer more adds the same to either phase, the passes and the optimizer's step, and the larger one is the peak.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import OptionError, PluginError
+from ..technique import Technique
+from .trial_run import QUANTISED, Phase, Run, depth_of, trial_run, with_layers
+
+FEW, MORE = 2, 3
+GIB = 2**30
+# What the allocator of a GPU holds beyond what is alive, for its blocks' sake.
+ALLOCATOR = {"cpu": 1.0, "cuda": 1.08}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at the peak of a training step on one device.
+
+    Attributes:
+        weights: parameters and buffers, frozen ones included.
+        gradients, optimizer: of what is trained; gradients are 0 where the peak comes before they are there.
+        activations: what the passes hold at the peak, logits and temporary tensors included.
+        peak: all of these together, with the allocator's share.
+        phase: "loading", "passes" or "optimizer": when the peak is.
+        weights_only: four bytes a parameter, the rule of thumb.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+    phase: str
+    weights_only: int
+
+    def __str__(self) -> str:
+        parts = ", ".join(
+            f"{name} {getattr(self, name) / GIB:.2f}" for name in ("weights", "gradients", "optimizer", "activations")
+        )
+        return (
+            f"{self.peak / GIB:.2f} GiB at the peak, in the {self.phase} ({parts}); "
+            f"4 bytes a parameter would be {self.weights_only / GIB:.2f}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate_memory(
+    model: Any,
+    args: Any,
+    *,
+    length: int,
+    techniques: Iterable[Technique] = (),
+    change: Callable[[Any], Any] | None = None,
+    quant: str | None = None,
+    removed: int = 0,
+    model_class: Any = None,
+    device: str = "cpu",
+) -> MemoryEstimate:
+    """The peak of one training step of `model` under `args`, or of what comes before it.
+
+    Args:
+        model: a `PreTrainedConfig`, or a model, whose configuration is taken.
+        args: `TrainingArguments`: `per_device_train_batch_size`, `optim`, `gradient_checkpointing`, `bf16`, `fp16`.
+        length: tokens of a row (images: the configuration's own size is taken).
+        techniques: what they change of the following three is added (`Technique.memory_effects`).
+        change: what is done to the model before it trains, on a model without numbers: `get_peft_model`, freezing.
+        quant: "nf4" or "int8": linear layers of the blocks are held so, and frozen, after the model was loaded whole.
+        removed: layers of the configuration that the model is without.
+        model_class: the model's class, where it cannot be told from the configuration.
+        device: "cuda" adds the allocator's 8 %.
+
+    Raises:
+        OptionError: `quant` is another, or the optimizer's state is unknown.
+        PluginError: the model takes an input that is not known here.
+    """
+    import torch
+
+    config = copy.deepcopy(getattr(model, "config", model))
+    cls = model_class or (type(model) if isinstance(model, torch.nn.Module) else _class_of(config))
+    changes, copies = [change] if change is not None else [], 0
+    for technique in techniques:
+        effects = technique.memory_effects(config)
+        quant = effects.get("quant") or quant
+        copies += effects.get("copies", 0) + (effects.get("host_copies", 0) if device == "cpu" else 0)
+        removed += effects.get("removed", 0)
+        changes += [effects["change"]] if "change" in effects else []
+    if quant is not None and quant not in QUANTISED:
+        raise OptionError(f"memory: there is no quantisation {quant!r}; there are {', '.join(QUANTISED)}.")
+    whole = depth_of(config)
+    if removed and (whole is None or removed >= whole):
+        raise OptionError(f"memory: removed={removed} of {whole or 'an unknown number of'} layers; some must be left.")
+    depth = whole - removed if whole is not None else None
+
+    def run(layers: int | None) -> Run:
+        return trial_run(cls, with_layers(config, layers), args, length, changes, quant)
+
+    if depth is None or depth <= MORE + 1:
+        found = run(depth if removed else None)
+    else:
+        few, more = run(FEW), run(MORE)
+        found = few.extended(more, depth - FEW)
+    # Layers are removed and weights quantised when all of them are there.
+    loaded = found.loaded if whole is None or depth is None else found.loaded * whole / depth
+    phases = {
+        name: replace(phase, weights=phase.weights + copies * loaded)
+        for name, phase in (
+            ("passes", found.passes),
+            ("optimizer", found.step),
+            ("loading", Phase(loaded, 0, 0, 0)),
+        )
+    }
+    phase = max(phases, key=lambda name: phases[name].total)
+    peak = phases[phase]
+    return MemoryEstimate(
+        weights=round(peak.weights),
+        gradients=round(peak.gradients),
+        optimizer=round(peak.optimizer),
+        activations=round(peak.activations),
+        peak=round(peak.total * ALLOCATOR[device]),
+        phase=phase,
+        weights_only=round(4 * found.parameters),
+    )
+
+
+def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..., MemoryEstimate], args: Any) -> None:
+    """Raise if a run does not fit, naming the change that costs least and makes it fit.
+
+    Args:
+        budget: bytes.
+        retry: `retry(args, technique)` is the estimate with other arguments and, unless that is None, a technique more,
+            told as a string; None if such a technique cannot be added.
+
+    Raises:
+        PluginError: the peak is above the budget.
+    """
+    if estimate.peak <= budget:
+        return
+    lowest, tried = estimate, []
+    for said, changes, technique in _mends(args):
+        other = copy.copy(args)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        lower = retry(other, technique)
+        if lower is None:
+            continue
+        if lower.peak <= budget:
+            raise PluginError(
+                f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. It fits, with "
+                f"{lower.peak / GIB:.2f} GiB, by: {said}."
+            )
+        if lower.peak < lowest.peak:
+            lowest, tried = lower, [said]
+    least = f"The least that was found is {lowest.peak / GIB:.2f} GiB, by: {tried[0]}. " if tried else ""
+    raise PluginError(
+        f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. {least}Train a smaller model, or "
+        "shorter rows; a model that is too large to be loaded whole can be loaded quantised by the script."
+    )
+
+
+def _mends(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+    """What one may change, cheapest first: nothing but speed, then the optimizer, then what is trained."""
+    size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    said: list[str] = []
+    changes: dict[str, Any] = {}
+    if size > 1:
+        changes |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": size * accumulated}
+        said.append(", ".join(f"{name}={value}" for name, value in changes.items()))
+        yield said[0], changes, None
+    if not args.gradient_checkpointing:
+        changes = changes | {"gradient_checkpointing": True}
+        said.append("gradient_checkpointing=True")
+        yield "; ".join(said), changes, None
+    for optim in ("adamw_8bit", "adafactor"):
+        yield "; ".join((*said, f"optim={optim}")), changes | {"optim": optim}, None
+    for technique in ("peft", "peft:quant=int8", "peft:quant=nf4"):
+        yield f"--with {technique}", {}, technique
+        if said:
+            yield "; ".join((f"--with {technique}", *said)), changes, technique
+
+
+def _class_of(config: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModelForCausalLM

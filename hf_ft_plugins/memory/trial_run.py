@@ -1,0 +1,256 @@
+"""Two training steps that compute nothing, and what was alive at their peaks: what `estimate_memory` adds up.
+
+The model is built without numbers (torch's `FakeTensorMode`), and torch's `MemTracker` sees every tensor that would be
+there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import OptionError, PluginError
+
+# Bytes of a weight of bitsandbytes' linear layers, with the scales of blocks of 64 (NF4) or of rows (int8).
+QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+# Sizes that torch.optim cannot show: bytes of state for each trainable parameter, in blocks of 256 with a scale each.
+EIGHT_BIT = {"adamw_bnb_8bit": 2 + 8 / 256, "adamw_8bit": 2 + 8 / 256, "lion_8bit": 1 + 4 / 256}
+A_LABEL_EACH_TOKEN = ("CausalLM", "LMHead", "MaskedLM", "ConditionalGeneration", "TokenClassification")
+
+
+@dataclass(frozen=True)
+class Phase:
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Run:
+    """Bytes alive at the peaks of the passes and of the optimizer's step, and of the model as it is loaded; how many
+    parameters.
+    """
+
+    passes: Phase
+    step: Phase
+    loaded: float
+    parameters: float
+
+    def extended(self, more: Run, layers: int) -> Run:
+        """With `layers` more layers than this has; `more` has one more."""
+
+        def further(one: Phase, two: Phase) -> Phase:
+            # The total is what grows evenly; what it consists of may move between the parts.
+            parts = {name: value + layers * (asdict(two)[name] - value) for name, value in asdict(one).items()}
+            return Phase(**parts)
+
+        return Run(
+            further(self.passes, more.passes),
+            further(self.step, more.step),
+            self.loaded + layers * (more.loaded - self.loaded),
+            self.parameters + layers * (more.parameters - self.parameters),
+        )
+
+
+def trial_run(
+    cls: Any, config: Any, args: Any, length: int, changes: list[Callable[[Any], Any]], quant: str | None
+) -> Run:
+    """Build the model without numbers, change it, and train it for two steps under `args`, of rows of `length` tokens.
+
+    Raises:
+        OptionError: the optimizer's state is unknown.
+        PluginError: the model takes an input that is not known here.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    with torch.device("meta"):
+        dtype = getattr(config, "dtype", None) or torch.float32
+        model = cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
+        loaded = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        saved, largest = _quantised(model, quant)
+        for change in changes:
+            model = change(model)
+    with FakeTensorMode():
+        _on_cpu(model)
+        model.train()
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            if hasattr(model, "enable_input_require_grads"):
+                model.enable_input_require_grads()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        optimizer, hidden = _optimizer(trained, args)
+        batch = _batch(model, config, args.per_device_train_batch_size, length)
+        peaks = []
+        for last in (False, True):
+            passes, step = MemTracker(), MemTracker()
+            for tracker in (passes, step):
+                # It would hook the gradients of all parameters, and those of frozen ones cannot be hooked.
+                tracker._param_to_grad_hook_handles.update({one: (_NoHook(), _NoHook()) for one in frozen})
+            passes.track_external(model, optimizer)
+            with passes, _precision(args):
+                outputs = model(**batch)
+                loss = outputs["loss"] if "loss" in outputs else outputs[0].float().mean()
+                del outputs
+                loss.backward()
+                del loss
+            step.track_external(model, optimizer, *[one.grad for one in trained if one.grad is not None])
+            with step:
+                optimizer.step()
+            optimizer.zero_grad()
+            # The first step makes the optimizer's state; the second is as all others are.
+            if last:
+                peaks = [
+                    _phase(tracker.get_tracker_snapshot("peak"), hidden, saved, dense)
+                    for tracker, dense in ((passes, largest), (step, 0.0))
+                ]
+    return Run(peaks[0], peaks[1], loaded, parameters)
+
+
+class _NoHook:
+    def remove(self) -> None:
+        """Nothing was put on."""
+
+
+def _on_cpu(model: Any) -> None:
+    """Tensors of the CPU, without numbers, instead of the model's own; what is tied stays tied."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    known = isinstance(tensor, torch.nn.Parameter)
+                    made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if known else empty
+                tensors[name] = made[id(tensor)]
+
+
+def _phase(snapshot: Any, hidden: float, saved: float, dense: float) -> Phase:
+    parts: dict[str, float] = {}
+    for device in snapshot.values():
+        for kind, size in device.items():
+            name = str(kind).rsplit(".", 1)[-1].upper()
+            parts[name] = parts.get(name, 0.0) + size
+    return Phase(
+        weights=parts["PARAM"] + parts["BUFFER"] - saved,
+        gradients=parts["GRAD"],
+        optimizer=parts["OPT"] + hidden,
+        activations=parts["ACT"] + parts["TEMP"] + parts["OTH"] + dense,
+    )
+
+
+@contextmanager
+def _precision(args: Any) -> Iterator[None]:
+    import torch
+
+    if args.bf16 or args.fp16:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+    else:
+        yield
+
+
+def _quantised(model: Any, quant: str | None) -> tuple[float, float]:
+    """Freezes the linear layers of the blocks; how many bytes less they take as `quant`, and the largest's, which is
+    made dense to compute with.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if quant is None:
+        return 0.0, 0.0
+    saved, largest = 0.0, 0.0
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            weight = module.weight
+            saved += weight.numel() * (weight.element_size() - QUANTISED[quant])
+            largest = max(largest, float(weight.nbytes))
+    return saved, largest
+
+
+def _optimizer(trained: list[Any], args: Any) -> tuple[Any, float]:
+    """An optimizer whose states torch shows, and the bytes of those that it does not."""
+    import torch
+
+    name = str(getattr(args.optim, "value", args.optim))
+    if name in EIGHT_BIT:
+        # Small tensors keep 32 bits; they are small.
+        return torch.optim.SGD(trained, lr=1e-3), EIGHT_BIT[name] * sum(one.numel() for one in trained)
+    if name in ("adamw_torch", "adamw_torch_fused"):
+        fused = name.endswith("fused")
+        return torch.optim.AdamW(trained, lr=1e-3, fused=fused, foreach=None if fused else False), 0.0
+    if name == "sgd":
+        return torch.optim.SGD(trained, lr=1e-3, foreach=False), 0.0
+    if name == "adafactor":
+        states = sum(one.element_size() * (sum(one.shape[-2:]) if one.dim() > 1 else one.numel()) for one in trained)
+        return torch.optim.SGD(trained, lr=1e-3), float(states)
+    if name == "adagrad":
+        return torch.optim.Adagrad(trained, lr=1e-3, foreach=False), 0.0
+    if name == "rmsprop":
+        return torch.optim.RMSprop(trained, lr=1e-3, foreach=False), 0.0
+    raise OptionError(
+        f"memory: the size of optim={name!r} is not known; known are adamw_torch, adamw_torch_fused, sgd, adafactor, "
+        f"adagrad, rmsprop, {', '.join(EIGHT_BIT)}."
+    )
+
+
+def _batch(model: Any, config: Any, size: int, length: int) -> dict[str, Any]:
+    import torch
+
+    name = getattr(model, "main_input_name", "input_ids")
+    if name == "pixel_values":
+        side = config.image_size if isinstance(config.image_size, (tuple, list)) else [config.image_size] * 2
+        batch = {name: torch.zeros(size, config.num_channels, *side)}
+    elif name == "input_ids":
+        batch = {name: torch.zeros(size, length, dtype=torch.long)}
+    else:
+        raise PluginError(f"memory: {type(model).__name__} takes {name}; input_ids and pixel_values are known here.")
+    cls = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    if any(word in cls for word in A_LABEL_EACH_TOKEN):
+        batch["labels"] = torch.zeros(size, length, dtype=torch.long)
+    elif "Classification" in cls:
+        batch["labels"] = torch.zeros(size, dtype=torch.long)
+        # Otherwise told from the labels' numbers, which there are none of.
+        config.problem_type = model.config.problem_type = "single_label_classification"
+    return batch
+
+
+def depth_of(config: Any) -> int | None:
+    """Layers that a configuration tells by one number."""
+    names = [name for name in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, name)]
+    # Of an encoder and a decoder, each has its own number: those are run whole.
+    if not names or getattr(config, "is_encoder_decoder", False):
+        return None
+    return int(getattr(config, names[0]))
+
+
+def with_layers(config: Any, layers: int | None) -> Any:
+    """A copy that tells of so many layers; None: as many as there are."""
+    config = copy.deepcopy(config)
+    if layers is None:
+        return config
+    depth = depth_of(config)
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == depth and name != "architectures":
+            # Lists with one entry a layer; others of that length only change what is printed.
+            setattr(config, name, value[:layers])
+    config.num_hidden_layers = layers
+    return config

@@ -1,0 +1,104 @@
+"""The composition matrix: every pair of registered techniques trains, keeps both effects and resumes, or refuses."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hf_ft_plugins import lr_scale
+from hf_ft_plugins.registry import offers
+from hf_ft_plugins.technique import Technique, option
+from hf_ft_plugins.testing import check_pair, check_technique, composition_table
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+BEGIN, END = "<!-- composition: begin -->", "<!-- composition: end -->"
+
+
+class HalvingCallback(TrainerCallback):
+    """Halves the rate from a step on; remembers that step."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.halved_at = after, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"halved_at": self.halved_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.halved_at = state["halved_at"]
+
+    def on_step_begin(self, args, state, control, *, optimizer, **kwargs):
+        if self.halved_at is None and state.global_step >= self.after:
+            self.halved_at = state.global_step
+        lr_scale.set_scale(optimizer, "halve-lr", 1.0 if self.halved_at is None else 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalveLR(Technique):
+    name: ClassVar[str] = "halve-lr"
+    summary: ClassVar[str] = "halve the learning rate after some steps"
+    after: int = option(4, help="optimizer steps at the full rate")
+
+    def ft_callbacks(self) -> list[Any]:
+        return [HalvingCallback(self.after)]
+
+    def acted(self, trainer: Any) -> bool:
+        return all(group.get(lr_scale.KEY, {}).get(self.name) == 0.5 for group in trainer.optimizer.param_groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareRootSchedule(Technique):
+    name: ClassVar[str] = "square-root-schedule"
+    summary: ClassVar[str] = "decay the learning rate with the square root of the step"
+    kind: Literal["inverse"] = option("inverse", help="the only kind")
+
+    def ft_scheduler(self, optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) ** -0.5)
+
+    def acted(self, trainer: Any) -> bool:
+        return trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-2 * 15**-0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherSchedule(SquareRootSchedule):
+    name: ClassVar[str] = "other-schedule"
+
+
+TECHNIQUES = [
+    *(offer.load().example() for offer in offers() if offer.distribution == "hf-ft-plugins"),
+    HalveLR(),
+    SquareRootSchedule(),
+    OtherSchedule(),
+]
+PAIRS = list(itertools.combinations(TECHNIQUES, 2))
+RESULTS: dict[frozenset[str], str] = {}
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.name)
+def test_each_technique_keeps_the_contract(technique, tmp_path):
+    check_technique(technique, tmp_path)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(technique.name for technique in pair))
+def test_each_pair_trains_and_resumes_together_or_says_why_not(pair, tmp_path):
+    first, second = pair
+    RESULTS[frozenset((first.name, second.name))] = check_pair(first, second, tmp_path)
+
+
+def test_the_conflict_of_two_owners_names_both_and_the_hook():
+    reason = RESULTS[frozenset(("square-root-schedule", "other-schedule"))]
+    assert all(word in reason for word in ("square-root-schedule", "other-schedule", "ft_scheduler"))
+
+
+def test_the_readme_shows_this_matrix(request):
+    table = composition_table(TECHNIQUES[:-1], RESULTS)
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    shown, _, after = rest.partition(END)
+    if request.config.getoption("--update-readme"):
+        README.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    else:
+        assert shown.strip() == table, "run: pytest tests/test_composition.py --update-readme"

@@ -1,0 +1,123 @@
+"""Two gloo processes that train one model, forked from one that has already imported transformers.
+
+Importing it takes longer than the training. A scenario is a function of a module, since it is found by name there.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+RANKS = 2
+PATIENCE = 60  # seconds; a run takes about three
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hf_ft_plugins.testing"])
+    return context
+
+
+@pytest.fixture
+def on_both_ranks(processes, tmp_path):
+    """Runs `scenario(rank, folder, *arguments)` on two ranks and returns both results; fails where one never ends."""
+
+    def run(scenario, *arguments):
+        port = free_port()
+        ranks = [
+            processes.Process(target=_be_rank, args=(rank, port, tmp_path, scenario, arguments), daemon=True)
+            for rank in range(RANKS)
+        ]
+        for rank in ranks:
+            rank.start()
+        deadline = time.monotonic() + PATIENCE
+        for rank in ranks:
+            rank.join(max(0, deadline - time.monotonic()))
+        waiting = [number for number, rank in enumerate(ranks) if rank.is_alive()]
+        for rank in ranks:
+            rank.kill()
+        files = [tmp_path / f"rank-{number}.json" for number in range(RANKS)]
+        results = [json.loads(file.read_text()) if file.exists() else None for file in files]
+        assert not waiting, f"rank {waiting} still waits after {PATIENCE} s; results: {results}"
+        errors = [result["error"] if result else "it died" for result in results if not result or "error" in result]
+        assert not errors, "\n".join(errors)
+        return results
+
+    return run
+
+
+def _be_rank(rank, port, folder, scenario, arguments):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(RANKS),
+        "LOCAL_WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    try:
+        result = scenario(rank, folder, *arguments)
+    except Exception:
+        result = {"error": traceback.format_exc()}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(result))
+    # Without the interpreter's own end, which can wait for a rank that is gone.
+    os._exit(0)
+
+
+def trained(trainer):
+    import hashlib
+
+    import torch
+
+    weights = torch.cat([tensor.flatten().double() for tensor in trainer.model.state_dict().values()])
+    return {
+        "weights": hashlib.sha256(weights.numpy().tobytes()).hexdigest(),
+        "finite": bool(weights.isfinite().all()),
+        "steps": trainer.state.global_step,
+        "decisions": decisions(trainer.state.log_history),
+        "evaluations": [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry],
+        "saved": sorted(path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*")),
+    }
+
+
+def host_class():
+    from transformers import Trainer
+
+    from hf_ft_plugins import with_plugins
+
+    return with_plugins(Trainer)
+
+
+def build(folder, *techniques, **changes):
+    from hf_ft_plugins.testing import tiny_trainer
+
+    host = changes.pop("trainer_class", host_class())
+    return tiny_trainer(folder, *techniques, trainer_class=host, ddp_backend="gloo", **changes)
+
+
+def decisions(log):
+    told = [{key: value for key, value in entry.items() if key.startswith("adaptive_lr/")} for entry in log]
+    return [entry for entry in told if entry]
+
+
+def can_resume_on_two_ranks():
+    return tuple(map(int, version("transformers").split(".")[:2])) >= (5, 23)
+
+
+resumes_on_two_ranks = pytest.mark.skipif(
+    not can_resume_on_two_ranks(),
+    reason="this transformers cannot resume on two ranks without a GPU: it loads the optimizer to cpu:0",
+)
