@@ -7,14 +7,19 @@ without defaults. Two kinds of hook:
 - **owner** (`firstresult=True`): at most one technique may answer; two are a `ConflictError` when the trainer is
   built, never half-way through training.
 
-Arguments are only ever added, never removed or renamed.
+Arguments are only ever added, never removed or renamed. `stash` is the trainer's `Stash` (`host/stash.py`): what a
+technique has to know in a later hook of the same run it keeps there, under a `StashKey` of its own. Hooks that get the
+trainer find it by `stash_of(trainer)`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
+
+if TYPE_CHECKING:
+    from .host.stash import Stash
 
 PROJECT = "hf_ft_plugins"
 PREFIX = "ft_"
@@ -23,7 +28,9 @@ _spec = pluggy.HookspecMarker(PROJECT)
 
 
 @_spec
-def ft_model(model: Any, train_dataset: Any, args: Any, processing_class: Any, first_batches: Any) -> None:
+def ft_model(
+    model: Any, train_dataset: Any, args: Any, processing_class: Any, first_batches: Any, stash: Stash
+) -> None:
     """**all**. Change the model in place (a new head, removed layers): first, when `transformers.Trainer.__init__` is
     done, and for each model that `model_init` makes later.
 
@@ -34,7 +41,7 @@ def ft_model(model: Any, train_dataset: Any, args: Any, processing_class: Any, f
 
 
 @_spec(firstresult=True)
-def ft_adapter(model: Any, args: Any) -> Any:
+def ft_adapter(model: Any, args: Any, stash: Stash) -> Any:
     """**owner**. The `PeftConfig` of an adapter, right after `ft_model`; None for none.
 
     Asked when `transformers.Trainer.__init__` is done, and for each model that `model_init` makes later. The model is
@@ -45,7 +52,9 @@ def ft_adapter(model: Any, args: Any) -> Any:
 
 
 @_spec
-def ft_raw_dataset(dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
+def ft_raw_dataset(
+    dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type, stash: Stash
+) -> Any:
     """**all**. The data set to use instead of what the script passed to one of TRL's trainers, before that trainer
     tokenizes and cuts it; None changes nothing. Each technique gets what the one before left.
 
@@ -57,7 +66,9 @@ def ft_raw_dataset(dataset: Any, split: str, args: Any, processing_class: Any, t
 
 
 @_spec
-def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any) -> Any:
+def ft_dataset(
+    dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any, stash: Stash
+) -> Any:
     """**all**. The data set to use instead, right after the trainer's `__init__`; None changes nothing. Each
     technique gets what the one before left.
 
@@ -70,7 +81,7 @@ def ft_dataset(dataset: Any, split: str, model: Any, args: Any, processing_class
 
 
 @_spec(firstresult=True)
-def ft_collator(collator: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
+def ft_collator(collator: Any, split: str, model: Any, args: Any, processing_class: Any, stash: Stash) -> Any:
     """**owner**. The data collator, next; None keeps `collator`: the script's own, or Trainer's default.
 
     Asked for the training data (`split` is "train") and for evaluation and test data ("eval"). Replace a collator only
@@ -80,19 +91,38 @@ def ft_collator(collator: Any, split: str, model: Any, args: Any, processing_cla
 
 
 @_spec(firstresult=True)
-def ft_metrics(model: Any, args: Any, processing_class: Any) -> Any:
+def ft_metrics(model: Any, args: Any, processing_class: Any, stash: Stash) -> Any:
     """**owner**. `compute_metrics`, next, where the script has none; None leaves it so."""
     raise NotImplementedError
 
 
 @_spec
-def ft_callbacks(args: Any) -> list[Any]:
+def ft_callbacks(args: Any, stash: Stash) -> list[Any]:
     """**all**. Callbacks to add to the trainer, right after its `__init__`; `on_init_end` is called on each.
 
     `args` is the trainer's `TrainingArguments`. A callback with a method `set_trainer(trainer)` receives the trainer;
     one with `state_dict()` and `load_state_dict(state)` is saved in every checkpoint and restored on resume. With
     `end_phase` ("gate", "calibrate", "report" or "export") its `on_train_end` is called in that phase of the end of the
     run, whatever the order of the techniques (`endings.py`).
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_loss_function(trainer: Any) -> Any:
+    """**owner**. What `trainer.compute_loss_func` is to be, when the callbacks are added; None leaves the script's own,
+    or none.
+
+    Called by Trainer as `function(outputs, labels, num_items_in_batch=...)`. Where the script has a function of its
+    own (`trainer.compute_loss_func`), replace it only by one that does the same and more.
+    """
+    raise NotImplementedError
+
+
+@_spec
+def ft_columns(trainer: Any) -> list[str]:
+    """**all**. Columns of the data sets to keep besides those that the model's `forward` takes, when Trainer first
+    looks for columns to remove.
     """
     raise NotImplementedError
 

@@ -131,8 +131,16 @@ def refuse_conflicts(techniques: Iterable[Technique]) -> None:
                 raise ConflictError(
                     f"{technique.name}: named twice, as '{other}' and as '{technique}'. Keep one of them."
                 )
-            reason = technique.conflict(other) or other.conflict(technique)
+            reason = _reason_against(technique, other) or _reason_against(other, technique)
             if reason:
                 raise ConflictError(
                     f"{other.name} and {technique.name} cannot run together: {reason} Remove one of them."
                 )
+
+
+def _reason_against(technique: Technique, other: Technique) -> str | None:
+    excluded = technique.excludes()
+    for change in sorted(other.changes()):
+        if change in excluded:
+            return excluded[change]
+    return technique.conflict(other)

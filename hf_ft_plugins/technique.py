@@ -20,6 +20,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self, Union
 
 from . import hookspecs
@@ -43,6 +44,16 @@ class OptionInfo:
     type: str
     default: Any
     help: str
+
+
+class Change(StrEnum):
+    """What a technique may change about a run, so that techniques can refuse each other without knowing each other."""
+
+    PREFERENCES = "trains on preferences between answers, by TRL's losses"
+    CLASS_LABELS = "gives the model a head for the labels of the data, and a loss of that head"
+    SEVERAL_HEADS = "trains a model of several heads around one encoder"
+    GENERATION = "trains text generation from pairs: their collation, their loss and their metrics"
+    DEPTH = "changes the number of the model's layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,14 @@ class Technique:
     def conflict(self, other: Technique) -> str | None:
         """Why this technique cannot run together with `other`, or None. Asked when the trainer is built."""
         return None
+
+    def changes(self) -> frozenset[Change]:
+        """What it changes about a run, with these options, that another technique may not bear (`excludes`)."""
+        return frozenset()
+
+    def excludes(self) -> Mapping[Change, str]:
+        """Changes by other techniques that this one cannot run together with, and the reason for each, a sentence."""
+        return {}
 
     def plan_for(self, model: Any) -> str | None:
         """What this technique would do with a model, for `hf-ft check --model`; the model holds no weights."""

@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from . import hookspecs, lr_scale
 from .errors import ConflictError, OptionError
+from .host.stash import stash_of
 from .host.trainer import with_plugins
 from .technique import Technique, parse_spec
 
@@ -224,7 +225,7 @@ def check_options(technique: Technique) -> None:
 def check_parts_pickle(technique: Technique, folder: Path) -> None:
     """What the technique supplies survives pickling, as data-loader workers and launchers need it."""
     trainer = tiny_trainer(folder, technique, **setting_of(technique))
-    for part in (*trainer._ft_parts.values(), trainer.data_collator):
+    for part in (*stash_of(trainer).parts.values(), trainer.data_collator):
         pickle.loads(pickle.dumps(part))
 
 
@@ -324,6 +325,14 @@ class LogEverything(Technique):
 
     def ft_callbacks(self, args: Any) -> list[Any]:
         self.fired.append(("ft_callbacks", {"args": args}))
+        return []
+
+    def ft_loss_function(self, trainer: Any) -> Any:
+        self.fired.append(("ft_loss_function", {"trainer": trainer}))
+        return None
+
+    def ft_columns(self, trainer: Any) -> list[str]:
+        self.fired.append(("ft_columns", {"trainer": trainer}))
         return []
 
     def ft_trainer(self, trainer: Any) -> None:

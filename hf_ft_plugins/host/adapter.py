@@ -15,6 +15,7 @@ from transformers.trainer import Trainer
 from ..errors import PluginError
 from ..models.unchanged import unchanged_on_error
 from . import hooks
+from .stash import Stash
 
 
 class Innermost(Trainer):
@@ -37,6 +38,7 @@ class Adapted:
     optimizer: Any
     callback_handler: Any
     _ft_techniques: Any
+    ft_stash: Stash
     _ask_owner: Any
     _change_model: Any
     _undo: contextlib.ExitStack
@@ -69,7 +71,7 @@ class Adapted:
                 f"{technique.name}: the script's model has adapters already, a {type(model).__name__}. Leave out the "
                 f"technique, or the script's own get_peft_model and peft_config=."
             )
-        config = self._ask_owner("ft_adapter", model=model, args=self.args)
+        config = self._ask_owner("ft_adapter", model=model, args=self.args, stash=self.ft_stash)
         if config is None:
             return model
         # PiSSA and its like change the weights under the adapter.

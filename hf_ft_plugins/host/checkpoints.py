@@ -17,6 +17,7 @@ from .. import lr_scale
 from ..errors import CheckpointError, PluginError
 from ..technique import Technique
 from . import manifest, state
+from .stash import Stash
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class WholeCheckpoints:
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     _ft_techniques: tuple[Technique, ...] = ()
-    _ft_parts: dict[str, Any]
+    ft_stash: Stash
     # Those that this trainer has written, the last one at the end.
     _saved: tuple[Path, ...] = ()
     args: Any
@@ -93,7 +94,7 @@ class WholeCheckpoints:
             committed = True
             # The other ranks write their random state into the same folder; the manifest must cover it.
             self._barrier()
-            states = {key: part.state_dict() for key, part in self._ft_parts.items()}
+            states = {key: part.state_dict() for key, part in self.ft_stash.parts.items()}
             state.write_state(folder, self._ft_techniques, states)
             if (folder / manifest.LAST_STOCK_FILE).is_file():
                 manifest.write_manifest(folder)
@@ -165,7 +166,7 @@ class WholeCheckpoints:
         content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
         if checkpoint is not None and self.optimizer is not None:
             lr_scale.forget_others(self.optimizer, (technique.name for technique in self._ft_techniques))
-        for key, part in self._ft_parts.items():
+        for key, part in self.ft_stash.parts.items():
             stored = content["states"].get(key) if content else None
             if stored is not None:
                 _load(part, key, stored, Path(str(checkpoint)))

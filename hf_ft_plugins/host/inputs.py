@@ -44,6 +44,7 @@ class Inputs(Adapted):
     data_collator: Any
     callback_handler: Any
     compute_metrics: Any
+    compute_loss_func: Any
     train_dataset: Any
     eval_dataset: Any
     _ask_all: Any
@@ -55,8 +56,17 @@ class Inputs(Adapted):
     place_model_on_device: bool
     _get_collator_with_removed_columns: Any
 
+    def _known(self, model: Any) -> dict[str, Any]:
+        """What hooks about data are told besides the data."""
+        return {
+            "model": model,
+            "args": self.args,
+            "processing_class": self.processing_class,
+            "stash": self.ft_stash,
+        }
+
     def _supply_inputs(self) -> None:
-        known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
+        known = self._known(self.model)
         self._script_collator = self.data_collator
         self.train_dataset = self._supplied_dataset(self.train_dataset, "train", known)
         if isinstance(self.eval_dataset, dict):
@@ -84,8 +94,21 @@ class Inputs(Adapted):
             args=given.arguments["args"],
             processing_class=given.arguments["processing_class"],
             trainer_class=type(self),
+            stash=self.ft_stash,
         )
         return prepare(*given.args, **given.kwargs)
+
+    def _supply_loss_function(self) -> None:
+        function = self._ask_owner("ft_loss_function", trainer=self)
+        if function is not None:
+            self.compute_loss_func = function
+
+    def _set_signature_columns_if_needed(self) -> None:
+        known = self._signature_columns is not None
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if not known:
+            for _, columns in self._ask_all("ft_columns", trainer=self):
+                self._signature_columns = [*self._signature_columns, *columns]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as contexts:
@@ -101,6 +124,7 @@ class Inputs(Adapted):
             args=self.args,
             processing_class=self.processing_class,
             first_batches=partial(self._first_batches, model),
+            stash=self.ft_stash,
         )
 
     def _first_batches(self, model: Any, count: int, split: str = "train") -> list[Any]:
@@ -119,7 +143,7 @@ class Inputs(Adapted):
         supplied = hasattr(self, "eval_collator")
         with self._collator(training) if supplied else contextlib.nullcontext():
             if not supplied:
-                known = {"model": model, "args": self.args, "processing_class": self.processing_class}
+                known = self._known(model)
                 # All of it: of a few rows alone a technique may make, or refuse, something else.
                 dataset = self._supplied_dataset(dataset, name, known)
                 self.data_collator = self._supplied_collator_for("train" if training else "eval", known)
@@ -158,8 +182,7 @@ class Inputs(Adapted):
         """Data given to `evaluate` or `predict`, or set on the trainer, as those that it was built with."""
         if self._supplied_datasets is None or any(dataset is known for known in self._supplied_datasets):
             return dataset
-        known = {"model": self.model, "args": self.args, "processing_class": self.processing_class}
-        return self._supplied_dataset(dataset, split, known)
+        return self._supplied_dataset(dataset, split, self._known(self.model))
 
     def _get_dataloader(
         self,

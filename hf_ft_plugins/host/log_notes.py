@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .stash import parts_of
+
 STEP = "step"
 
 
@@ -74,7 +76,7 @@ def log_into_last_entry(trainer: Any, values: dict[str, Any]) -> None:
     trackers, and stands in that entry; the history gets no further one."""
     history = trainer.state.log_history
     entries = len(history)
-    waiting = [part.log_notes for part in getattr(trainer, "_ft_parts", {}).values() if hasattr(part, "log_notes")]
+    waiting = [part.log_notes for part in parts_of(trainer).values() if hasattr(part, "log_notes")]
     kept = [dict(notes) for notes in waiting]
     for notes in waiting:
         notes.clear()

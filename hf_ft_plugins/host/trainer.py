@@ -34,6 +34,7 @@ from .endings import END_PHASES, Endings, phase_of
 from .inputs import Inputs
 from .log_notes import taken_notes
 from .preemption import Preemption
+from .stash import Stash
 from .streams import StreamPasses
 
 logger = logging.getLogger(__name__)
@@ -95,13 +96,14 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = hooks.manager(self._ft_techniques)
-        self._ft_parts, self._ft_callbacks = {}, []
+        self.ft_stash, self._ft_callbacks = Stash(), []
         with self._changes_undone_on_error():
             super().__init__(*args, **kwargs)
             self._refuse_two_schedulers()
             self._supply_inputs()
             self._add_callbacks()
             self._take_over_sigterm()
+            self._supply_loss_function()
             self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
             logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
@@ -134,7 +136,7 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             (index for index, callback in enumerate(callbacks) if isinstance(callback, DefaultFlowCallback)),
             default=-1,
         )
-        for technique, supplied in self._ask_all("ft_callbacks", args=self.args):
+        for technique, supplied in self._ask_all("ft_callbacks", args=self.args, stash=self.ft_stash):
             for callback in supplied:
                 if phase_of(callback) not in (None, *END_PHASES):
                     raise PluginError(
@@ -144,22 +146,11 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
                 callbacks.insert(position, callback)
                 self._ft_callbacks.append(callback)
                 position += 1
-                self._remember_part(technique, callback)
+                self.ft_stash.keep_part(technique.name, callback)
                 if hasattr(callback, "set_trainer"):
                     callback.set_trainer(self)
                 changed = callback.on_init_end(self.args, self.state, self.control, model=self.model)
                 self.control = changed or self.control
-
-    def _remember_part(self, technique: Technique, part: Any) -> None:
-        if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
-            return
-        key = f"{technique.name}/{type(part).__name__}"
-        if key in self._ft_parts:
-            raise PluginError(
-                f"{technique.name}: it supplies two parts of class {type(part).__name__} with state. "
-                "Give them different classes, so that a checkpoint can tell them apart."
-            )
-        self._ft_parts[key] = part
 
     # ---- optimizer and learning rate ----
 
@@ -203,7 +194,7 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
         return super()._get_learning_rate()  # type: ignore[misc]
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        notes = taken_notes(self._ft_parts.values())
+        notes = taken_notes(self.ft_stash.parts.values())
         told = {**logs, **notes}
         super().log(told, *args, **kwargs)  # type: ignore[misc]
         # What was logged is also what `evaluate` and `train` give as metrics; what the techniques told is none.

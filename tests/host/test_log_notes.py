@@ -115,7 +115,7 @@ def test_what_is_known_late_joins_the_last_entry_and_leaves_other_notes_waiting(
     trainer, tracker, _ = run(tmp_path, options=None)
     hosted = tiny_trainer(tmp_path / "hosted", AdaptiveLR(), trainer_class=with_plugins(OwnLog), callbacks=[tracker])
     hosted.train()
-    (part,) = hosted._ft_parts.values()
+    (part,) = hosted.ft_stash.parts.values()
     add_note(part.log_notes, {"adaptive_lr/action": "cut"})
     for one in (trainer, hosted):
         entries = len(one.state.log_history)

@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 from ... import lr_scale
 from ...errors import PluginError
 from ...host.log_notes import StockLog, add_note, tell_at_the_end
+from ...host.stash import parts_of
 from ...metrics import set_names
 from . import nonfinite
 from .best_weights import add_new_weights, copy_weights, read_weights, restore_weights, write_weights
@@ -93,7 +94,7 @@ class AdaptiveLRCallback(TrainerCallback):
 
     @property
     def _hosted(self) -> bool:
-        return any(part is self for part in getattr(self._trainer, "_ft_parts", {}).values())
+        return any(part is self for part in parts_of(self._trainer).values())
 
     # ---- state ----
 

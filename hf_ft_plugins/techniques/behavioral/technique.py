@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
-from ...technique import Technique, data_seed, option
+from ...technique import Change, Technique, data_seed, option
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,12 @@ class Behavioral(Technique):
         "refuse", help="a PeftModel that has been trained already: refuse it, or let a copy of it be the reference"
     )
 
-    def conflict(self, other: Technique) -> str | None:
-        if other.name in ("task", "multitask", "text2text"):
-            return (
-                f"behavioral trains on preferences with TRL's trainers, and {other.name} on labels with its own loss."
-            )
-        return None
+    def changes(self) -> frozenset[Change]:
+        return frozenset({Change.PREFERENCES})
+
+    def excludes(self) -> dict[Change, str]:
+        reason = "behavioral trains on preferences, by TRL's losses, and the other on labels with a loss of its own."
+        return dict.fromkeys((Change.CLASS_LABELS, Change.SEVERAL_HEADS, Change.GENERATION), reason)
 
     def ft_raw_dataset(self, dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
         from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, said

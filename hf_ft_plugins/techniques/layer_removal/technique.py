@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import OptionError, PluginError
-from ...technique import Technique, option
+from ...technique import Change, Technique, option
 
 logger = logging.getLogger(__name__)
 
@@ -70,19 +70,21 @@ class LayerRemoval(Technique):
                 getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none."
             )
 
-    def conflict(self, other: Technique) -> str | None:
-        if other.name == "behavioral":
-            return (
-                "layer-removal takes layers from the model alone, and behavioral holds it to a reference with the same "
-                "layers. Remove and heal them in a run before."
-            )
-        if other.name == "multitask":
-            return (
+    def changes(self) -> frozenset[Change]:
+        return frozenset({Change.DEPTH})
+
+    def excludes(self) -> dict[Change, str]:
+        return {
+            Change.PREFERENCES: (
+                "layer-removal takes layers from the model alone, and training on preferences holds it to a reference "
+                "that has all layers. Remove and heal them in a run before."
+            ),
+            Change.SEVERAL_HEADS: (
                 "layer-removal takes what a configuration tells the number of, and a model of several tasks is built "
-                "around an encoder with its own. Remove them before: remove_layers(encoder, ...), save_pretrained, and "
-                "build it on that."
-            )
-        return None
+                "around an encoder with its own. Remove them before: remove_layers(encoder, ...), save it, and build "
+                "the model on that."
+            ),
+        }
 
     # ---- hooks ----
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
-from ...technique import Technique, data_seed, option
+from ...technique import Change, Technique, data_seed, option
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +80,14 @@ class MultiTask(Technique):
     def adaptive(self) -> bool:
         return self.mix in ("loss_ratio", "progress")
 
-    def conflict(self, other: Technique) -> str | None:
+    def changes(self) -> frozenset[Change]:
+        return frozenset({Change.SEVERAL_HEADS})
+
+    def excludes(self) -> dict[Change, str]:
         return {
-            "task": "multitask takes heads, labels and metrics from the model's own tasks, and task those of one task.",
-            "text2text": "multitask draws and collates batches for its heads, text2text for text generation.",
-        }.get(other.name)
+            Change.CLASS_LABELS: "multitask takes heads, labels and metrics from the model's tasks, not from one task.",
+            Change.GENERATION: "multitask draws and collates batches for its heads, the other for text generation.",
+        }
 
     def ft_model(self, model: Any) -> None:
         from ...models.inputs import bare

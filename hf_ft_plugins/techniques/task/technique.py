@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
-from ...technique import Technique, data_seed, option
+from ...technique import Change, Technique, data_seed, option
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,11 @@ class Task(Technique):
         self.require(self.early_stopping_threshold >= 0, "early_stopping_threshold", "it must be 0 or more.")
         self.require(self.worst_examples >= 0, "worst_examples", "it must be 0 or more.")
 
-    def conflict(self, other: Technique) -> str | None:
-        if other.name == "text2text":
-            return "task trains heads on labels, text2text trains text generation, and each supplies loss and metrics."
-        return None
+    def changes(self) -> frozenset[Change]:
+        return frozenset({Change.CLASS_LABELS})
+
+    def excludes(self) -> dict[Change, str]:
+        return {Change.GENERATION: "task trains heads on labels, the other generation, each with its loss and metrics."}
 
     def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
         from ...models.heads import fit_head

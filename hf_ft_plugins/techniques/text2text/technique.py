@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
-from ...technique import Technique, data_seed, option
+from ...technique import Change, Technique, data_seed, option
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,9 @@ class Text2Text(Technique):
             self.objective == "seq2seq" or not self.source_prefix, "source_prefix", "only objective=seq2seq takes one."
         )
         self.require(self.objective == "seq2seq" or self.packing == "none", "packing", "only objective=seq2seq packs.")
+
+    def changes(self) -> frozenset[Change]:
+        return frozenset({Change.GENERATION})
 
     def ft_dataset(self, dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any) -> Any:
         from .data import prepared, reads_other_columns
