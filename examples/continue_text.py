@@ -4,7 +4,7 @@ Nothing here knows of any plug-in. By default a small new Llama over bytes reads
 Python (`pydoc`'s topics; no download); `--model_name` starts from a pretrained model, `--train_file` reads other text.
 
     python examples/continue_text.py
-    hf-ft layers runs/text --data README.md
+    hf-ft layer-removal curve runs/text --data README.md
     hf-ft run --with layer-removal:number=2,distill=1 examples/continue_text.py --model_name runs/text \\
         --output_dir runs/shorter --num_train_epochs 0.25 --learning_rate 1e-3
     hf-ft run --with peft:r=8,export=merged examples/continue_text.py --model_name runs/text --output_dir runs/adapted

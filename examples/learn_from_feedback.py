@@ -1,8 +1,8 @@
 """What people did with a chatbot improves the chatbot: a standard DPO script, fed a log.
 
 The log becomes pairs of answers (`load_feedback`); the rest is TRL's. By default a small new Llama over bytes learns
-from a built-in log which answers people liked (no download); `--log` reads your own, in any format that `hf-ft behavior
-inspect` knows, and `--model_name` starts from a pretrained chat model.
+from a built-in log which answers people liked (no download); `--log` reads your own, in any format that
+`hf-ft behavioral inspect` knows, and `--model_name` starts from a pretrained chat model.
 
     python examples/learn_from_feedback.py
     hf-ft compare --with behavioral examples/learn_from_feedback.py

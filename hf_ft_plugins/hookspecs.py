@@ -28,6 +28,15 @@ _spec = pluggy.HookspecMarker(PROJECT)
 
 
 @_spec
+def ft_commands() -> Any:
+    """**all**. Sub-commands of `hf-ft NAME`, NAME being the technique's: a `typer.Typer`.
+
+    A class method: asked of the technique's class, when its name is typed as a command, and never by a trainer.
+    """
+    raise NotImplementedError
+
+
+@_spec
 def ft_model(
     model: Any, train_dataset: Any, args: Any, processing_class: Any, first_batches: Any, stash: Stash
 ) -> None:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import typer
 import yaml
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -299,6 +300,11 @@ class LogEverything(Technique):
     name: ClassVar[str] = "log-everything"
     summary: ClassVar[str] = "record when each hook fires"
     fired: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    @classmethod
+    def ft_commands(cls) -> Any:
+        cls.fired.append(("ft_commands", {}))
+        return typer.Typer()
 
     def ft_model(self, model: Any) -> None:
         self.fired.append(("ft_model", {"model": model}))

@@ -48,7 +48,7 @@ def test_every_hook_is_recorded_by_the_technique_that_logs_everything(hook):
     assert hook in LogEverything.hooks()
 
 
-@pytest.mark.parametrize("hook", hook_names())
+@pytest.mark.parametrize("hook", sorted({*hook_names()} - {"ft_commands"}))
 def test_every_hook_is_asked_by_the_host(hook):
     files = [ROOT / "hf_ft_plugins" / name for name in ("host/trainer.py", "host/inputs.py", "host/adapter.py")]
     asked = {

@@ -16,22 +16,20 @@ from rich.table import Table
 
 from .. import registry
 from ..errors import OptionError, PluginError
-from ..feedback.command import app as behavior
 from ..host import hooks, state
 from ..technique import Technique
-from ..techniques.layer_removal.command import app as layers
 from .checkpoint import app as checkpoint
+from .technique_commands import WithTechniqueCommands
 
 app = typer.Typer(
     name="hf-ft",
+    cls=WithTechniqueCommands,
     help="Fine-tuning techniques as plug-ins for the Hugging Face Trainer.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(behavior)
-app.add_typer(layers)
 app.add_typer(checkpoint, name="checkpoint")
 console = Console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)

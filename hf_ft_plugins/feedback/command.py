@@ -1,4 +1,4 @@
-"""`hf-ft behavior inspect LOG`: what a log would teach, before anything is trained on it."""
+"""`hf-ft behavioral inspect LOG`: what a log would teach, before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-app = typer.Typer(name="behavior", help="What people did with a chatbot, as preferences.", no_args_is_help=True)
+app = typer.Typer(help="What people did with a chatbot, as preferences.", no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
-def behavior() -> None:
+def behavioral() -> None:
     """What people did with a chatbot, as preferences."""
 
 

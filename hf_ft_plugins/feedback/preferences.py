@@ -116,7 +116,7 @@ def load_good_answers(log: str | Path, split: str | None = None, **options: Any)
     if not weights or (split is not None and split not in weights):
         raise PluginError(
             f"{NAME}: {log} holds no answer that somebody called good{f' in the split {split!r}' if split else ''}. "
-            f"{reasons(found.report)} Look at it with `hf-ft behavior inspect`."
+            f"{reasons(found.report)} Look at it with `hf-ft behavioral inspect`."
         )
     mean = {name: sum(given) / len(given) for name, given in weights.items()}
     file = found.folder / "answers.jsonl"
@@ -262,7 +262,7 @@ def _refuse_one_sided(report: dict[str, Any], kind: Kind, split: str | None, log
         raise PluginError(
             f"{NAME}: {log} gives no {kind}{of_split}."
             + (f" {why}" if why else "")
-            + (mend or " Look at it with `hf-ft behavior inspect`; more signals or another eval_share may help.")
+            + (mend or " Look at it with `hf-ft behavioral inspect`; more signals or another eval_share may help.")
         )
     if kind == "labels" and 0 in (counted["positives"], counted["negatives"]):
         only = "good" if counted["positives"] else "bad"

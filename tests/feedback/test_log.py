@@ -885,7 +885,7 @@ def test_kto_weights_are_those_of_equation_eight(log):
 
 def test_inspect_command(log, tmp_path):
     path = log(conversation("a", "b"), [{"type": "choice", "value": "c.0", "candidates": ["c.0", "c.1"]}])
-    run = [sys.executable, "-m", "hf_ft_plugins", "behavior", "inspect"]
+    run = [sys.executable, "-m", "hf_ft_plugins", "behavioral", "inspect"]
     done = subprocess.run([*run, str(path), "--out", str(tmp_path / "out"), "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"]["pairs"]["rows"] == 1

@@ -1,6 +1,6 @@
 """The technique `behavioral`: what people did with a chatbot, in TRL's trainers, as it was meant.
 
-The log becomes preferences elsewhere (`feedback/`, `hf-ft behavior inspect`); this gets them through a DPO, KTO,
+The log becomes preferences elsewhere (`feedback/`, `hf-ft behavioral inspect`); this gets them through a DPO, KTO,
 reward or SFT trainer: fitted to `max_length`, each with its weight and its probability of being wrong, in batches that
 teach something, at the price of one prompt for two completions.
 """
@@ -44,6 +44,12 @@ class Behavioral(Technique):
     trained_adapter: Literal["refuse", "reference"] = option(
         "refuse", help="a PeftModel that has been trained already: refuse it, or let a copy of it be the reference"
     )
+
+    @classmethod
+    def ft_commands(cls) -> Any:
+        from ...feedback.command import app
+
+        return app
 
     def changes(self) -> frozenset[Change]:
         return frozenset({Change.PREFERENCES})

@@ -1,4 +1,4 @@
-"""`hf-ft layers`: what each layer of a model does, and what it costs to do without, before any training."""
+"""`hf-ft layer-removal curve`: what each layer of a model does, and what it costs to do without; trains nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from rich.table import Table
 
 from ...errors import PluginError
 
-app = typer.Typer()
+app = typer.Typer(
+    help="Layers of a model: what they do, and what it costs to do without.", no_args_is_help=True, add_completion=False
+)
 console = Console()
 
 BATCH = 8
@@ -21,8 +23,13 @@ FEWEST_TOKENS = 8
 Method = Annotated[str, typer.Option(help="perplexity, block_influence, angular, taylor, last or random.")]
 
 
+@app.callback()
+def layer_removal() -> None:
+    """Layers of a model: what they do, and what it costs to do without."""
+
+
 @app.command()
-def layers(
+def curve(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder, or its name on the hub.")],
     data: Annotated[Path | None, typer.Option(help="Text that it is for: .txt, .jsonl or .jsonl.gz.")] = None,
     column: Annotated[str, typer.Option(help="Of .jsonl: the column of the text.")] = "text",
@@ -59,11 +66,11 @@ def layers(
     if "curve" not in found:
         console.print("This model gives no loss of plain text: the layers that turn states least do least.")
         return
-    curve = Table("removed", "layers", "perplexity", "repeats", "as the whole model", box=None, header_style="bold")
+    table = Table("removed", "layers", "perplexity", "repeats", "as the whole model", box=None, header_style="bold")
     for point in found["curve"]:
         shares = (f"{point[name]:.0%}" if name in point else "" for name in ("repetition", "match"))
-        curve.add_row(str(point["removed"]), "+".join(map(str, point["layers"])), f"{point['perplexity']:.2f}", *shares)
-    console.print(curve)
+        table.add_row(str(point["removed"]), "+".join(map(str, point["layers"])), f"{point['perplexity']:.2f}", *shares)
+    console.print(table)
     console.print(f"Without healing; the curve is in {found['picture']}. To train without, say, the first two:")
     said = "+".join(map(str, found["curve"][min(2, len(found["curve"]) - 1)]["layers"]))
     console.print(f"  hf-ft run --with layer-removal:layers={said} SCRIPT", highlight=False)
@@ -82,7 +89,9 @@ def examine(
     max_length: int = 128,
     out: Path = Path("layers"),
 ) -> dict[str, Any]:
-    """Scores of each layer and, of a model with a loss of text, the curve; see `layers` for the arguments.
+    """Scores of each layer and, of a model with a loss of text, the curve.
+
+    The arguments are those of `hf-ft layer-removal curve`, whose `--help` explains them.
 
     Raises:
         PluginError: no data, no model, or no tokenizer, or the column is not there.

@@ -70,6 +70,12 @@ class LayerRemoval(Technique):
                 getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none."
             )
 
+    @classmethod
+    def ft_commands(cls) -> Any:
+        from .command import app
+
+        return app
+
     def changes(self) -> frozenset[Change]:
         return frozenset({Change.DEPTH})
 
@@ -230,7 +236,7 @@ class LayerRemoval(Technique):
         if not batches and method not in ("last", "random"):
             raise PluginError(
                 f"{self.name}: there is no training data to choose by (method={method}). Name the layers, as "
-                "`hf-ft layers MODEL` shows them: layers=..."
+                "`hf-ft layer-removal curve MODEL` shows them: layers=..."
             )
         order = removal_order(
             model, batches, self.count(depth), method, side, self.protect_first, self.protect_last, seed=0

@@ -1,4 +1,4 @@
-"""`hf-ft layers`: scores and the curve of a model's folder, and what it says of input that it cannot use."""
+"""`hf-ft layer-removal curve`: scores and curve of a model's folder, and what it says of input that it cannot use."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 def run(*words):
-    return CliRunner().invoke(app, ["layers", *map(str, words)])
+    return CliRunner().invoke(app, ["layer-removal", "curve", *map(str, words)])
 
 
 def test_it_shows_what_each_layer_does_and_draws_the_curve(folder, tmp_path):

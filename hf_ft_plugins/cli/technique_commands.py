@@ -1,0 +1,57 @@
+"""Sub-commands that techniques bring: `hf-ft NAME ...`, NAME being the technique's.
+
+Nothing of a plug-in is imported until its name is typed, or the list of commands is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import registry
+from ..errors import PluginError
+from ..technique import Technique
+
+
+class WithTechniqueCommands(TyperGroup):
+    """The commands of `hf-ft`, and behind them one for each installed technique that answers `ft_commands`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        ours = super().list_commands(ctx)
+        return [*ours, *(offer.name for offer in registry.offers() if offer.name not in ours and _has_commands(offer))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None or all(offer.name != cmd_name for offer in registry.offers()):
+            return command
+        return _command_of(registry.find(cmd_name).load())
+
+
+def _has_commands(offer: registry.Offer) -> bool:
+    try:
+        return _command_of(offer.load()) is not None
+    except PluginError:
+        # Its own name says what is wrong with it, and so does `hf-ft list`; no other command depends on it.
+        return False
+
+
+def _command_of(technique: type[Technique]) -> Any:
+    """What `hf-ft NAME` runs; None where the technique has no commands."""
+    if "ft_commands" not in technique.hooks():
+        return None
+    try:
+        app = technique.ft_commands()  # type: ignore[attr-defined]
+    except Exception as error:
+        raise PluginError(
+            f"{technique.name}: ft_commands failed ({type(error).__name__}: {error}). Repair or uninstall its plug-in."
+        ) from error
+    if not isinstance(app, typer.Typer):
+        raise PluginError(
+            f"{technique.name}: ft_commands gave a {type(app).__name__}; it must give a typer.Typer with the "
+            f"sub-commands of `hf-ft {technique.name}`."
+        )
+    command = typer.main.get_command(app)
+    command.name = technique.name
+    return command
