@@ -7,17 +7,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ...host.stash import WithTrainer
 
-class CountsCallback(TrainerCallback):
+
+class CountsCallback(WithTrainer, TrainerCallback):
     """Keeps a TRL trainer's number of tokens, and the metrics since its last log, in every checkpoint."""
-
-    _trainer: Any = None
-
-    def set_trainer(self, trainer: Any) -> None:
-        self._trainer = trainer
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None}
 
     def state_dict(self) -> dict[str, Any]:
         return {

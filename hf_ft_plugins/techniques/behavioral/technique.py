@@ -72,7 +72,8 @@ class Behavioral(Technique):
                 dataset = load_feedback(self.log, "labels" if contract == "kto" else "pairs", split="train")
         if not self.fit or contract == "sft" or hasattr(processing_class, "image_processor"):
             return dataset
-        fitter = Fitter(processing_class, contract, args.max_length, json.dumps(settings_of(self, args), default=str))
+        settings = json.dumps(settings_of(args, self.options()), default=str)
+        fitter = Fitter(processing_class, contract, args.max_length, settings)
         with args.main_process_first(desc=f"{self.name}: fitting"):
             dataset, counts = fitted_dataset(dataset, fitter)
         changed = any(how.startswith(DROPPED) or how in (TRIMMED, CUT) for how in counts)
@@ -121,25 +122,27 @@ class Behavioral(Technique):
             return None
         return flip_probabilities(trainer, inputs, self.noise)
 
-    def ft_trainer(self, trainer: Any) -> None:
+    def ft_columns(self) -> list[str]:
         from .collator import COLUMNS, FLIP, WEIGHT
+
+        unwanted = {WEIGHT: not self.weights, FLIP: self.noise == "off"}
+        return [column for column in COLUMNS if not unwanted.get(column)]
+
+    def ft_trainer(self, trainer: Any) -> None:
         from .model_forward import behavioral_forward
         from .reference_model import refuse_reference
-        from .trl_trainers import innermost_models, refuse_unfit, sharing
+        from .trl_trainers import innermost_models, refuse_unfit, shares_prefixes
 
-        refuse_unfit(self, trainer)
+        refuse_unfit(trainer, weights=self.weights, noise=self.noise)
         if self.log is not None and "train" in (trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()):
             raise PluginError(
                 f"{self.name}: log= replaces the training data, and an evaluation set is named 'train', too. Give it "
                 "another name in eval_dataset."
             )
         refuse_reference(trainer, trained_adapter=self.trained_adapter)
-        share = sharing(self, trainer)
+        share = shares_prefixes(trainer, self.share_prefixes)
         for model in innermost_models(trainer):
             behavioral_forward(model, share_prefixes=share)
-        unwanted = {WEIGHT: not self.weights, FLIP: self.noise == "off"}
-        trainer._set_signature_columns_if_needed()
-        trainer._signature_columns += [column for column in COLUMNS if not unwanted.get(column)]
 
     @classmethod
     def example(cls) -> Self:

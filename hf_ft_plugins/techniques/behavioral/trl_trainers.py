@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
 
 from ...errors import PluginError
 from .collator import FLIP, MASKS, NAME, WEIGHT
 from .prefix_sharing import why_not_shared
 
 logger = logging.getLogger(__name__)
+
+Noise = Literal["auto", "robust", "cdpo", "off"]
 
 CONTRACTS = {"DPOTrainer": "dpo", "KTOTrainer": "kto", "RewardTrainer": "reward", "SFTTrainer": "sft"}
 # The losses whose gradient is, for each row, its own loss's: a weight scales it exactly. Those of `aot` sort the batch.
@@ -36,10 +40,10 @@ def contract_of(trainer_class: type) -> str:
     )
 
 
-def settings_of(technique: Any, args: Any) -> dict[str, Any]:
-    """What reference log-probabilities depend on, beside the data and the model."""
+def settings_of(args: TrainingArguments, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What reference log-probabilities depend on, beside the data and the model; `options` are the technique's."""
     names = ("max_length", "truncation_mode", "ld_alpha", "pad_to_multiple_of", "disable_dropout", "bf16", "fp16")
-    return {"technique": technique.options()} | {name: getattr(args, name, None) for name in names}
+    return {"technique": dict(options)} | {name: getattr(args, name, None) for name in names}
 
 
 def columns_of(dataset: Any) -> list[str]:
@@ -63,15 +67,20 @@ def losses_of(trainer: Any) -> list[str]:
     return [loss] if isinstance(loss, str) else list(loss or ())
 
 
-def refuse_unfit(technique: Any, trainer: Any) -> None:
-    """Refuse what cannot be exact, and let DPO's sigmoid loss become the robust one, where each is asked for.
+def refuse_unfit(trainer: Trainer, *, weights: bool, noise: Noise) -> None:
+    """Refuse what cannot be exact, and let DPO's sigmoid loss become the robust one, where the data call for it.
+
+    Args:
+        trainer: one of TRL's, built.
+        weights: whether the gradients of rows are scaled by the data's column of weights, if there is one.
+        noise: the form of the loss with flip probabilities; "auto" leaves other losses alone, "off" all.
 
     Raises:
         PluginError: naming the setting.
     """
     contract = contract_of(type(trainer))
     columns = columns_of(trainer.train_dataset)
-    weighed = technique.weights and WEIGHT in columns
+    weighed = weights and WEIGHT in columns
     losses = losses_of(trainer)
     unserved = [loss for loss in losses if loss not in WEIGHED_LOSSES]
     if weighed and unserved:
@@ -91,7 +100,7 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
             NAME,
         )
     if contract == "dpo":
-        _choose_noise(technique, trainer, FLIP in columns)
+        _choose_noise(trainer, noise, FLIP in columns)
     if getattr(trainer, "precompute_ref_logps", False) and any(
         any(trainer.train_dataset[column]) for column in MASKS if column in columns
     ):
@@ -101,15 +110,15 @@ def refuse_unfit(technique: Any, trainer: Any) -> None:
         )
 
 
-def _choose_noise(technique: Any, trainer: Any, has_flips: bool) -> None:
-    if not has_flips or technique.noise == "off":
+def _choose_noise(trainer: Any, noise: Noise, has_flips: bool) -> None:
+    if not has_flips or noise == "off":
         return
     if set(trainer.loss_types) <= {"sigmoid", "robust"}:
         trainer.loss_types = ["robust"] * len(trainer.loss_types)
         return
-    if technique.noise != "auto":
+    if noise != "auto":
         raise PluginError(
-            f"{NAME}: noise={technique.noise} gives each pair a flip probability in the robust form of the sigmoid "
+            f"{NAME}: noise={noise} gives each pair a flip probability in the robust form of the sigmoid "
             f"loss, and loss_type is {'+'.join(trainer.loss_types)}. Set loss_type to sigmoid or robust, or noise=off."
         )
     logger.warning(
@@ -118,13 +127,13 @@ def _choose_noise(technique: Any, trainer: Any, has_flips: bool) -> None:
     )
 
 
-def sharing(technique: Any, trainer: Any) -> bool:
-    """Whether prefixes are shared.
+def shares_prefixes(trainer: Trainer, wanted: Literal["auto", "on", "off"]) -> bool:
+    """Whether the common beginning of a pair's completions is computed once: where it is exact, unless "off".
 
     Raises:
-        PluginError: with `share_prefixes=on`, where that would not be exact.
+        PluginError: it would not be exact, and is `wanted` "on".
     """
-    if technique.share_prefixes == "off":
+    if wanted == "off":
         return False
     if contract_of(type(trainer)) != "dpo":
         reason: str | None = f"{type(trainer).__name__} does not train on pairs of texts by their log-probabilities"
@@ -132,7 +141,7 @@ def sharing(technique: Any, trainer: Any) -> bool:
         reason = why_not_shared(trainer)
     if reason is None:
         return True
-    if technique.share_prefixes == "on":
+    if wanted == "on":
         raise PluginError(f"{NAME}: share_prefixes=on would not be exact: {reason}. Set share_prefixes=off.")
     logger.info("%s: prefixes are not shared: %s.", NAME, reason)
     return False

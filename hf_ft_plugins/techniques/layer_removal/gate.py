@@ -9,48 +9,58 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import Trainer
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
+from ...host.stash import WithTrainer, stash_of
 from .curve import save_curve
 from .quality import Quality
 from .stacks import NAME
-from .surgery import Surgery, find_surgery, quality_of
+from .surgery import SURGERY, Surgery, quality_of
 
 logger = logging.getLogger(__name__)
 
 REPORT = "layer_removal_report.json"
 
 
-class GateCallback(TrainerCallback):
+@dataclass(frozen=True)
+class Limits:
+    """How much worse than the original a healed model may be.
+
+    Attributes:
+        max_degradation: largest share by which perplexity may be above the original's; None: no gate.
+        max_repetition: largest rise of the share of repeated 4-grams; None: no gate.
+    """
+
+    max_degradation: float | None = 0.2
+    max_repetition: float | None = 0.25
+
+    @property
+    def any(self) -> bool:
+        return self.max_degradation is not None or self.max_repetition is not None
+
+
+class GateCallback(WithTrainer, TrainerCallback):
     """Measures the healed model when training ends, writes the report, and ends the run if it is worse than allowed.
 
     Args:
-        max_degradation: largest share by which perplexity may be above the original's; None: no gate.
-        max_repetition: largest rise of the share of repeated 4-grams.
+        max_degradation, max_repetition: see `Limits`.
         on_fail: `restore`: the trainer's model is the original again, and a `PluginError` ends the run; `warn`.
     """
 
     end_phase = "gate"
 
     def __init__(self, max_degradation: float | None, max_repetition: float | None, on_fail: str) -> None:
-        self.max_degradation = max_degradation
-        self.max_repetition = max_repetition
+        self.limits = Limits(max_degradation, max_repetition)
         self.on_fail = on_fail
         self.report: dict[str, Any] = {}
-        self._trainer: Any = None
-
-    def set_trainer(self, trainer: Any) -> None:
-        self._trainer = trainer
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_trainer": None}
 
     def state_dict(self) -> dict[str, Any]:
         surgery = self._surgery()
@@ -72,18 +82,18 @@ class GateCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         surgery = self._surgery()
         if surgery is not None:
-            self.report = close_run(self._trainer, surgery, self)
+            self.report = close_run(self._trainer, surgery, self.limits, restore=self.on_fail == "restore")
 
     def _surgery(self) -> Surgery | None:
-        return find_surgery(_model_of(self._trainer))
+        return stash_of(self._trainer).get(SURGERY)
 
 
-def close_run(trainer: Any, surgery: Surgery, limits: GateCallback) -> dict[str, Any]:
+def close_run(trainer: Trainer, surgery: Surgery, limits: Limits, *, restore: bool) -> dict[str, Any]:
     """The gate's work when training has ended: measure, write the report, say what failed, and put the original back
     where that is asked for. It changes the trainer's model, so it comes before whatever exports that.
 
     Raises:
-        PluginError: the model is worse than `limits` allow, and `on_fail` is `restore`.
+        PluginError: the model is worse than `limits` allow, and the original is to be put back.
     """
     args = trainer.args
     with torch.random.fork_rng(devices=[]):
@@ -101,7 +111,7 @@ def close_run(trainer: Any, surgery: Surgery, limits: GateCallback) -> dict[str,
         logger.warning("%s: %s", NAME, line)
     if not report["failed"]:
         logger.info("%s: %s", NAME, report["said"])
-    elif limits.on_fail == "restore":
+    elif restore:
         original = surgery.original.to(args.device)
         trainer.model = trainer.model_wrapped = trainer.callback_handler.model = original
         raise PluginError(
@@ -112,7 +122,7 @@ def close_run(trainer: Any, surgery: Surgery, limits: GateCallback) -> dict[str,
     return report
 
 
-def judge(surgery: Surgery, healed: Quality | None, limits: GateCallback) -> dict[str, Any]:
+def judge(surgery: Surgery, healed: Quality | None, limits: Limits) -> dict[str, Any]:
     """The report: what was removed, how good the model was and is, and in `failed` which limits it exceeds."""
     report: dict[str, Any] = {
         "removed": list(surgery.removed),
@@ -121,11 +131,13 @@ def judge(surgery: Surgery, healed: Quality | None, limits: GateCallback) -> dic
         "chosen_by": surgery.why,
         "failed": [],
     }
-    said = f"without layers {list(surgery.removed)} of {surgery.depth}"
+    summary = f"without layers {list(surgery.removed)} of {surgery.depth}"
     if surgery.whole is None or healed is None:
-        return report | {"said": f"{said}; there is no evaluation data with a loss, so nothing was compared"}
+        return report | {"said": f"{summary}; there is no evaluation data with a loss, so nothing was compared"}
     if math.isinf(surgery.whole.perplexity):
-        return report | {"said": f"{said}; the original's loss is too large for a perplexity, so nothing was compared"}
+        return report | {
+            "said": f"{summary}; the original's loss is too large for a perplexity, so nothing was compared"
+        }
     for name, quality in (("original", surgery.whole), ("before_healing", surgery.cut), ("healed", healed)):
         assert quality is not None
         report[name] = {key: value for key, value in asdict(quality).items() if key != "continuations"}
@@ -148,10 +160,10 @@ def judge(surgery: Surgery, healed: Quality | None, limits: GateCallback) -> dic
         )
     cut = surgery.cut.perplexity if surgery.cut is not None else math.nan
     return report | {
-        "said": f"{said} held-out perplexity was {surgery.whole.perplexity:.4g} before, {cut:.4g} after the "
+        "said": f"{summary} held-out perplexity was {surgery.whole.perplexity:.4g} before, {cut:.4g} after the "
         f"removal, and is {healed.perplexity:.4g} ({rise:+.1%})"
     }
 
 
-def _model_of(trainer: Any) -> Any:
+def _model_of(trainer: Trainer) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model)

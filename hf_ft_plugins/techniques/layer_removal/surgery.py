@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ...host.stash import StashKey
 from ...models.unchanged import evaluating
 from .quality import Quality, measure_quality, perplexity_of
 from .score import Batches, mean_loss
 
 PROMPT, PROMPTS, NEW_TOKENS = 16, 8, 32
-_SURGERIES: weakref.WeakKeyDictionary[Any, Surgery] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -42,6 +41,9 @@ class Surgery:
     original: Any = None
 
 
+SURGERY = StashKey[Surgery]("layer-removal: what was removed")
+
+
 def quality_of(model: Any, held_out: Batches, prompts: torch.Tensor | None) -> Quality | None:
     """What can be measured: perplexity of the batches, and the writing where there are prompts; None without batches.
 
@@ -67,14 +69,3 @@ def prompts_of(model: Any, batches: Batches) -> torch.Tensor | None:
         mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
         rows += [row[real][:PROMPT] for row, real in zip(ids, mask, strict=True) if int(real.sum()) >= PROMPT]
     return torch.stack(rows[:PROMPTS]) if rows else None
-
-
-def remember(model: Any, surgery: Surgery) -> None:
-    _SURGERIES[model] = surgery
-
-
-def find_surgery(model: Any) -> Surgery | None:
-    """What this run did to a model, or to the model under an adapter; None if nothing."""
-    from ...models.inputs import bare
-
-    return _SURGERIES.get(bare(model))

@@ -14,6 +14,7 @@ import torch
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
+from ...host.stash import WithTrainer
 from .answers import call_for
 from .folders import write_fingerprint
 from .layers import NAME
@@ -147,7 +148,7 @@ def plain_lora(model: Any, initial: Mapping[str, torch.Tensor]) -> tuple[dict[st
     return {key: tensor.contiguous() for key, tensor in tensors.items()}, config
 
 
-class ExportCallback(TrainerCallback):
+class ExportCallback(WithTrainer, TrainerCallback):
     """Writes the trained adapter, the merged model, or both, below `output_dir` when training ends.
 
     What the comparison will call the model with is found before training: a merged model that could not be compared
@@ -164,16 +165,12 @@ class ExportCallback(TrainerCallback):
         self.export = export
         self.mutates = mutates
         self.error: float | None = None
-        self._trainer: Any = None
         self._initial: dict[str, torch.Tensor] = {}
         self._call: dict[str, Any] | None = None
         self._asked = False
 
-    def set_trainer(self, trainer: Any) -> None:
-        self._trainer = trainer
-
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_trainer": None, "_initial": {}, "_call": None, "_asked": False}
+        return super().__getstate__() | {"_initial": {}, "_call": None, "_asked": False}
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if "merged" in self.parts and (args.fsdp or args.deepspeed):
