@@ -37,6 +37,20 @@ def ft_commands() -> Any:
 
 
 @_spec
+def ft_raw_dataset(
+    dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type, stash: Stash
+) -> Any:
+    """**all**. The data set to use instead of what the script passed to one of TRL's trainers, before that trainer
+    tokenizes and cuts it; None changes nothing. Each technique gets what the one before left.
+
+    Asked within the trainer's `__init__`, before the other hooks, and for data that are given later, to `evaluate`.
+    `split` is TRL's name of the data: "train", "eval", or the evaluation set's own name. `transformers.Trainer` does
+    not tokenize, so it never asks.
+    """
+    raise NotImplementedError
+
+
+@_spec
 def ft_model(
     model: Any, train_dataset: Any, args: Any, processing_class: Any, first_batches: Any, stash: Stash
 ) -> None:
@@ -56,20 +70,6 @@ def ft_adapter(model: Any, args: Any, stash: Stash) -> Any:
     Asked when `transformers.Trainer.__init__` is done, and for each model that `model_init` makes later. The model is
     on its device, and may be changed in place (quantised); the host puts the adapter on it. A script's model that has
     one already is an error.
-    """
-    raise NotImplementedError
-
-
-@_spec
-def ft_raw_dataset(
-    dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type, stash: Stash
-) -> Any:
-    """**all**. The data set to use instead of what the script passed to one of TRL's trainers, before that trainer
-    tokenizes and cuts it; None changes nothing. Each technique gets what the one before left.
-
-    Asked within the trainer's `__init__`, before the other hooks, and for data that are given later, to `evaluate`.
-    `split` is TRL's name of the data: "train", "eval", or the evaluation set's own name. `transformers.Trainer` does
-    not tokenize, so it never asks.
     """
     raise NotImplementedError
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update-readme", action="store_true", help="write the composition table into README.md")
+    parser.addoption("--update-docs", action="store_true", help="write the composition table into docs/composition.md")
 
 
 @pytest.fixture(scope="session")

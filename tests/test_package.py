@@ -40,7 +40,7 @@ def test_every_hook_is_documented(hook):
     text = getattr(hookspecs, hook).__doc__
     assert text.startswith(("**all**.", "**owner**."))
     assert text.startswith("**owner**.") == bool(getattr(hookspecs, hook).hf_ft_plugins_spec["firstresult"])
-    assert f"`{hook}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"### `{hook}(" in (ROOT / "docs" / "writing-a-technique.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("hook", hook_names())

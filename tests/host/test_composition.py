@@ -14,7 +14,7 @@ from hf_ft_plugins.registry import offers
 from hf_ft_plugins.technique import Technique, option
 from hf_ft_plugins.testing import check_pair, check_technique, composition_table
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "composition.md"
 BEGIN, END = "<!-- composition: begin -->", "<!-- composition: end -->"
 
 
@@ -67,8 +67,9 @@ class OtherSchedule(SquareRootSchedule):
     name: ClassVar[str] = "other-schedule"
 
 
+BUILT_IN = [offer.load().example() for offer in offers() if offer.distribution == "hf-ft-plugins"]
 TECHNIQUES = [
-    *(offer.load().example() for offer in offers() if offer.distribution == "hf-ft-plugins"),
+    *BUILT_IN,
     HalveLR(),
     SquareRootSchedule(),
     OtherSchedule(),
@@ -93,12 +94,12 @@ def test_the_conflict_of_two_owners_names_both_and_the_hook():
     assert all(word in reason for word in ("square-root-schedule", "other-schedule", "ft_scheduler"))
 
 
-def test_the_readme_shows_this_matrix(request):
-    table = composition_table(TECHNIQUES[:-1], RESULTS)
-    text = README.read_text(encoding="utf-8")
+def test_the_page_shows_this_matrix(request):
+    table = composition_table(BUILT_IN, RESULTS)
+    text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     shown, _, after = rest.partition(END)
-    if request.config.getoption("--update-readme"):
-        README.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    if request.config.getoption("--update-docs"):
+        PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
     else:
-        assert shown.strip() == table, "run: pytest tests/test_composition.py --update-readme"
+        assert shown.strip() == table, "run: pytest tests/host/test_composition.py --update-docs"

@@ -1,0 +1,86 @@
+"""Writes what the documentation says of the code, from the code: `python docs/generate.py`, or with `--check`.
+
+In a page, whatever stands between `<!-- generated: WHAT -->` and `<!-- end -->` is written anew; WHAT is `hooks`,
+`options NAME` of a technique, or `techniques`. `--check` writes nothing and exits 1 if a page is out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hf_ft_plugins import hookspecs, registry
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- generated: ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def hooks() -> str:
+    """One section a hook, in the order of a run: signature and docstring."""
+    sections = []
+    for name, spec in vars(hookspecs).items():
+        if name.startswith(hookspecs.PREFIX):
+            arguments = ", ".join(inspect.signature(spec).parameters)
+            sections.append(f"### `{name}({arguments})`\n\n{inspect.getdoc(spec)}\n")
+    return "\n".join(sections)
+
+
+def options(name: str) -> str:
+    """A table of a technique's options."""
+    rows = ["| option | type | default | |", "| --- | --- | --- | --- |"]
+    for info in registry.find(name).load().option_infos():
+        default = "none" if info.default is None else json.dumps(info.default).strip('"')
+        rows.append(f"| `{info.name}` | {_cell(info.type)} | {_cell(default) or 'empty'} | {_cell(info.help)} |")
+    return "\n".join(rows) + "\n"
+
+
+def techniques() -> str:
+    """A table of the built-in techniques, one row each."""
+    rows = ["| technique | what it does |", "| --- | --- |"]
+    for offer in registry.offers():
+        if offer.distribution == registry.DISTRIBUTION:
+            rows.append(f"| [{offer.name}](techniques/{offer.name}.md) | {_cell(offer.load().summary)} |")
+    return "\n".join(rows) + "\n"
+
+
+GENERATORS: dict[str, Callable[..., str]] = {"hooks": hooks, "options": options, "techniques": techniques}
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def generated(text: str) -> str:
+    """A page's text with every generated block as the code has it now."""
+
+    def block(match: re.Match[str]) -> str:
+        what, *arguments = match[2].split()
+        return f"{match[1]}{GENERATORS[what](*arguments)}{match[4]}"
+
+    return BLOCK.sub(block, text)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        new = generated(text)
+        if new != text:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                page.write_text(new, encoding="utf-8")
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} {'is out of date' if '--check' in sys.argv else 'is written anew'}")
+    sys.exit(1 if stale and "--check" in sys.argv else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""README and docs: what is generated is up to date, links lead somewhere, and every block of code works."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+import yaml
+
+from hf_ft_plugins import registry
+from hf_ft_plugins.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+# Placeholders of the pages for files that a reader brings.
+BROUGHT = {"train.py", "dpo.py", "export.json", "text.txt", "SCRIPT"}
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(language):
+    return [
+        pytest.param(page, code, id=f"{named(page)}:{number}")
+        for page in PAGES
+        for number, (kind, code) in enumerate(FENCE.findall(page.read_text(encoding="utf-8")))
+        if kind == language
+    ]
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_what_is_generated_is_up_to_date(page):
+    text = page.read_text(encoding="utf-8")
+    assert generator().generated(text) == text, "run: python docs/generate.py"
+
+
+def test_a_stale_block_is_written_anew():
+    stale = "<!-- generated: options adaptive-lr -->\nold\n<!-- end -->\n"
+    assert "| `patience` |" in generator().generated(stale)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_files_and_headings_that_are_there(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{named(page)} links to {target}"
+        if anchor:
+            headings = [slug(heading) for heading in HEADING.findall(file.read_text(encoding="utf-8"))]
+            assert anchor in headings, f"{named(page)} links to {target}"
+
+
+def slug(heading):
+    """A heading's anchor, as code hosts make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("python"))
+def test_python_blocks_run(page, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # What a reader has is there; what a page's earlier blocks made is, too.
+    names = surroundings(tmp_path)
+    for earlier in FENCE.findall(page.read_text(encoding="utf-8").partition(code)[0]):
+        if earlier[0] == "python":
+            exec(compile(earlier[1], named(page), "exec"), names)
+    exec(compile(code, named(page), "exec"), names)
+
+
+def surroundings(folder):
+    import torch
+    import transformers
+
+    from hf_ft_plugins.testing import tiny_dataset, tiny_model, tiny_trainer
+
+    trainer = tiny_trainer(folder / "run", trainer_class=transformers.Trainer)
+    ids = torch.randint(3, 60, (8, 12))
+    config = transformers.LlamaConfig(
+        **{"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 6},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2},
+    )
+    return {
+        "trainer": trainer,
+        "train_dataset": tiny_dataset(),
+        "encoder": tiny_model(),
+        "model": transformers.LlamaForCausalLM(config),
+        "batches": [{"input_ids": ids, "labels": ids}],
+    }
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("yaml"))
+def test_recipes_name_techniques_and_options_that_are_there(page, code):
+    for spec in yaml.safe_load(code)["techniques"]:
+        registry.resolve(spec)
+
+
+def commands(code):
+    """The arguments of each `hf-ft` in a block, however it is started."""
+    found = []
+    for line in code.replace("\\\n", " ").replace("&&\n", "&& ").splitlines():
+        for part in line.split(" && "):
+            words = shlex.split(part, comments=True)
+            for name in {"hf-ft", "hf_ft_plugins"} & set(words):
+                found.append(words[words.index(name) + 1 :])
+    return found
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("bash"))
+def test_command_lines_parse_and_name_what_is_there(page, code):
+    for arguments in commands(code):
+        check_command(typer.main.get_command(app), arguments)
+
+
+def check_command(group, arguments):
+    name, *rest = arguments
+    command = group.get_command(SimpleNamespace(), name)
+    assert command is not None, arguments
+    if hasattr(command, "commands"):
+        check_command(command, rest)
+        return
+    context = command.make_context(name, [word for word in rest if word != "..."])
+    for spec in context.params.get("with_") or ():
+        registry.resolve(spec)
+    script = context.params.get("script")
+    if script is not None and not context.params["as_module"]:
+        assert script in BROUGHT or (ROOT / script).is_file(), arguments
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("hf-ft run --with peft:rank=3 train.py", "unknown option 'rank'"),
+        ("hf-ft run --with peft other.py", "other.py"),
+        ("hf-ft show --with peft", "No such option"),
+        ("hf-ft fly", "fly"),
+    ],
+)
+def test_wrong_command_lines_are_noticed(line, why):
+    with pytest.raises(Exception, match=why):
+        check_command(typer.main.get_command(app), commands(line)[0])
