@@ -26,7 +26,7 @@ import transformers
 from transformers import AutoConfig, Trainer, TrainingArguments
 
 from benchmarks import report
-from benchmarks.report import Gate, Result, row
+from benchmarks.report import Gate, Result
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.memory.estimate import estimate_memory
 from hf_ft_plugins.registry import resolve
@@ -145,7 +145,7 @@ def measured_rows(asked: Namespace) -> Iterator[Result]:
             if noise is None or not asked.quick:
                 again = in_a_process(architecture, run, asked.device, GIVEN_BACK)
                 if noise is None:
-                    yield row(
+                    yield report.row(
                         *(BENCHMARK, f"MiB at the peak, {architecture}, {run}: measured twice (A/A)"),
                         *(again / 2**20, real / 2**20),
                         ratio=again / real,
@@ -156,7 +156,7 @@ def measured_rows(asked: Namespace) -> Iterator[Result]:
             if asked.device == "cpu" and not asked.quick:
                 more["default_malloc"] = round(estimate.peak / in_a_process(architecture, run, "cpu", {}), 3)
             ratio, within = estimate.peak / real, GATES[asked.device]
-            yield row(
+            yield report.row(
                 *(BENCHMARK, f"MiB at the peak, {architecture}, {run}", estimate.peak / 2**20, real / 2**20),
                 ratio=ratio,
                 noise=noise,
