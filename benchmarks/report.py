@@ -174,6 +174,12 @@ def noise_floor(ratios: Sequence[float] | np.ndarray) -> float:
     return float(np.quantile(np.abs(np.median(drawn, axis=1) - 1), 0.95))
 
 
+def noise_of_mean(first: Sequence[float], again: Sequence[float]) -> float:
+    """Twice the deviation of a mean of as many differences, were they those of an A/A comparison; in its unit."""
+    apart = np.asarray(again, dtype=float) - np.asarray(first, dtype=float)
+    return float(2 * np.sqrt(np.mean(apart**2) / len(apart)))
+
+
 def quartiles(ratios: Sequence[float] | np.ndarray) -> list[float]:
     return [round(float(value), 4) for value in np.quantile(np.asarray(ratios), (0.25, 0.75))]
 
