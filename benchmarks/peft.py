@@ -14,8 +14,8 @@
 - QLoRA, on a GPU: a Llama of 0.5B with random weights, `peft:quant=nf4` in bfloat16 against full AdamW in bfloat16:
   peak memory and tokens a second, stock against itself for the noise.
 
-Real data and models are read from FT_DATA (default ../shared/data); without them these rows are left out. How near memory is
-estimated: `python -m benchmarks.memory`.
+Real data and models are read from FT_DATA (default ../shared/data); without them these rows are left out. How near
+memory is estimated: `python -m benchmarks.memory`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Gate:
         return f"{self.figure} {self.relation} {self.bound:.6g}"
 
     def is_met(self, value: float | None, noise: float = 0.0) -> bool:
-        """Whether the promise is kept after the noise has worsened `value`; nothing else could be said of it."""
+        """Whether the promise is kept after the noise, in the figure's unit, has worsened `value`."""
         if value is None or not noise >= 0:
             return False
         if self.relation in ("<=", "<"):
@@ -67,8 +67,8 @@ class Result:
         ours, baseline: in the metric's unit; a median or mean, as the benchmark's docstring says; None where there
             is none.
         ratio: ours / baseline, as the benchmark's docstring says.
-        noise: how far `ratio` would be from 1 if nothing but chance differed (`noise_floor`); where there is no ratio,
-            how far chance moves `ours`, in its unit.
+        noise: how far `ratio` would be from 1 if nothing but chance differed (`noise_floor`), so a share of it; where
+            there is no ratio, how far chance moves `ours`, in its unit.
         gate: the promise, in words; None where there is none.
         met: whether it was kept; None where there is no gate.
         conditions: everything needed to read the numbers; `quartiles`, where present, are those of the ratio, and
@@ -111,8 +111,8 @@ def row(
     """A row, with its gate judged.
 
     Args:
-        gate: about `ratio`, `ours` or their difference. The noise worsens it: a share of the ratio, and in the metric's
-            unit where the gate is about something else.
+        gate: about `ratio`, `ours` or `ours - baseline`. The noise worsens the figure: by that share of a ratio; of a
+            baseline, where the figure is in the metric's unit.
         also: further promises of the same gate, in words, and whether each is kept.
     """
     met = plain = None
@@ -122,8 +122,8 @@ def row(
     if gate is not None:
         difference = None if ours is None or baseline is None else ours - baseline
         value = {"ratio": ratio, "ours": ours, "difference": difference}[gate.figure]
-        if gate.figure != "ratio" and ratio is not None and baseline is not None:
-            worsening *= abs(baseline)
+        scale = ratio if gate.figure == "ratio" else baseline if ratio is not None else None
+        worsening *= 1.0 if scale is None else abs(scale)
         met, plain = met and gate.is_met(value, worsening), plain and gate.is_met(value)
     hidden = {"met_without_noise": True} if plain and not met else {}
     words = [*([str(gate)] if gate is not None else []), *(also or {})]

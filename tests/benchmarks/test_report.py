@@ -24,7 +24,10 @@ def one_row(gate: Gate | None = None, **changes: object) -> Result:
         # ratio - noise <= 1.01 would call these met.
         (Gate("ratio", "<=", 1.01), 1.005, 0.016, False),
         (Gate("ratio", "<=", 1.01), 1.02, 0.016, False),
-        (Gate("ratio", ">=", 2.0), 2.2, 0.1, True),
+        (Gate("ratio", ">=", 2.0), 2.3, 0.1, True),
+        # A tenth of 2.2 is more than 0.2.
+        (Gate("ratio", ">=", 2.0), 2.2, 0.1, False),
+        (Gate("ratio", "<=", 0.15), 0.11, 0.05, True),
         (Gate("ratio", ">=", 2.0), 2.05, 0.1, False),
         (Gate("ratio", ">=", 2.0), 1.95, 0.1, False),
         (Gate("ratio", ">", 1.0), 1.0, 0.0, False),
