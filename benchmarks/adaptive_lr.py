@@ -1,30 +1,35 @@
-"""What the adaptive learning rate gains: test quality and steps over three base rates, against stock schedules.
+"""What the adaptive learning rate gains: test quality and steps over three base rates, against early stopping.
 
-    python -m benchmarks.adaptive_lr [--device cuda] [--quick] [--json]
+    python -m benchmarks.adaptive_lr [--device cuda] [--quick] [--json] [--write]
 
 Settings: 300 of scikit-learn's digits with 40 % wrong training labels, at most 600 steps, the dev set's labels as
 noisy or clean; and, where the data is (folder FT_DATA, default ../shared/data), fine-tuning a pretrained MiniLM encoder
 on a few hundred film reviews. The test set is always clean. All rows use the real Trainer, the same data, the same
 initial weights and the same evaluations of the dev loss; `plateau`, `greedy` and `rollback` are adaptive-lr's with
-default options on the linear schedule. Of transformers' own adaptive schedulers, `reduce_lr_on_plateau` gets our factor
-and patience (its default patience of 10 evaluations rarely ends before these runs do), and `greedy` gets the lower
-bound of its paper (arXiv:2512.14527), a tenth of the base rate, since its default of 1e-3 only ever raises lower rates,
-with our factor and patience for the same reason.
+default options on the linear schedule.
+
+The baseline is the strongest that transformers has: `reduce_lr_on_plateau` with `EarlyStoppingCallback` and the best
+checkpoint. It gets what ours has: the factor, the patience of a cut, and the stop after as many evaluations without
+improvement as ours waits for three cuts and an end, eight. A second row stops after four. Of transformers' own adaptive
+schedulers without early stopping, `reduce_lr_on_plateau` gets our factor and patience (its default patience of 10
+evaluations rarely ends before these runs do), and `greedy` gets the lower bound of its paper (arXiv:2512.14527), a
+tenth of the base rate, since its default of 1e-3 only ever raises lower rates, with our factor and patience for the
+same reason.
 
 No checkpoint is written: a callback takes the test metrics at each best dev loss ("best"), and the model that `train()`
-leaves behind gives the others ("end"). `ours` and `baseline` are means over seeds. "Worst rate" is the rate at which
-that mean is worst, for each row its own. Stock's best rate is the one with the lowest mean dev loss of stock linear.
-`noise` is `report.noise_floor` of the A/A ratios, one per seed: stock linear with another initialization and data order
-against stock linear. Gates hold without regard to the noise.
+leaves behind gives the others ("end"). `ours` and `baseline` are means over seeds, `quartiles` are of the seeds'
+ratios. "Worst rate" is the rate at which that mean is worst, for each row its own. The baseline's best rate is the one
+with its lowest mean dev loss. `noise` is `report.noise_floor` of the A/A ratios, one per seed: the baseline with
+another initialization and data order against itself.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +37,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from sklearn.datasets import load_digits
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -46,13 +51,17 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks import report
+from benchmarks.data import MINILM, has_reviews, reviews
+from benchmarks.report import Gate, LeftOut, Result, noise_floor, quartiles
 from hf_ft_plugins import with_plugins
 
-from .data import MINILM, has_reviews, reviews
-from .report import Result, arguments, conditions, noise_floor, show
-
 BENCHMARK = "adaptive_lr"
-STOCK, AGAIN = "stock linear", "stock linear, other seed (A/A)"
+PLATEAU = "stock reduce_lr_on_plateau"
+# Evaluations without improvement after which a run stops. Ours has a patience of two and makes three cuts: 2 * (3 + 1).
+EARLY_STOPPING = {f"{PLATEAU}, early stopping": 8, f"{PLATEAU}, early stopping after 4": 4}
+STOCK = next(iter(EARLY_STOPPING))
+AGAIN = f"{STOCK}, other seed (A/A)"
 OURS = ("plateau", "greedy", "rollback")
 METRICS = ("NLL best", "NLL end", "accuracy best", "accuracy end", "steps")
 OTHER_SEED = 1000  # added for the A/A row
@@ -206,7 +215,7 @@ def trainer_class(row: str) -> type[Trainer]:
 
 def schedule(row: str, rate: float) -> dict[str, Any]:
     """A row's scheduler, as TrainingArguments name it."""
-    if row == "stock reduce_lr_on_plateau":
+    if row.startswith(PLATEAU):
         # torch forgives `patience` bad values and cuts at the next; ours cuts at the second.
         return {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.3, "patience": 1}}
     if row == "stock greedy":
@@ -215,6 +224,11 @@ def schedule(row: str, rate: float) -> dict[str, Any]:
             "lr_scheduler_kwargs": {"factor": 0.9, "patience": 0, "min_lr": 0.1 * rate},
         }
     return {"lr_scheduler_type": "cosine" if row == "stock cosine" else "linear"}
+
+
+def early_stopping(row: str) -> list[TrainerCallback]:
+    patience = EARLY_STOPPING.get(row.removesuffix(AGAIN.removeprefix(STOCK)))
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
 
 
 def train_once(setting: Setting, task: Task, row: str, rate: float, seed: int, device: str) -> dict[str, float]:
@@ -248,7 +262,7 @@ def train_once(setting: Setting, task: Task, row: str, rate: float, seed: int, d
             data_collator=task.collate,
             train_dataset=task.train,
             eval_dataset=task.dev,
-            callbacks=[best],
+            callbacks=[best, *early_stopping(row)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -286,88 +300,73 @@ def worst(values: np.ndarray) -> float:
     return float(values.mean(axis=1).max())
 
 
-def headline_results(setting: Setting, measured: Measured, about: dict[str, Any]) -> list[Result]:
-    """The gated quantities, for every row but stock linear."""
+def headline_results(setting: Setting, measured: Measured, about: dict[str, Any]) -> Iterator[Result]:
+    """The gated quantities, for every row but the baseline."""
     stock, again = measured[STOCK], measured[AGAIN]
     tuned = int(stock["dev loss"].mean(axis=1).argmin())
+    more = {**about, "baseline": STOCK, "baseline_best_rate": setting.rates[tuned]}
 
-    def row_results(row: str) -> list[Result]:
-        run = measured[row]
-        results = []
-
-        def add(metric: str, ours: float, baseline: float, aa: np.ndarray, gate: str, met: bool) -> None:
-            promised = row in OURS and gate != ""
-            results.append(
-                Result(
-                    benchmark=BENCHMARK,
-                    metric=f"{setting.name}: {row}: {metric}",
-                    ours=ours,
-                    baseline=baseline,
-                    ratio=ours / baseline,
-                    noise=noise_floor(aa),
-                    gate=gate if promised else None,
-                    met=met if promised else None,
-                    conditions={**about, "stock_best_rate": setting.rates[tuned]},
-                )
-            )
-
-        for ours_at, stock_at, gate in (("end", "best", "ratio <= 0.9"), ("best", "best", ""), ("end", "end", "")):
-            ours, baseline = worst(run[f"NLL {ours_at}"]), worst(stock[f"NLL {stock_at}"])
-            aa = again[f"NLL {stock_at}"].max(axis=0) / stock[f"NLL {stock_at}"].max(axis=0)
-            metric = f"worst-rate NLL, {ours_at} against stock's {stock_at}"
-            add(metric, ours, baseline, aa, gate, ours <= 0.9 * baseline)
-        steps, stock_steps = float(run["steps"].mean()), float(stock["steps"].mean())
-        aa = again["steps"].mean(axis=0) / stock["steps"].mean(axis=0)
-        add("steps, mean over rates", steps, stock_steps, aa, "ratio <= 0.75", steps <= 0.75 * stock_steps)
-        for ours_at, gate in (("end", "ours >= baseline - 0.01"), ("best", "")):
-            ours = float(run[f"accuracy {ours_at}"][tuned].mean())
-            baseline = float(stock["accuracy best"][tuned].mean())
-            aa = again["accuracy best"][tuned] / stock["accuracy best"][tuned]
-            metric = f"accuracy at stock's best rate, {ours_at} against stock's best"
-            add(metric, ours, baseline, aa, gate, ours >= baseline - 0.01)
-        return results
-
-    return [result for row in setting.rows if row != STOCK for result in row_results(row)]
-
-
-def detail_results(setting: Setting, measured: Measured, about: dict[str, Any]) -> list[Result]:
-    """Every row, rate and metric against stock linear at the same rate, without gates."""
-    return [
-        Result(
-            benchmark=BENCHMARK,
-            metric=f"{setting.name}: {row}: {name} at {rate:g}",
-            ours=float(measured[row][name][index].mean()),
-            baseline=float(measured[STOCK][name][index].mean()),
-            ratio=float(measured[row][name][index].mean() / measured[STOCK][name][index].mean()),
-            noise=noise_floor(measured[AGAIN][name][index] / measured[STOCK][name][index]),
-            gate=None,
-            met=None,
-            conditions={**about, "over_seeds": measured[row][name][index].tolist()},
+    def result(
+        row: str, metric: str, values: tuple[float, float], seeds: list[np.ndarray], gate: Gate | None
+    ) -> Result:
+        ours, aa, baseline = seeds
+        return report.row(
+            *(BENCHMARK, f"{setting.name}: {row}: {metric}", *values),
+            ratio=values[0] / values[1],
+            noise=noise_floor(aa / baseline),
+            gate=gate if row in OURS else None,
+            conditions={**more, "quartiles": quartiles(ours / baseline)},
         )
-        for row in setting.rows
-        for index, rate in enumerate(setting.rates)
-        for name in METRICS
-    ]
+
+    for row in setting.rows:
+        if row == STOCK:
+            continue
+        run = measured[row]
+        for ours_at, stock_at, gate in (
+            ("end", "best", Gate("ratio", "<=", 0.9)),
+            ("best", "best", None),
+            ("end", "end", None),
+        ):
+            values = worst(run[f"NLL {ours_at}"]), worst(stock[f"NLL {stock_at}"])
+            seeds = [run[f"NLL {ours_at}"], again[f"NLL {stock_at}"], stock[f"NLL {stock_at}"]]
+            metric = f"worst-rate NLL, {ours_at} against the baseline's {stock_at}"
+            yield result(row, metric, values, [one.max(axis=0) for one in seeds], gate)
+        steps = [one["steps"].mean(axis=0) for one in (run, again, stock)]
+        values = float(steps[0].mean()), float(steps[2].mean())
+        yield result(row, "steps, mean over rates", values, steps, Gate("ratio", "<=", 0.75))
+        for ours_at, gate in (("end", Gate("difference", ">=", -0.01)), ("best", None)):
+            seeds = [run[f"accuracy {ours_at}"], again["accuracy best"], stock["accuracy best"]]
+            seeds = [one[tuned] for one in seeds]
+            metric = f"accuracy at the baseline's best rate, {ours_at} against its best"
+            yield result(row, metric, (float(seeds[0].mean()), float(seeds[2].mean())), seeds, gate)
 
 
-def detail_table(setting: Setting, measured: Measured) -> Table:
-    """The same as a table: mean over seeds, and standard deviation."""
-    table = Table(
-        "row", "rate", *METRICS, title=f"{setting.name}: mean ± standard deviation over {setting.seeds} seeds"
-    )
+def detail_results(setting: Setting, measured: Measured, about: dict[str, Any]) -> Iterator[Result]:
+    """Every row, rate and metric against the baseline at the same rate, without gates."""
+    stock = measured[STOCK]
     for row in setting.rows:
         for index, rate in enumerate(setting.rates):
-            values = [measured[row][name][index] for name in METRICS]
-            cells = [f"{value.mean():.4g} ± {value.std():.2g}" for value in values]
-            table.add_row(row if index == 0 else "", f"{rate:g}", *cells, end_section=index == len(setting.rates) - 1)
-    return table
+            for name in METRICS:
+                ours, baseline = measured[row][name][index], stock[name][index]
+                yield report.row(
+                    *(BENCHMARK, f"{setting.name}: {row}: {name} at {rate:g}"),
+                    *(float(ours.mean()), float(baseline.mean())),
+                    ratio=float(ours.mean() / baseline.mean()),
+                    noise=noise_floor(measured[AGAIN][name][index] / baseline),
+                    conditions={
+                        **about,
+                        "quartiles": quartiles(ours / baseline),
+                        "deviation": float(ours.std()),
+                        "over_seeds": ours.tolist(),
+                    },
+                )
 
 
 def settings(quick: bool) -> list[Setting]:
     on_digits: dict[str, Any] = {
         "rates": (3e-4, 3e-3, 3e-2),
         "seeds": 3 if quick else 6,
-        "rows": (STOCK, AGAIN, "stock cosine", "stock reduce_lr_on_plateau", "stock greedy", *OURS),
+        "rows": ("stock linear", "stock cosine", PLATEAU, "stock greedy", *EARLY_STOPPING, AGAIN, *OURS),
         "steps": 600,
         "eval_steps": 20,
         "batch": 32,
@@ -380,7 +379,6 @@ def settings(quick: bool) -> list[Setting]:
         Setting(name="digits, clean dev", task=lambda seed: digits(seed, noisy_dev=False), **on_digits),
     ]
     if not has_reviews():
-        print("sentiment: skipped, FT_DATA names no folder with ckpt_minilm_l6 and sentiment_mr", file=sys.stderr)
         return chosen
     size = (
         {"train": 100, "dev": 100, "test": 200, "max_length": 24}
@@ -393,7 +391,7 @@ def settings(quick: bool) -> list[Setting]:
             task=lambda seed: sentiment(seed, **size),
             rates=(2e-5, 2e-4, 2e-3),
             seeds=1 if quick else 2,
-            rows=(STOCK, AGAIN, "plateau", "rollback"),
+            rows=("stock linear", STOCK, AGAIN, "plateau", "rollback"),
             steps=30 if quick else 60,
             eval_steps=5 if quick else 6,
             batch=16,
@@ -405,25 +403,22 @@ def settings(quick: bool) -> list[Setting]:
     return chosen
 
 
-def main() -> None:
-    args = arguments(__doc__ or "")
-    for setting in settings(args.quick):
-        measured = measure(setting, args.device)
-        about = conditions(
-            args.device,
+def measured_rows(asked: Namespace) -> Iterator[Result | LeftOut]:
+    for setting in settings(asked.quick):
+        measured = measure(setting, asked.device)
+        about = report.conditions(
+            asked.device,
             seeds=setting.seeds,
             rates=setting.rates,
             max_steps=setting.steps,
             batch=setting.batch,
             eval_steps=setting.eval_steps,
         )
-        results = headline_results(setting, measured, about)
-        if args.json:
-            results += detail_results(setting, measured, about)
-        else:
-            Console(width=160).print(detail_table(setting, measured))
-        show(results, as_json=args.json)
+        yield from headline_results(setting, measured, about)
+        yield from detail_results(setting, measured, about)
+    if not has_reviews():
+        yield LeftOut("sentiment: FT_DATA names no folder with ckpt_minilm_l6 and sentiment_mr")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(report.run(BENCHMARK, __doc__, measured_rows))

@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.report import Result
+from benchmarks import report
+from benchmarks.report import Gate, Result
 from hf_ft_plugins.techniques.behavioral.collator import COLUMNS, FLIP, WEIGHT
 from hf_ft_plugins.techniques.behavioral.prefix_sharing import Packed
 from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting
@@ -42,9 +43,11 @@ def exactness(common: dict[str, Any]) -> list[Result]:
 
 
 def _row(what: str, ours: float, control: float, common: dict[str, Any]) -> Result:
-    return Result(
-        *("behavioral", f"relative difference, {what}", ours, control, None, None),
-        *("<= 1e-5, the control (baseline) above it", ours <= CLOSE < control, common),
+    return report.row(
+        *("behavioral", f"relative difference, {what}", ours, control),
+        gate=Gate("ours", "<=", CLOSE),
+        also={"the control (baseline) is above it": control > CLOSE},
+        conditions=common,
     )
 
 

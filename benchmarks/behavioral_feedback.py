@@ -13,13 +13,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from benchmarks import report
 from benchmarks.behavioral_logs import MODEL, SMALLER, hh_pairs, oasst_pairs
-from benchmarks.report import Result
+from benchmarks.report import Gate, Result, noise_of_mean, quartiles
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.techniques.behavioral.fit_to_length import Fitter, fitted_dataset
 
 MAX_LENGTH, LEARNING_RATE = 256, 1e-4
-BEFORE, STOCK, AGAIN, OURS = "the model before", "stock", "stock, another order", "behavioral"
+BEFORE, STOCK, AGAIN, OURS = "the model before", "stock", "stock, another order (A/A)", "behavioral"
 
 
 def _split(seed: int, trained: int, held_out: int, tokenizer: Any) -> tuple[Any, Any]:
@@ -99,17 +100,20 @@ def feedback(device: str, quick: bool, common: dict[str, Any]) -> list[Result]:
             found[how].append(100 * after)
             if how == STOCK:
                 found[BEFORE].append(100 * before)
-    again = [other - stock for stock, other in zip(found[STOCK], found[AGAIN], strict=True)]
-    # The mean of as many differences, had nothing but the order of the data differed.
-    noise = 2 * (statistics.mean(one**2 for one in again) / seeds) ** 0.5
+    noise = noise_of_mean(found[STOCK], found[AGAIN])
     means = {how: statistics.mean(values) for how, values in found.items()}
     more = {"model": model.name, "pairs": trained, "held_out": held_out, "max_length": MAX_LENGTH, "seeds": seeds}
     more["each_seed"] = {how: [round(one, 1) for one in values] for how, values in found.items()}
-    return [
-        Result(
-            *("behavioral", f"held-out accuracy, real feedback, against {other} (%)", means[OURS], means[other]),
-            *(means[OURS] / means[other], noise / means[other], "above, by more than the noise"),
-            *(means[OURS] - means[other] > noise, common | more),
+
+    def row(how: str, other: str, gate: Gate | None) -> Result:
+        ratios = [one / two for one, two in zip(found[how], found[other], strict=True)]
+        return report.row(
+            *("behavioral", f"held-out accuracy, real feedback (%): {how} against {other}", means[how], means[other]),
+            ratio=means[how] / means[other],
+            noise=noise / means[other],
+            gate=gate,
+            conditions=common | more | {"quartiles": quartiles(ratios)},
         )
-        for other in (BEFORE, STOCK)
-    ]
+
+    above = Gate("difference", ">", 0)
+    return [row(AGAIN, STOCK, None), row(OURS, BEFORE, above), row(OURS, STOCK, above)]

@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from benchmarks.report import Result
+from benchmarks import report
+from benchmarks.report import Gate, Result, noise_of_mean, quartiles
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.techniques.behavioral import load_feedback
 
@@ -151,23 +152,28 @@ def noisy_logs(seeds: int, common: dict[str, Any]) -> list[Result]:
             rows.append({"prompt": asked, "chosen": better, "rejected": worse})
         for how, found in accuracy.items():
             found.append(_accuracy(how, train, Dataset.from_list(rows), seed))
-    again = [other - stock for stock, other in zip(accuracy[STOCK], accuracy[AGAIN], strict=True)]
-    results = []
+    means = {how: 100 * statistics.mean(values) for how, values in accuracy.items()}
+    noise = 100 * noise_of_mean(accuracy[STOCK], accuracy[AGAIN])
+    what = "held-out accuracy, noisy log (%)"
+    more = common | {"seeds": seeds}
+    results = [
+        report.row(
+            *("behavioral", f"{what}: {AGAIN}, against {STOCK} (A/A)", means[AGAIN], means[STOCK]),
+            ratio=means[AGAIN] / means[STOCK],
+            noise=noise / means[STOCK],
+            conditions=more,
+        )
+    ]
     for other, points in ((STOCK, 3.0), (ONE_RATE, 1.5)):
         gains = [100 * (ours - theirs) for ours, theirs in zip(accuracy[OURS], accuracy[other], strict=True)]
-        gain = statistics.mean(gains)
-        means = {how: 100 * statistics.mean(values) for how, values in accuracy.items()}
+        ratios = [ours / theirs for ours, theirs in zip(accuracy[OURS], accuracy[other], strict=True)]
         results.append(
-            Result(
-                "behavioral",
-                f"held-out accuracy, noisy log, against {other} (%)",
-                means[OURS],
-                means[other],
-                means[OURS] / means[other],
-                100 * statistics.stdev(again) / means[STOCK],
-                f"+{points} points",
-                gain >= points,
-                common | {"seeds": seeds, "gain_points": round(gain, 2), "each_seed": [round(one, 1) for one in gains]},
+            report.row(
+                *("behavioral", f"{what}: {OURS} against {other}", means[OURS], means[other]),
+                ratio=means[OURS] / means[other],
+                noise=noise / means[other],
+                gate=Gate("difference", ">=", points),
+                conditions=more | {"each_seed": [round(one, 1) for one in gains], "quartiles": quartiles(ratios)},
             )
         )
     return results

@@ -1,6 +1,6 @@
 """What the host costs: time of one optimizer step, stock Trainer against hosts of it; and of the import.
 
-    python -m benchmarks.host_overhead [--device cuda] [--quick] [--json]
+    python -m benchmarks.host_overhead [--device cuda] [--quick] [--json] [--write]
 
 One process trains four Trainers from the same seed in turns: stock; stock again (A/A); `with_plugins(Trainer)` without
 a technique; and with `adaptive-lr`, whose averaging time is set so long that it watches every step and decides
@@ -8,14 +8,13 @@ nothing. In every round each takes a block of ten steps, in shuffled order, so t
 block holds one log. All of it is repeated with new Trainers, since where their tensors happen to lie makes one of two
 equal ones faster for as long as it lives. `ours` and `baseline` are medians over blocks in milliseconds a step;
 `ratio` is the median over rounds of (variant's block / stock's block in the same round), and `quartiles` are those of
-it. `noise` is
-`report.noise_floor` of the A/A ratios: 95 % of bootstrap resamples of their median lie within it of 1. A gate is met
-when ratio - noise does not exceed it; where the noise is larger than what the gate allows, `conditions` say so
-(`noise_hides_gate`), and the run has shown nothing.
+it. `noise` is `report.noise_floor` of the A/A ratios: 95 % of bootstrap resamples of their median lie within it of 1. A
+gate is met only if the ratio and the noise together keep it, so with more noise than a gate allows none is. One row
+holds that all four end with the same training loss.
 
 The import is timed as whole processes, `python -c "import hf_ft_plugins"` and `python -c "pass"` in turn; `ours` is the
 difference of the medians in milliseconds, `baseline` the median of the bare process, and `noise` half the
-interquartile range of the bare process's times.
+interquartile range of the bare process's times; A/A is the bare process in every second round against the others.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ import sys
 import tempfile
 import threading
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,9 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks import report
+from benchmarks.report import Gate, Result
 from hf_ft_plugins import with_plugins
-
-from .report import Result, arguments, conditions, noise_floor, quartiles, show
 
 BENCHMARK = "host_overhead"
 STOCK, AGAIN, HOST, ADAPTIVE = "stock", "stock again (A/A)", "host, no technique", "host, adaptive-lr"
@@ -172,32 +173,21 @@ def step_results(repetitions: list[dict[str, InTurns]], about: dict[str, Any]) -
             name: np.concatenate([getattr(variants[name], clock)[1:] for variants in repetitions])
             for name in repetitions[0]
         }
-        noise = noise_floor(blocks[AGAIN] / blocks[STOCK])
-        for name in (AGAIN, HOST, ADAPTIVE):
-            ratios = blocks[name] / blocks[STOCK]
-            ratio = float(np.median(ratios))
-            gate = GATES.get(name)
-            results.append(
-                Result(
-                    benchmark=BENCHMARK,
-                    metric=f"{clock} ms per step: {name}",
-                    ours=float(np.median(blocks[name])),
-                    baseline=float(np.median(blocks[STOCK])),
-                    ratio=ratio,
-                    noise=noise,
-                    gate=None if gate is None else f"ratio - noise <= {gate}",
-                    met=None if gate is None else ratio - noise <= gate,
-                    conditions={**about, "quartiles": quartiles(ratios), "noise_hides_gate": hides(noise, gate)},
-                )
-            )
+        gates = {(name, STOCK): Gate("ratio", "<=", bound) for name, bound in GATES.items()}
+        results += report.compared(BENCHMARK, f"{clock} ms per step", blocks, gates, (AGAIN, STOCK), about)
     return results
 
 
-def hides(noise: float, gate: float | None) -> bool:
-    return gate is not None and noise > gate - 1
+def loss_result(repetitions: list[dict[str, InTurns]], about: dict[str, Any]) -> Result:
+    losses = {name: variant.loss for name, variant in repetitions[0].items()}
+    return report.row(
+        *(BENCHMARK, "different training losses of the four", len(set(losses.values())), 1),
+        gate=Gate("ours", "=", 1),
+        conditions=about | {"training_losses": losses},
+    )
 
 
-def import_result(repetitions: int, about: dict[str, Any]) -> Result:
+def import_results(repetitions: int, about: dict[str, Any]) -> list[Result]:
     bare, ours = "pass", "import hf_ft_plugins"
     times: dict[str, list[float]] = {bare: [], ours: []}
     for code in (bare, ours):
@@ -205,19 +195,25 @@ def import_result(repetitions: int, about: dict[str, Any]) -> Result:
     for _ in range(repetitions):
         for code in (bare, ours):
             times[code].append(_process_ms(code))
-    added = statistics.median(times[ours]) - statistics.median(times[bare])
-    quarter, _, three_quarters = statistics.quantiles(times[bare], n=4)
-    return Result(
-        benchmark=BENCHMARK,
-        metric="ms that the import adds",
-        ours=added,
-        baseline=statistics.median(times[bare]),
-        ratio=None,
-        noise=(three_quarters - quarter) / 2,
-        gate=f"ours <= {IMPORT_GATE_MS}",
-        met=added <= IMPORT_GATE_MS,
-        conditions={**about, "processes": repetitions},
-    )
+    first, again = times[bare][::2], times[bare][1::2]
+    quarter, middle, three_quarters = statistics.quantiles(times[bare], n=4)
+    noise = (three_quarters - quarter) / 2
+    more = {**about, "processes": repetitions, "quartiles_of_the_bare_process": [quarter, three_quarters]}
+    return [
+        report.row(
+            *(BENCHMARK, "ms of a bare process: every second against the others (A/A)"),
+            *(statistics.median(again), statistics.median(first)),
+            ratio=statistics.median(again) / statistics.median(first),
+            noise=noise / middle,
+            conditions=more,
+        ),
+        report.row(
+            *(BENCHMARK, "ms that the import adds", statistics.median(times[ours]) - middle, middle),
+            noise=noise,
+            gate=Gate("ours", "<=", IMPORT_GATE_MS),
+            conditions=more,
+        ),
+    ]
 
 
 def _process_ms(code: str) -> float:
@@ -226,32 +222,23 @@ def _process_ms(code: str) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def main() -> None:
-    args = arguments(__doc__ or "")
+def measured(asked: Namespace) -> Iterator[Result]:
     torch.set_num_threads(1)
-    count, rounds = (5, 25) if args.quick else (30, 30)
+    count, rounds = (5, 25) if asked.quick else (30, 30)
     repetitions = [
-        run_in_turns(rounds, args.device, number)
+        run_in_turns(rounds, asked.device, number)
         for number in track(range(count), "repetitions", console=Console(stderr=True), transient=True)
     ]
-    losses = {name: variant.loss for name, variant in repetitions[0].items()}
-    about = conditions(
-        args.device,
+    about = report.conditions(
+        asked.device,
         repetitions=count,
-        rounds=rounds,
         steps_per_block=BLOCK,
         model=f"BERT, one layer of 64, batch {BATCH} of {TOKENS} tokens",
-        training_losses=losses,
-        losses_equal=len(set(losses.values())) == 1,
     )
-    results = [*step_results(repetitions, about), import_result(15 if args.quick else 31, about)]
-    show(results, as_json=args.json)
-    if not args.json:
-        equal = "equal in all variants" if about["losses_equal"] else "NOT EQUAL"
-        print(f"training losses: {equal}: {losses}")
-        if any(result.conditions.get("noise_hides_gate") for result in results):
-            print("The noise is larger than what a gate allows: repeat this on a quieter machine or with more rounds.")
+    yield from step_results(repetitions, about)
+    yield loss_result(repetitions, about)
+    yield from import_results(15 if asked.quick else 31, about)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(report.run(BENCHMARK, __doc__, measured))

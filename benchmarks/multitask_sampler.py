@@ -1,6 +1,6 @@
 """MultiTaskSampler against samplers that make a list of positions: memory, first batch, resume, speed, what is lost.
 
-    python -m benchmarks.multitask_sampler [--quick] [--json]     (on Linux, with 6 GB of free memory)
+    python -m benchmarks.multitask_sampler [--quick] [--json] [--write]     (on Linux, with 6 GB of free memory)
 
 At 1e8 examples in 20 sources (sizes as 1/1, 1/2, ... 1/20), batches of 32, one epoch, each sampler in a fresh process:
 
@@ -15,7 +15,8 @@ Baselines: torch's RandomSampler and BatchSampler, and the rule of sentence-tran
 written anew (data sets' numbers, each as often as it has batches, shuffled; each data set with a BatchSampler of a
 RandomSampler). Times are CPU seconds of the process, one thread. `ours`, `baseline` and `ratio` = ours / baseline are
 medians over rounds, whose order is shuffled; A/A is RandomSampler against itself, `noise` of it. With --quick, one
-round: `noise` is then no more than that one difference.
+round: `noise` is then no more than that one difference. Ours
+against itself on more examples has no noise of its own.
 
 - Scale: ours at 1e11 examples against ours at 1e8. First batch there: median of 30 new samplers in one process.
 - `datasets.interleave_datasets` (probabilities as size ** (1 / 2), stopping_strategy="all_exhausted") against ours with
@@ -34,6 +35,7 @@ import itertools
 import os
 import random
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -47,9 +49,9 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import BatchSampler, RandomSampler
 
+from benchmarks import report
+from benchmarks.report import Gate, Result
 from hf_ft_plugins.techniques.multitask.sampler import MultiTaskSampler
-
-from .report import Result, arguments, conditions, noise_floor, quartiles, show
 
 BENCHMARK = "multitask_sampler"
 EXAMPLES, HUGE, SMALL = 10**8, 10**11, 10**6
@@ -189,65 +191,32 @@ def in_fresh_process(kind: str, seed: int) -> Measured:
 # ---- what is compared ----
 
 
-def ratios_of(rounds: dict[str, list[Measured]], metric: str, row: str, baseline: str) -> list[float]:
-    return [ours[metric] / theirs[metric] for ours, theirs in zip(rounds[row], rounds[baseline], strict=True)]
-
-
-def row_of(
-    rounds: dict[str, list[Measured]],
-    metric: str,
-    row: str,
-    baseline: str,
-    about: dict[str, Any],
-    at_most: float | None = None,
-    at_least: float | None = None,
-) -> Result:
-    ratios = ratios_of(rounds, metric, row, baseline)
-    ratio = float(np.median(ratios))
-    gate, met = None, None
-    if at_most is not None:
-        gate, met = f"ratio <= {at_most:.4g}", ratio <= at_most
-    if at_least is not None:
-        gate, met = f"ratio >= {at_least:.4g}", ratio >= at_least
-    return Result(
-        BENCHMARK,
-        f"{metric}: {row} against {baseline}",
-        float(np.median([entry[metric] for entry in rounds[row]])),
-        float(np.median([entry[metric] for entry in rounds[baseline]])),
-        ratio,
-        noise_floor(ratios_of(rounds, metric, AGAIN, STOCK)) if baseline in (STOCK, PROPORTIONAL) else None,
-        gate,
-        met,
-        {**about, "rounds": len(ratios), "quartiles": quartiles(ratios)},
-    )
-
-
-def timed_results(number: int, about: dict[str, Any]) -> list[Result]:
+def timed_results(number: int, about: dict[str, Any]) -> Iterator[Result]:
     kinds = (STOCK, AGAIN, PROPORTIONAL, OURS, OURS_HUGE, OURS_SMALL, INTERLEAVE)
     rounds: dict[str, list[Measured]] = {kind: [] for kind in kinds}
     turns = [(turn, kind) for turn in range(number) for kind in random.Random(turn).sample(kinds, len(kinds))]
     for turn, kind in track(turns, "samplers", console=Console(stderr=True), transient=True):
         rounds[kind].append(in_fresh_process(kind, turn))
     about = {**about, "load_average": [round(value, 1) for value in os.getloadavg()]}
-    big = {**about, "examples": EXAMPLES}
-    results = []
+
+    def rows(metric: str, gates: dict[tuple[str, str], Gate | None], again: bool, examples: int) -> list[Result]:
+        names = {name for pair in gates for name in pair} | ({STOCK, AGAIN} if again else set())
+        values = {name: [entry[metric] for entry in rounds[name]] for name in names}
+        more = {**about, "examples": examples}
+        return report.compared(BENCHMARK, metric, values, gates, (AGAIN, STOCK) if again else None, more)
+
     for metric, limit in ((MEMORY, 1 / 150), (FIRST, 1 / 50), (RESUME, 1 / 200)):
-        results += [
-            row_of(rounds, metric, AGAIN, STOCK, big),
-            row_of(rounds, metric, OURS, STOCK, big, at_most=limit),
-            row_of(rounds, metric, OURS, PROPORTIONAL, big, at_most=limit if metric == FIRST else None),
-        ]
-    for metric, least in ((RATE, 1.0), (RATE_AFTER, None)):
-        results += [
-            row_of(rounds, metric, AGAIN, STOCK, big),
-            row_of(rounds, metric, OURS, STOCK, big, at_least=least),
-            row_of(rounds, metric, OURS, PROPORTIONAL, big),
-        ]
-    huge, small = {**about, "examples": HUGE}, {**about, "examples": SMALL}
-    results += [row_of(rounds, metric, OURS_HUGE, OURS, huge, at_most=1.2) for metric in (MEMORY, FIRST_AGAIN)]
+        gate = Gate("ratio", "<=", limit)
+        both = {(OURS, STOCK): gate, (OURS, PROPORTIONAL): gate if metric == FIRST else None}
+        yield from rows(metric, both, True, EXAMPLES)
+    for metric, gate_or_none in ((RATE, Gate("ratio", ">=", 1.0)), (RATE_AFTER, None)):
+        yield from rows(metric, {(OURS, STOCK): gate_or_none, (OURS, PROPORTIONAL): None}, True, EXAMPLES)
+    for metric in (MEMORY, FIRST_AGAIN):
+        yield from rows(metric, {(OURS_HUGE, OURS): Gate("ratio", "<=", 1.2)}, False, HUGE)
     # Without placeholders, against ours at 1e8 with them.
-    results += [row_of(rounds, RESUME, OURS_HUGE, OURS, huge)]
-    return results + [row_of(rounds, metric, OURS_SMALL, INTERLEAVE, small) for metric in (MEMORY, FIRST)]
+    yield from rows(RESUME, {(OURS_HUGE, OURS): None}, False, HUGE)
+    for metric in (MEMORY, FIRST):
+        yield from rows(metric, {(OURS_SMALL, INTERLEAVE): None}, False, SMALL)
 
 
 # ---- what is lost ----
@@ -285,42 +254,32 @@ def spread(sizes: Sequence[int], world_size: int) -> int:
     return widest
 
 
-def lost_results(about: dict[str, Any]) -> list[Result]:
-    results = []
+def lost_results(about: dict[str, Any]) -> Iterator[Result]:
     many = np.random.default_rng(0).integers(50, 2000, 61).tolist()
     for name, sizes, world_size in (("4 sources, 2 ranks", TAILS, 2), ("61 sources, 8 ranks", many, 8)):
         ours, ours_uneven = lost_and_uneven(sizes, world_size, True)
         theirs, uneven = lost_and_uneven(sizes, world_size, False)
         widest = spread(sizes, world_size)
         more = {**about, "sizes": sizes, "seeds": SEEDS, "spread": widest, "epochs": EPOCHS, "most_lost": max(theirs)}
-        lost = float(np.mean(ours)), float(np.mean(theirs))
-        results += [
-            Result(
-                BENCHMARK,
-                f"examples lost in an epoch, {name}",
-                *(*lost, None, None),
-                gate="ours = 0, spread <= 1",
-                met=lost[0] == 0 and widest <= 1,
-                conditions=more,
-            ),
-            Result(
-                BENCHMARK,
-                f"seeds of {SEEDS} with unequal ranks, {name}",
-                *(float(ours_uneven), float(uneven), None, None),
-                gate="ours = 0",
-                met=ours_uneven == 0,
-                conditions=more,
-            ),
-        ]
-    return results
+        yield report.row(
+            *(BENCHMARK, f"examples lost in an epoch, {name}", float(np.mean(ours)), float(np.mean(theirs))),
+            gate=Gate("ours", "=", 0),
+            also={"spread <= 1": widest <= 1},
+            conditions=more,
+        )
+        yield report.row(
+            *(BENCHMARK, f"seeds of {SEEDS} with unequal ranks, {name}", float(ours_uneven), float(uneven)),
+            gate=Gate("ours", "=", 0),
+            conditions=more,
+        )
 
 
-def main() -> None:
-    parsed = arguments(__doc__)
+def measured_rows(asked: Namespace) -> Iterator[Result]:
     torch.set_num_threads(1)
-    about = conditions("cpu", sources=SOURCES, batch=BATCH)
-    show(lost_results(about) + timed_results(1 if parsed.quick else 5, about), as_json=parsed.json)
+    about = report.conditions("cpu", sources=SOURCES, batch=BATCH)
+    yield from lost_results(about)
+    yield from timed_results(1 if asked.quick else 5, about)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(report.run(BENCHMARK, __doc__, measured_rows))

@@ -1,6 +1,6 @@
 """What `peft` gains over the peft library as it is: right answers, an exact merge, and quality for the same steps.
 
-    python -m benchmarks.peft [--device cuda] [--quick] [--json]
+    python -m benchmarks.peft [--device cuda] [--quick] [--json] [--write]
 
 - methods: `peft_methods.py`, every method on float32, int8 and NF4 weights; counts, ours over peft as is.
 - merge: an NF4 language model (books, MedQuAD) with a trained LoRA; relative error of the merged model's logits, ours
@@ -8,14 +8,14 @@
 - quality: a pretrained MiniLM on film reviews (accuracy of the test set, in per cent) and a language model on medical
   answers (MedQuAD; loss of held-out answers, in nats a token), trained for the same steps on the same batches at each
   of the same learning rates, the best of which counts, for either by itself on the dev set. Baseline: peft's defaults
-  (q and v, r = 8, alpha = 8). A third row has our rank and scale on q and v, without a gate: what the targets alone
-  do. Means over seeds; `noise` is twice the deviation of a mean's difference, from peft's defaults against themselves
-  with other seeds. Gate: better by more than the noise.
+  (q and v, r = 8, alpha = 8). Without gates: our rank and scale on q and v (what the targets alone do), and on all
+  linear layers, which is what somebody who knows peft writes by hand. Means over seeds; `noise` is twice the deviation
+  of a mean's difference, from peft's defaults against themselves with other seeds (A/A). Gate: better after the noise.
 - QLoRA, on a GPU: a Llama of 0.5B with random weights, `peft:quant=nf4` in bfloat16 against full AdamW in bfloat16:
   peak memory and tokens a second, stock against itself for the noise.
 
-Real data and models are read from FT_DATA (default ../shared/data); without them these rows are left out, and it is
-said. How near memory is estimated: `python -m benchmarks.memory`.
+Real data and models are read from FT_DATA (default ../shared/data); without them these rows are left out. How near
+memory is estimated: `python -m benchmarks.memory`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from __future__ import annotations
 import copy
 import logging
 import statistics
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +47,17 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks import report
 from benchmarks.data import DATA, MINILM, has_reviews, lines_of, reviews
 from benchmarks.peft_methods import methods
-from benchmarks.report import Result, arguments, conditions, show
+from benchmarks.report import Gate, LeftOut, Result, noise_of_mean, quartiles
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.techniques.peft import Peft, logits_error, merge_exactly
 
+BENCHMARK = "peft"
 OURS, STOCK, SAME_SIZE = "auto", "q and v, peft's defaults", "q and v, our rank and scale"
-AGAIN = 1000  # is added to a seed for the A/A
+AGAIN, ALL_LINEAR = f"{STOCK}, other seeds (A/A)", "all linear layers, our rank and scale"
+OTHER_SEED = 1000  # added for the A/A
 # At 3e-4 all arms learn less in so few steps.
 RATES = (1e-3, 3e-3, 1e-2)
 QUICK_RATES = (3e-3,)
@@ -136,7 +139,8 @@ def run(task: Task, arm: str, rate: float, seed: int, steps: int, device: str) -
     if arm == OURS:
         trainer_class = with_plugins(Trainer, Peft())
     else:
-        size = {} if arm == STOCK else {"r": 16, "lora_alpha": 32}
+        size: dict[str, Any] = {} if arm == STOCK else {"r": 16, "lora_alpha": 32}
+        size |= {"target_modules": "all-linear"} if arm == ALL_LINEAR else {}
         model = get_peft_model(model, LoraConfig(task_type=task.task_type, **size))
     with tempfile.TemporaryDirectory() as folder:
         args = args_of(folder, device, learning_rate=rate, max_steps=steps, seed=seed)
@@ -159,34 +163,35 @@ def score(trainer: Any, task: Task, rows: list[Any]) -> float:
     return (100 if task.higher else 1) * total / count
 
 
-def quality(task: Task, seeds: int, steps: int, rates: tuple[float, ...], device: str, common: Any) -> list[Result]:
+def quality(
+    task: Task, seeds: int, steps: int, rates: tuple[float, ...], device: str, common: dict[str, Any]
+) -> Iterator[Result]:
     sign = 1 if task.higher else -1
-    arms = {OURS: 0, STOCK: 0, STOCK + ", again": AGAIN, SAME_SIZE: 0}
+    arms = {OURS: OURS, STOCK: STOCK, AGAIN: STOCK, SAME_SIZE: SAME_SIZE, ALL_LINEAR: ALL_LINEAR}
     scores: dict[str, dict[float, list[tuple[float, float]]]] = {arm: {rate: [] for rate in rates} for arm in arms}
     for seed in range(seeds):
         for rate in rates:
-            for arm, more in arms.items():
-                kind = STOCK if arm.startswith(STOCK) else arm
-                scores[arm][rate].append(run(task, kind, rate, seed + more, steps, device))
+            for arm, kind in arms.items():
+                own_seed = seed + OTHER_SEED * (arm == AGAIN)
+                scores[arm][rate].append(run(task, kind, rate, own_seed, steps, device))
     tests, best = {}, {}
     for arm, by_rate in scores.items():
         best[arm] = max(rates, key=lambda rate: sign * statistics.mean(dev for dev, _ in by_rate[rate]))
         tests[arm] = [test for _, test in by_rate[best[arm]]]
     means = {arm: statistics.mean(found) for arm, found in tests.items()}
-    pairs = zip(tests[STOCK], tests[STOCK + ", again"], strict=True)
-    noise = 2 * (statistics.mean((one - two) ** 2 for one, two in pairs) / seeds) ** 0.5
-    more = {"seeds": seeds, "steps": steps, "rates": {arm: best[arm] for arm in arms}, "test": tests}
-    gained = sign * (means[OURS] - means[STOCK])
-    return [
-        Result(
-            *("peft", f"{task.name}: auto against {STOCK}", means[OURS], means[STOCK], means[OURS] / means[STOCK]),
-            *(noise / means[STOCK], "better by more than the noise", gained > noise, common | more),
-        ),
-        Result(
-            *("peft", f"{task.name}: auto against {SAME_SIZE}", means[OURS], means[SAME_SIZE]),
-            *(means[OURS] / means[SAME_SIZE], noise / means[STOCK], None, None, common | {"seeds": seeds}),
-        ),
-    ]
+    noise = noise_of_mean(tests[STOCK], tests[AGAIN])
+    more = {"seeds": seeds, "steps": steps, "rates": best, "test": tests}
+    better = Gate("difference", ">" if task.higher else "<", 0)
+    gates = {(AGAIN, STOCK): None, (OURS, STOCK): better, (OURS, SAME_SIZE): None, (OURS, ALL_LINEAR): None}
+    for (arm, baseline), gate in gates.items():
+        ratios = [one / other for one, other in zip(tests[arm], tests[baseline], strict=True)]
+        yield report.row(
+            *(BENCHMARK, f"{task.name}: {arm} against {baseline}", means[arm], means[baseline]),
+            ratio=means[arm] / means[baseline],
+            noise=noise / means[baseline],
+            gate=gate,
+            conditions=common | more | {"quartiles": quartiles(ratios)},
+        )
 
 
 def merge(steps: int, device: str, common: Any) -> Result:
@@ -202,13 +207,15 @@ def merge(steps: int, device: str, common: Any) -> Result:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         ours = logits_error(model, merge_exactly(model), inputs)
         theirs = logits_error(model, copy.deepcopy(model).merge_and_unload(), inputs)
-    return Result(
-        *("peft", "relative error of merged NF4 logits, against merge_and_unload", ours, theirs, ours / theirs, None),
-        *("<= 1/10", ours <= theirs / 10, common | {"steps": steps}),
+    return report.row(
+        *(BENCHMARK, "relative error of merged NF4 logits, against merge_and_unload", ours, theirs),
+        ratio=ours / theirs,
+        gate=Gate("ratio", "<=", 0.1),
+        conditions=common | {"steps": steps},
     )
 
 
-def qlora(common: Any) -> list[Result]:
+def qlora(common: dict[str, Any]) -> Iterator[Result]:
     """Peak bytes and tokens a second of QLoRA and of full AdamW, both in bfloat16, on a Llama of 0.5B."""
     length, batch, steps = 1024, 8, 20
     heads = {"num_attention_heads": 16, "num_key_value_heads": 16}
@@ -230,36 +237,37 @@ def qlora(common: Any) -> list[Result]:
 
     measure([])
     found = {name: measure(technique) for name, technique in (("a", []), ("ours", [Peft(quant="nf4")]), ("b", []))}
-    noise = [abs(found["b"][part] / found["a"][part] - 1) for part in (0, 1)]
-    return [
-        Result(
-            *("peft", f"{metric}, QLoRA against full bf16 AdamW, 0.5B", found["ours"][part], found["a"][part]),
-            *(found["ours"][part] / found["a"][part], noise[part], None, None, common | {"length": length}),
-        )
-        for part, metric in enumerate(("peak bytes", "tokens a second"))
-    ]
+    for part, metric in enumerate(("peak bytes", "tokens a second")):
+        first, again, ours = (found[name][part] for name in ("a", "b", "ours"))
+        for what, value in (("full bf16 AdamW again (A/A)", again), ("QLoRA", ours)):
+            yield report.row(
+                *(BENCHMARK, f"{metric}, {what} against full bf16 AdamW, 0.5B", value, first),
+                ratio=value / first,
+                noise=abs(again / first - 1),
+                conditions=common | {"length": length},
+            )
 
 
-def main() -> None:
-    args = arguments(__doc__ or "")
+def measured(asked: Namespace) -> Iterator[Result | LeftOut]:
     warnings.simplefilter("ignore")
     # It tells of every product that int8's inputs are rounded.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    common = conditions(args.device)
-    results = methods(common)
-    seeds, rates, steps = (2, QUICK_RATES, 20) if args.quick else (3, RATES, 60)
+    common = report.conditions(asked.device)
+    yield from methods(common)
+    seeds, rates, steps = (2, QUICK_RATES, 20) if asked.quick else (3, RATES, 60)
     if BOOKS.is_dir() and MEDQUAD.is_dir():
-        results.append(merge(steps, args.device, common))
-        task = answers(128, 64) if args.quick else answers(512, 96)
-        results += quality(task, seeds, steps, rates, args.device, common)
+        yield merge(steps, asked.device, common)
+        task = answers(128, 64) if asked.quick else answers(512, 96)
+        yield from quality(task, seeds, steps, rates, asked.device, common)
+    else:
+        yield LeftOut(f"merge and answers: they are not in {DATA}")
     if has_reviews():
-        results += quality(sentiment(200 if args.quick else 1066), seeds, steps, rates, args.device, common)
-    if not (BOOKS.is_dir() and MEDQUAD.is_dir() and has_reviews()):
-        print(f"No real data at {DATA}; some rows are left out.", file=sys.stderr)
-    if args.device == "cuda":
-        results += qlora(common)
-    show(results, as_json=args.json)
+        yield from quality(sentiment(200 if asked.quick else 1066), seeds, steps, rates, asked.device, common)
+    else:
+        yield LeftOut(f"film reviews: they are not in {DATA}")
+    if asked.device == "cuda":
+        yield from qlora(common)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(report.run(BENCHMARK, __doc__, measured))

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.report import Result
+from benchmarks import report
+from benchmarks.report import Gate, Result
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.host.adapter import with_adapter
 from hf_ft_plugins.techniques.peft import Peft, merge_exactly, names, never_repack, quantize
@@ -166,10 +167,12 @@ def methods(common: dict[str, Any]) -> list[Result]:
                 (method, *one) for method, one in zip(METHODS, found["ours"], strict=True) if one[0] in (ERROR, WRONG)
             ]
             rows.append(
-                Result(
+                report.row(
                     *("peft", f"methods right or refused by name, of {len(METHODS)}, {kind}"),
-                    *(good["ours"], good["peft as is"], good["ours"] / max(1, good["peft as is"]), None),
-                    *("all", not bad and good["ours"] == len(METHODS), common | more | ({"bad": bad} if bad else {})),
+                    *(good["ours"], good["peft as is"]),
+                    gate=Gate("ours", "=", len(METHODS)),
+                    also={"none wrong": not bad},
+                    conditions=common | more | ({"bad": bad} if bad else {}),
                 )
             )
     return rows

@@ -1,6 +1,6 @@
 """What `task` gains on data with a long tail: macro-F1, accuracy and calibration of the model that a run leaves behind.
 
-    python -m benchmarks.task [--device cuda] [--quick] [--json]
+    python -m benchmarks.task [--device cuda] [--quick] [--json] [--write]
 
 Settings: scikit-learn's digits, the number of training rows falling geometrically from the first class to the last, 50
 to 1; and film reviews (MR) on a pretrained MiniLM, one positive review to 50 negative ones, where the data is (folder
@@ -16,16 +16,17 @@ The model that is measured is the one that `train()` leaves, on two readings of 
 - **natural**: every class counts as much as in the training set, by weighting test rows. Without gates: against these
   frequencies a rare class can only be gained at the expense of a frequent one.
 
-`ours` and `baseline` are means over seeds, `ratio` is that of the means. `noise` is `report.noise_floor` of the A/A
-ratios, one per seed: stock with another initialization and order of the data against stock. ECE has 15 bins.
+`ours` and `baseline` are means over seeds, `ratio` is that of the means, `quartiles` are of the seeds' ratios. `noise`
+is `report.noise_floor` of the A/A ratios, one per seed: stock with another initialization and order of the data against
+stock. ECE has 15 bins.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +49,10 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks import report
+from benchmarks.data import MINILM, has_reviews, reviews
+from benchmarks.report import Gate, LeftOut, Result, noise_floor, quartiles
 from hf_ft_plugins import with_plugins
-
-from .data import MINILM, has_reviews, reviews
-from .report import Result, arguments, conditions, noise_floor, show
 
 BENCHMARK = "task"
 STOCK, AGAIN, GATED = "stock", "stock, other seed (A/A)", "logit_adjust"
@@ -246,40 +247,31 @@ def measure(setting: Setting, device: str) -> Measured:
     return {row: {key: np.array([run[key] for run in found]) for key in found[0]} for row, found in runs.items()}
 
 
-GATES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "macro-F1": ("ratio >= 1.1", lambda ours, stock: ours >= 1.1 * stock),
-    "accuracy": ("ours >= baseline - 0.01", lambda ours, stock: ours >= stock - 0.01),
-    "ECE": ("ratio <= 0.5", lambda ours, stock: ours <= 0.5 * stock),
+GATES = {
+    "macro-F1": Gate("ratio", ">=", 1.1),
+    "accuracy": Gate("difference", ">=", -0.01),
+    "ECE": Gate("ratio", "<=", 0.5),
 }
 
 
-def results_of(setting: Setting, measured: Measured, about: dict[str, Any]) -> list[Result]:
-    results = []
+def results_of(setting: Setting, measured: Measured, about: dict[str, Any]) -> Iterator[Result]:
     for reading in READINGS:
         for row in setting.rows[1:]:
             for metric in METRICS:
                 key = (reading, metric)
                 ours, stock = float(measured[row][key].mean()), float(measured[STOCK][key].mean())
-                gate, kept = GATES[metric]
-                gated = row == GATED and reading == "balanced"
-                results.append(
-                    Result(
-                        benchmark=BENCHMARK,
-                        metric=f"{setting.name}, {reading}: {row}: {metric}",
-                        ours=ours,
-                        baseline=stock,
-                        ratio=ours / stock,
-                        noise=noise_floor(measured[AGAIN][key] / measured[STOCK][key]),
-                        gate=gate if gated else None,
-                        met=kept(ours, stock) if gated else None,
-                        conditions={
-                            **about,
-                            "over_seeds": measured[row][key].tolist(),
-                            "baseline_over_seeds": measured[STOCK][key].tolist(),
-                        },
-                    )
+                yield report.row(
+                    *(BENCHMARK, f"{setting.name}, {reading}: {row}: {metric}", ours, stock),
+                    ratio=ours / stock,
+                    noise=noise_floor(measured[AGAIN][key] / measured[STOCK][key]),
+                    gate=GATES[metric] if row == GATED and reading == "balanced" else None,
+                    conditions={
+                        **about,
+                        "quartiles": quartiles(measured[row][key] / measured[STOCK][key]),
+                        "over_seeds": measured[row][key].tolist(),
+                        "baseline_over_seeds": measured[STOCK][key].tolist(),
+                    },
                 )
-    return results
 
 
 def settings_of(quick: bool) -> list[Setting]:
@@ -287,7 +279,6 @@ def settings_of(quick: bool) -> list[Setting]:
     rows = (STOCK, AGAIN, GATED) if quick else (STOCK, AGAIN, *OURS)
     found = [Setting("digits", digits, 150, 30, 32, 3e-3, seeds, rows)]
     if not has_reviews():
-        print(f"{BENCHMARK}: no sentiment data; set FT_DATA to its folder", file=sys.stderr)
         return found
 
     def text(seed: int) -> Data:
@@ -298,16 +289,15 @@ def settings_of(quick: bool) -> list[Setting]:
     return [*found, Setting("sentiment", text, *steps, 16, 5e-5, seeds, rows)]
 
 
-def main() -> None:
-    args = arguments(__doc__ or "")
+def measured_rows(asked: Namespace) -> Iterator[Result | LeftOut]:
     disable_progress_bars()
-    results = []
-    for setting in settings_of(args.quick):
-        measured = measure(setting, args.device)
-        about = conditions(args.device, seeds=setting.seeds, steps=setting.steps, ratio=RATIO)
-        results += results_of(setting, measured, about)
-    show(results, as_json=args.json)
+    for setting in settings_of(asked.quick):
+        measured = measure(setting, asked.device)
+        about = report.conditions(asked.device, seeds=setting.seeds, steps=setting.steps, ratio=RATIO)
+        yield from results_of(setting, measured, about)
+    if not has_reviews():
+        yield LeftOut("sentiment: there are no reviews; set FT_DATA to their folder")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(report.run(BENCHMARK, __doc__, measured_rows))

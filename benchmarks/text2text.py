@@ -1,12 +1,12 @@
 """Text to text against stock: padding, collation, training speed, the loss under accumulation, quality.
 
-    python -m benchmarks.text2text [--device cuda] [--quick] [--json]
+    python -m benchmarks.text2text [--device cuda] [--quick] [--json] [--write]
 
 - Padding: slots of the batches that hold no token, over the same of a baseline. Four sets of lengths: three lognormal
   ones (translation, summaries, instructions) and, where the data is (folder FT_DATA, default ../shared/data),
   Tatoeba's English-French in bytes. Baselines: random batches; Trainer's group_by_length; fairseq's rule (sort by
-  target, then source; pairs x longest side), its budget searched until the number of batches equals ours. `noise`:
-  random batches of another seed against random batches.
+  target, then source; pairs x longest side), its budget searched until the number of batches equals ours. A/A: random
+  batches of another seed against random batches.
 - Collation: examples a second through a DataLoader on an Arrow data set. Interleaved; `ratio` is the median over
   rounds, A/A is stock against stock.
 - Training speed: real target tokens per CPU second (forward, backward, AdamW) of a T5 of 4 + 4 layers, d_model 128,
@@ -18,6 +18,7 @@
 - Accumulation: loss of 4 batches of 2 over that of 1 batch of 8, with `TokenMeanLoss` and stock.
 - Quality: the same T5 with stock Trainer and with ours, on the same number of real target tokens, over seeds: dev loss
   at the end, chrF of greedy translations of unseen sentences, and CPU seconds until stock's final dev loss is reached.
+  Means over seeds; the A/A is stock with each seed against stock with the next. Nothing is chosen by dev or test data.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import itertools
 import random
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,6 +51,10 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from benchmarks import report
+from benchmarks.data import DATA, lines_of
+from benchmarks.packing_exactness import differences
+from benchmarks.report import Gate, LeftOut, Result, noise_floor, quartiles
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.techniques.text2text import (
     TextPairCollator,
@@ -59,10 +65,6 @@ from hf_ft_plugins.techniques.text2text import (
 )
 from hf_ft_plugins.techniques.text2text.batches import padded_tokens
 
-from .data import DATA, lines_of
-from .packing_exactness import differences
-from .report import Result, arguments, conditions, noise_floor, quartiles, show
-
 BENCHMARK = "text2text"
 TOKENIZER = ByT5Tokenizer()
 STEPS = 4  # in one turn
@@ -71,12 +73,6 @@ STOCK, AGAIN, GROUPED, OURS = "random", "random again (A/A)", "group_by_length",
 PACKED, RANDOM_PACKED = "ours, packed", "random, packed"
 Lengths = tuple[np.ndarray, np.ndarray]
 Run = tuple[float, float, list[tuple[float, float]]]  # final dev loss, chrF, (CPU seconds, dev loss) as it fell
-
-
-def result(
-    metric: str, ours: float | None, baseline: float, ratio: float | None, noise: float | None, **more: Any
-) -> Result:
-    return Result(BENCHMARK, metric, ours, baseline, ratio, noise, **{"gate": None, "met": None, **more})
 
 
 # ---- data ----
@@ -170,8 +166,7 @@ def fairseq_batches(lengths: Lengths, number: int) -> list[np.ndarray]:
     return cut(low)
 
 
-def padding_results(sets: dict[str, Lengths], about: dict[str, Any]) -> list[Result]:
-    results = []
+def padding_results(sets: dict[str, Lengths], about: dict[str, Any]) -> Iterator[Result]:
     for name, lengths in sets.items():
         real = int(sum(side.sum() for side in lengths))
 
@@ -179,65 +174,30 @@ def padding_results(sets: dict[str, Lengths], about: dict[str, Any]) -> list[Res
             return padded_tokens(batches, *lengths) - real
 
         ours = our_batches(lengths, 0)
-        by_chance = wasted(random_batches(lengths, 0))
-        noise = abs(wasted(random_batches(lengths, 1)) / by_chance - 1)
+        by_chance, by_chance_again = (wasted(random_batches(lengths, seed)) for seed in (0, 1))
+        noise = abs(by_chance_again / by_chance - 1)
         weights = np.array([lengths[1][batch].sum() for batch in ours])
         more = {**about, "batches": len(ours), "target_tokens_cv": float(weights.std() / weights.mean())}
         more["share_of_slots_padded"] = wasted(ours) / (wasted(ours) + real)
-        for baseline, slots, gate in (
-            (STOCK, by_chance, 0.15),
-            (GROUPED, wasted(grouped_batches(lengths, 0)), 0.5),
-            ("fairseq's rule", wasted(fairseq_batches(lengths, len(ours))), 0.6),
+        for row, slots, baseline, padded, gate in (
+            (AGAIN, by_chance_again, STOCK, by_chance, None),
+            (OURS, wasted(ours), STOCK, by_chance, 0.15),
+            (OURS, wasted(ours), GROUPED, wasted(grouped_batches(lengths, 0)), 0.5),
+            (OURS, wasted(ours), "fairseq's rule", wasted(fairseq_batches(lengths, len(ours))), 0.6),
         ):
-            ratio = wasted(ours) / slots
-            results.append(
-                result(
-                    f"padded slots, {name}, against {baseline}",
-                    wasted(ours),
-                    slots,
-                    ratio,
-                    noise,
-                    gate=f"ratio <= {gate}",
-                    met=ratio <= gate,
-                    conditions=more,
-                )
+            yield report.row(
+                *(BENCHMARK, f"padded slots, {name}: {row} against {baseline}", slots, padded),
+                ratio=slots / padded,
+                noise=noise,
+                gate=None if gate is None else Gate("ratio", "<=", gate),
+                conditions=more,
             )
-    return results
 
 
 # ---- interleaved timing ----
 
 
-def medians(
-    name: str,
-    rates: dict[str, list[float]],
-    unit: str,
-    gates: dict[tuple[str, str], float | None],
-    about: dict[str, Any],
-) -> list[Result]:
-    """Rows of `rates` (one value a round) against others, as `gates` name them, and the A/A row."""
-    values = {row: np.array(rate) for row, rate in rates.items()}
-    noise = noise_floor(values[AGAIN] / values[STOCK])
-    results = []
-    for (row, baseline), gate in {(AGAIN, STOCK): None, **gates}.items():
-        ratios = values[row] / values[baseline]
-        ratio = float(np.median(ratios))
-        results.append(
-            result(
-                f"{unit}, {name}: {row} against {baseline}",
-                float(np.median(values[row])),
-                float(np.median(values[baseline])),
-                ratio,
-                noise,
-                gate=None if gate is None else f"ratio >= {gate}",
-                met=None if gate is None else ratio >= gate,
-                conditions={**about, "quartiles": quartiles(ratios), "rounds": len(ratios)},
-            )
-        )
-    return results
-
-
-def collation_results(dataset: Dataset, rounds: int, about: dict[str, Any]) -> list[Result]:
+def collation_results(dataset: Dataset, rounds: int, about: dict[str, Any]) -> Iterator[Result]:
     model = new_t5("cpu")
     stock, ours = DataCollatorForSeq2Seq(TOKENIZER, model), TextPairCollator(TOKENIZER, model)
     pairs = dataset.remove_columns("attention_mask")
@@ -247,7 +207,6 @@ def collation_results(dataset: Dataset, rounds: int, about: dict[str, Any]) -> l
         "drop-in": (pairs, ours),
         "buffers": (TokenTable(pairs), ours),
     }
-    results = []
     for batch in (32, 256):
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds + 1):
@@ -258,9 +217,9 @@ def collation_results(dataset: Dataset, rounds: int, about: dict[str, Any]) -> l
                     pass
                 rates[way].append(len(dataset) / (time.perf_counter() - start))
         rates = {way: values[1:] for way, values in rates.items()}
-        gates: dict[tuple[str, str], float | None] = {("drop-in", STOCK): 5.0, ("buffers", STOCK): 20.0}
-        results += medians(f"batch {batch}", rates, "collated examples/s", gates, about)
-    return results
+        gates = {("drop-in", STOCK): Gate("ratio", ">=", 5.0), ("buffers", STOCK): Gate("ratio", ">=", 20.0)}
+        unit = f"collated examples/s, batch {batch}"
+        yield from report.compared(BENCHMARK, unit, rates, gates, (AGAIN, STOCK), about)
 
 
 def speed_results(
@@ -286,9 +245,13 @@ def speed_results(
         for kind in random.Random(number).sample(list(kinds), len(kinds)):
             rates[kind].append(runs[kind]())
     rates = {kind: values[1:] for kind, values in rates.items()}
-    gates: dict[tuple[str, str], float | None] = {(OURS, STOCK): 2.5, (OURS, GROUPED): 1.2}
+    gates: dict[tuple[str, str], Gate | None] = {
+        (OURS, GROUPED): Gate("ratio", ">=", 1.2),
+        (OURS, STOCK): Gate("ratio", ">=", 2.5),
+    }
     gates |= {(PACKED, OURS): None, (RANDOM_PACKED, OURS): None} if packed else {}
-    return medians(f"T5 on {name}", rates, "real target tokens per CPU s", gates, about)
+    unit = f"real target tokens per CPU s, T5 on {name}"
+    return report.compared(BENCHMARK, unit, rates, gates, (AGAIN, STOCK), about)
 
 
 def turn_of(
@@ -313,17 +276,14 @@ def turn_of(
 # ---- packing ----
 
 
-def packing_results(about: dict[str, Any]) -> list[Result]:
-    return [
-        result(
-            f"packing exactness, {name}",
-            *(difference, 0.0, None, None),
-            gate="ours <= 1e-12, leaky > 1e-3",
-            met=difference <= 1e-12 and leaky > 1e-3,
+def packing_results(about: dict[str, Any]) -> Iterator[Result]:
+    for name, difference, leaky in differences():
+        yield report.row(
+            *(BENCHMARK, f"packing exactness, {name}", difference, 0.0),
+            gate=Gate("ours", "<=", 1e-12),
+            also={"leaky > 0.001": leaky > 1e-3},
             conditions={**about, "leaky": leaky, "dtype": "float64"},
         )
-        for name, difference, leaky in differences()
-    ]
 
 
 # ---- the loss under accumulation ----
@@ -383,8 +343,8 @@ def trained(
     return trainer, watch
 
 
-def accumulation_results(dataset: Dataset, device: str, about: dict[str, Any]) -> list[Result]:
-    few, results = dataset.select(range(8)), []
+def accumulation_results(dataset: Dataset, device: str, about: dict[str, Any]) -> Iterator[Result]:
+    few = dataset.select(range(8))
     for smoothing in (0.0, 0.1):
         ratios = []
         for loss in (TokenMeanLoss(shift=False, label_smoothing=smoothing), None):
@@ -402,18 +362,11 @@ def accumulation_results(dataset: Dataset, device: str, about: dict[str, Any]) -
                 )
                 logged.append(trainer.state.log_history[0]["loss"])
             ratios.append(logged[0] / logged[1])
-        results.append(
-            result(
-                f"loss of 4 x 2 over loss of 1 x 8, smoothing {smoothing}",
-                *ratios,
-                ratios[0] / ratios[1],
-                None,
-                gate="ours within 0.001 of 1",
-                met=abs(ratios[0] - 1) <= 0.001,
-                conditions=about,
-            )
+        yield report.row(
+            *(BENCHMARK, f"loss of 4 x 2 over loss of 1 x 8, smoothing {smoothing}", *ratios),
+            also={"ours within 0.001 of 1": abs(ratios[0] - 1) <= 0.001},
+            conditions=about,
         )
-    return results
 
 
 # ---- quality ----
@@ -434,7 +387,7 @@ def chrf(model: Any, test: Dataset, device: str) -> float:
 
 def quality_results(
     data: tuple[Dataset, Dataset, Dataset], steps: int, seeds: int, device: str, about: dict[str, Any]
-) -> list[Result]:
+) -> Iterator[Result]:
     train, dev, test = data
     settings = {"max_steps": steps, "per_device_train_batch_size": PAIRS, "per_device_eval_batch_size": 100}
     settings |= {"learning_rate": 2e-3, "warmup_steps": steps // 10, "logging_steps": steps}
@@ -447,28 +400,31 @@ def quality_results(
     stock, ours = runs[None], runs["text2text"]
     more = {**about, "seeds": seeds, "steps": steps, "dev_loss": {str(k): [r[0] for r in v] for k, v in runs.items()}}
     more["chrf"] = {str(technique): [run[1] for run in measured] for technique, measured in runs.items()}
-    results = []
-    for index, name, sign in ((0, "dev loss", -1), (1, "chrF", 1)):
+    for index, name, relation in ((0, "dev loss", "<="), (1, "chrF", ">=")):
         a, b = np.array([run[index] for run in ours]), np.array([run[index] for run in stock])
-        spread = float(b.max() - b.min())
-        results.append(
-            result(
-                f"{name} at equal real target tokens",
-                float(a.mean()),
-                float(b.mean()),
-                float(a.mean() / b.mean()),
-                spread / float(b.mean()),
-                gate="not worse than stock's spread over seeds",
-                met=bool(sign * (a.mean() - b.mean()) >= -spread),
-                conditions=more,
-            )
+        again = np.roll(b, -1) / b
+        noise = noise_floor(again)
+        yield report.row(
+            *(BENCHMARK, f"{name}: stock against stock with the next seed (A/A)", float(b.mean()), float(b.mean())),
+            ratio=float(np.median(again)),
+            noise=noise,
+            conditions={**more, "quartiles": quartiles(again)},
         )
-    results.append(time_result(ours, stock, more))
-    return results
+        yield report.row(
+            *(BENCHMARK, f"{name} at equal real target tokens", float(a.mean()), float(b.mean())),
+            ratio=float(a.mean() / b.mean()),
+            noise=noise,
+            gate=Gate("ratio", relation, 1),
+            conditions={**more, "quartiles": quartiles(a / b)},
+        )
+    yield time_result(ours, stock, more)
 
 
 def time_result(ours: list[Run], stock: list[Run], about: dict[str, Any]) -> Result:
-    """CPU seconds until the dev loss is what stock's was in the end; a run that never got there has none."""
+    """CPU seconds until the dev loss is what stock's was in the end; a run that never got there has none.
+
+    The noise is that of stock's seconds for as many steps, each seed against the next.
+    """
     whole = [run[2][-1][0] for run in stock]
     needed = [
         next((spent for spent, loss in one[2] if loss <= other[0]), None)
@@ -476,49 +432,48 @@ def time_result(ours: list[Run], stock: list[Run], about: dict[str, Any]) -> Res
     ]
     ratios = [a / b for a, b in zip(needed, whole, strict=True) if a is not None]
     reached = len(ratios) == len(stock)
-    ratio = float(np.median(ratios)) if reached else None
-    return result(
-        "CPU s to stock's final dev loss",
+    return report.row(
+        *(BENCHMARK, "CPU s to stock's final dev loss"),
         float(np.median([spent for spent in needed if spent is not None])) if ratios else None,
         float(np.median(whole)),
-        ratio,
-        None,
-        gate="ratio <= 0.5",
-        met=ratio is not None and ratio <= 0.5,
-        conditions={**about, "ratios": ratios, "seeds_that_reached_it": len(ratios)},
+        ratio=float(np.median(ratios)) if reached else None,
+        noise=noise_floor(np.roll(whole, -1) / np.array(whole)),
+        gate=Gate("ratio", "<=", 0.5),
+        conditions={**about, "ratios": ratios, "seeds_that_reached_it": len(ratios)}
+        | ({"quartiles": quartiles(ratios)} if ratios else {}),
     )
 
 
-def main() -> None:
-    args = arguments(__doc__ or "")
+def measured_rows(asked: Namespace) -> Iterator[Result | LeftOut]:
     torch.set_num_threads(1)
-    number = 5_000 if args.quick else 50_000
+    number = 5_000 if asked.quick else 50_000
     sets = {
         "translation": lognormal(number, 26, 29, 0.65, 0.9),
         "summaries": lognormal(number, 553, 64, 0.5, 0.3),
         "instructions": lognormal(number, 80, 154, 1.0, 0.2),
     }
     real = tatoeba("train", number)
-    about = conditions(
-        args.device, pairs=number, pairs_per_batch=PAIRS, data="synthetic" if real is None else "Tatoeba"
+    about = report.conditions(
+        asked.device, pairs=number, pairs_per_batch=PAIRS, data="synthetic" if real is None else "Tatoeba"
     )
     if real is not None:
         sets["Tatoeba"] = lengths_of(real)
     made_up = synthetic((sets["translation"][0][:5000], sets["translation"][1][:5000]))
     trained_on = made_up if real is None else real
-    results = padding_results(sets, about)
-    results += collation_results(trained_on.select(range(5000)), 2 if args.quick else 9, about)
-    results += speed_results("translation", made_up, 3 if args.quick else 28, args.device, about, packed=True)
-    if real is not None:
-        results += speed_results("Tatoeba", real, 3 if args.quick else 28, args.device, about)
-    results += packing_results(about)
-    results += accumulation_results(trained_on, args.device, about)
-    if real is not None:
-        data = (real, tatoeba("dev", 300), tatoeba("test", 50 if args.quick else 300))
-        steps, seeds = (24, 2) if args.quick else (400, 3)
-        results += quality_results(data, steps, seeds, args.device, about)
-    show(results, as_json=args.json)
+    rounds = 3 if asked.quick else 28
+    yield from padding_results(sets, about)
+    yield from collation_results(trained_on.select(range(5000)), 2 if asked.quick else 9, about)
+    yield from speed_results("translation", made_up, rounds, asked.device, about, packed=True)
+    yield from packing_results(about)
+    yield from accumulation_results(trained_on, asked.device, about)
+    if real is None:
+        yield LeftOut(f"Tatoeba: it is not in {DATA}")
+        return
+    yield from speed_results("Tatoeba", real, rounds, asked.device, about)
+    data = (real, tatoeba("dev", 300), tatoeba("test", 50 if asked.quick else 300))
+    steps, seeds = (24, 2) if asked.quick else (400, 3)
+    yield from quality_results(data, steps, seeds, asked.device, about)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(report.run(BENCHMARK, __doc__, measured_rows))

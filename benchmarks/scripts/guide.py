@@ -1,41 +1,29 @@
-"""The page of the documentation that says what came of each run."""
+"""What came of each run, as the documentation's page on scripts shows it; `python -m benchmarks.figures` writes it."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 VERDICTS = ("right", "refused", "wrong", "raw error", "the script alone fails")
-BEGIN = """\
-# Hugging Face's example scripts, unedited
-
-Made by `python -m benchmarks.scripts --scripts SCRIPTS --write docs/guide/scripts.md`. SCRIPTS is a folder with the
-scripts of transformers' `examples/pytorch/*/`, which you bring from their repository; TRL's are those of the installed
-package. No script was edited. DATA is a folder of tiny checkpoints (four layers of width 16) and files that the
-command makes, OUT the output folder, BEFORE the output of the same techniques' first run. `evaluate` and `nltk` are
-replaced by small stand-ins (`benchmarks/scripts/stand_ins`), since they load code and data from a hub. A command line
-begins with what the first column of its table says.
-
-**right**: the run ended well, with every file, metric and step that the script alone has, and all metrics finite.
-**refused**: our error, before anything was trained. **wrong**, **raw error**: neither. A run of six steps shows that a
-script works, not that a technique helps it: for that see the README's figures.
-"""
 
 
-def page(results: list[dict[str, Any]]) -> str:
-    """The page as Markdown."""
-    return "\n".join([BEGIN, versions(results), *overview(results), *(part for one in results for part in script(one))])
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """All of it as Markdown."""
+    results = [one for one in results if "runs" in one["conditions"]]
+    return "\n".join([versions(results), *overview(results), *(part for one in results for part in script(one))])
 
 
-def versions(results: list[dict[str, Any]]) -> str:
+def versions(results: Sequence[Mapping[str, Any]]) -> str:
     where = results[0]["conditions"]
     return (
         f"Python {where['python']}, torch {where['torch']}, transformers {where['transformers']}, {where['device']}.\n"
     )
 
 
-def overview(results: list[dict[str, Any]]) -> list[str]:
+def overview(results: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [f"| script | runs | {' | '.join(VERDICTS)} |", f"| --- | {'--- | ' * (len(VERDICTS) + 1)}".rstrip()]
     for one in results:
         counts = [int(one["ours"]), *(one["conditions"][name] for name in VERDICTS[1:])]
@@ -43,7 +31,7 @@ def overview(results: list[dict[str, Any]]) -> list[str]:
     return [*rows, ""]
 
 
-def script(result: dict[str, Any]) -> list[str]:
+def script(result: Mapping[str, Any]) -> list[str]:
     """A section for the script: for each variant its command line, and a table of techniques."""
     lines = [f"## {result['metric']}", ""]
     for (variant, line), rows in groupby(result["conditions"]["runs"], key=lambda row: (row["variant"], row["line"])):
