@@ -64,6 +64,6 @@ def test_every_hook_is_asked_by_the_host(hook):
 def test_no_module_of_ours_executes_code_from_checkpoints_or_data():
     forbidden = ("pickle.load", "torch.load(", "trust_remote_code=True", "yaml.load(", "eval(")
     for file in (ROOT / "hf_ft_plugins").rglob("*.py"):
-        if file.name != "testing.py":
+        if "testing" not in file.parts:
             text = file.read_text(encoding="utf-8")
             assert not [word for word in forbidden if word in text], file

@@ -22,10 +22,10 @@ import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from . import hookspecs, lr_scale
-from .errors import ConflictError, OptionError
-from .host.trainer import with_plugins
-from .technique import Technique, parse_spec
+from .. import hookspecs, lr_scale
+from ..errors import ConflictError, OptionError
+from ..host.trainer import with_plugins
+from ..technique import Technique, parse_spec
 
 VOCABULARY = 32
 LENGTH = 8
