@@ -26,6 +26,7 @@ from .. import hookspecs, lr_scale
 from ..errors import ConflictError, OptionError
 from ..host.trainer import with_plugins
 from ..technique import Technique, parse_spec
+from .equality import difference as difference
 
 VOCABULARY = 32
 LENGTH = 8
@@ -143,25 +144,6 @@ def outcome(trainer: Any) -> dict[str, Any]:
         ],
         "steps": trainer.state.global_step,
     }
-
-
-def difference(first: Any, second: Any, path: str = "") -> str | None:
-    """Where two nested structures first differ, or None; tensors are equal when every bit is, NaN equals NaN."""
-    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        same = first.shape == second.shape and first.dtype == second.dtype
-        return None if same and torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)) else path
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.keys() != second.keys():
-            return f"{path}: {sorted(map(str, first.keys() ^ second.keys()))} on one side only"
-        found = (difference(first[key], second[key], f"{path}/{key}") for key in first)
-        return next((where for where in found if where), None)
-    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        if len(first) != len(second):
-            return f"{path}: {len(first)} against {len(second)} items"
-        found = (difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True)))
-        return next((where for where in found if where), None)
-    both_nan = first != first and second != second
-    return None if first == second or both_nan else f"{path}: {first!r} against {second!r}"
 
 
 def resumed(
