@@ -36,8 +36,8 @@ from benchmarks.behavioral_speed import speed
 from benchmarks.data import DATA
 from benchmarks.report import Result, arguments, conditions, show
 from hf_ft_plugins.techniques.behavioral.fit_to_length import TRIMMED, WHOLE, Fitter, fitted_dataset
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting
 from hf_ft_plugins.testing import tiny_trainer
+from hf_ft_plugins.testing.examples.behavioral import tiny_preferences, tiny_setting
 
 BENCHMARK = "behavioral"
 MAX_LENGTH = 1024

@@ -42,7 +42,7 @@ from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.layer_removal import LayerRemoval, block_stacks, remove_layers, verify_model
 from hf_ft_plugins.techniques.layer_removal.score import mean_loss
-from hf_ft_plugins.techniques.layer_removal.tiny import REFUSED, RIGHT, built
+from hf_ft_plugins.testing.examples.layer_removal import REFUSED, RIGHT, built
 
 BOOKS = DATA / "ckpt_books_lm"
 TEXTS = DATA / "gutenberg_books"

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from hf_ft_plugins import lr_scale
 from hf_ft_plugins.registry import offers
 from hf_ft_plugins.technique import Technique, option
-from hf_ft_plugins.testing import check_pair, check_technique, composition_table
+from hf_ft_plugins.testing import Example, check_pair, check_technique, composition_table, example_of
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- composition: begin -->", "<!-- composition: end -->"
@@ -45,8 +45,9 @@ class HalveLR(Technique):
     def ft_callbacks(self) -> list[Any]:
         return [HalvingCallback(self.after)]
 
-    def acted(self, trainer: Any) -> bool:
-        return all(group.get(lr_scale.KEY, {}).get(self.name) == 0.5 for group in trainer.optimizer.param_groups)
+
+def halved(technique, trainer):
+    return all(group.get(lr_scale.KEY, {}).get(technique.name) == 0.5 for group in trainer.optimizer.param_groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +59,32 @@ class SquareRootSchedule(Technique):
     def ft_scheduler(self, optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) ** -0.5)
 
-    def acted(self, trainer: Any) -> bool:
-        return trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-2 * 15**-0.5)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OtherSchedule(SquareRootSchedule):
     name: ClassVar[str] = "other-schedule"
 
 
-TECHNIQUES = [
-    *(offer.load().example() for offer in offers() if offer.distribution == "hf-ft-plugins"),
-    HalveLR(),
-    SquareRootSchedule(),
-    OtherSchedule(),
+def decayed(technique, trainer):
+    return trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-2 * 15**-0.5)
+
+
+EXAMPLES = [
+    *(example_of(offer.name) for offer in offers() if offer.distribution == "hf-ft-plugins"),
+    Example(HalveLR(), halved),
+    Example(SquareRootSchedule(), decayed),
+    Example(OtherSchedule(), decayed),
 ]
-PAIRS = list(itertools.combinations(TECHNIQUES, 2))
+PAIRS = list(itertools.combinations(EXAMPLES, 2))
 RESULTS: dict[frozenset[str], str] = {}
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.name)
-def test_each_technique_keeps_the_contract(technique, tmp_path):
-    check_technique(technique, tmp_path)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_each_technique_keeps_the_contract(example, tmp_path):
+    check_technique(example, tmp_path)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(technique.name for technique in pair))
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(example.name for example in pair))
 def test_each_pair_trains_and_resumes_together_or_says_why_not(pair, tmp_path):
     first, second = pair
     RESULTS[frozenset((first.name, second.name))] = check_pair(first, second, tmp_path)
@@ -94,7 +96,7 @@ def test_the_conflict_of_two_owners_names_both_and_the_hook():
 
 
 def test_the_readme_shows_this_matrix(request):
-    table = composition_table(TECHNIQUES[:-1], RESULTS)
+    table = composition_table([example.technique for example in EXAMPLES[:-1]], RESULTS)
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     shown, _, after = rest.partition(END)

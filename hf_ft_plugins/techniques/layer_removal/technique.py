@@ -11,7 +11,7 @@ import inspect
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...errors import OptionError, PluginError
 from ...technique import Technique, option
@@ -261,22 +261,6 @@ class LayerRemoval(Technique):
             "copies": int(self.distill > 0),
             "host_copies": int(self._has_gate and self.on_fail == "restore" and not self.distill),
         }
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(number=1, protect_first=0, protect_last=0, max_degradation=None, max_repetition=None)
-
-    def acted(self, trainer: Any) -> bool:
-        """The configuration says what is gone, and the model is what it says."""
-        from ...models.inputs import bare
-        from .stacks import find_stack
-        from .surgery import find_surgery
-
-        surgery = find_surgery(trainer.model)
-        if surgery is None:
-            return False
-        stack = find_stack(bare(trainer.model), surgery.side)
-        return len(stack.layers) == surgery.depth - len(surgery.removed)
 
 
 def _inputs_of(model: Any, batches: Any) -> list[dict[str, Any]]:
