@@ -19,7 +19,8 @@ def difference(first: Any, second: Any, path: str = "") -> str | None:
     """Where two nested values first differ, or None where they are equal bit for bit.
 
     Tensors and arrays are equal when dtype, shape and bytes are, wherever they lie in memory; floats when their eight
-    bytes are; containers when their types, keys (in any order) and values are; data classes when their fields are.
+    bytes are; containers when their types, keys (in any order) and values are, all kinds of dict being one type; data
+    classes when their fields are.
 
     Returns:
         The path to the first difference and what it is, such as `/weights/layer.bias: 2 of 16 values differ, ...`.
@@ -31,6 +32,9 @@ def difference(first: Any, second: Any, path: str = "") -> str | None:
     # A parameter and a tensor of the same numbers are equal.
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return _of_tensors(first, second, where)
+    if isinstance(first, dict) and isinstance(second, dict):
+        # A model's `state_dict()` is an OrderedDict, and a copy of it a dict.
+        return _of_mappings(first, second, path)
     if type(first) is not type(second):
         return f"{where}: {_shown(first)} against {_shown(second)}"
     if isinstance(first, (np.ndarray, np.generic)):

@@ -76,7 +76,20 @@ EXAMPLES = [
     Example(OtherSchedule(), decayed),
 ]
 PAIRS = list(itertools.combinations(EXAMPLES, 2))
-RESULTS: dict[frozenset[str], str] = {}
+
+
+@pytest.fixture(scope="module")
+def result_of(tmp_path_factory):
+    """What `check_pair` says of two examples; each pair is tried once, by whichever test asks first."""
+    results: dict[frozenset[str], str] = {}
+
+    def result(first, second):
+        names = frozenset((first.name, second.name))
+        if names not in results:
+            results[names] = check_pair(first, second, tmp_path_factory.mktemp("pair"))
+        return results[names]
+
+    return result
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
@@ -85,22 +98,23 @@ def test_each_technique_keeps_the_contract(example, tmp_path):
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(example.name for example in pair))
-def test_each_pair_trains_and_resumes_together_or_says_why_not(pair, tmp_path):
-    first, second = pair
-    RESULTS[frozenset((first.name, second.name))] = check_pair(first, second, tmp_path)
+def test_each_pair_trains_and_resumes_together_or_says_why_not(pair, result_of):
+    assert result_of(*pair)
 
 
-def test_the_conflict_of_two_owners_names_both_and_the_hook():
-    reason = RESULTS[frozenset(("square-root-schedule", "other-schedule"))]
+def test_the_conflict_of_two_owners_names_both_and_the_hook(result_of):
+    square_root, other = EXAMPLES[-2:]
+    reason = result_of(square_root, other)
     assert all(word in reason for word in ("square-root-schedule", "other-schedule", "ft_scheduler"))
 
 
-def test_the_readme_shows_this_matrix(request):
-    table = composition_table([example.technique for example in EXAMPLES[:-1]], RESULTS)
+def test_the_readme_shows_this_matrix(request, result_of):
+    results = {frozenset(example.name for example in pair): result_of(*pair) for pair in PAIRS}
+    table = composition_table([example.technique for example in EXAMPLES[:-1]], results)
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     shown, _, after = rest.partition(END)
     if request.config.getoption("--update-readme"):
         README.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
     else:
-        assert shown.strip() == table, "run: pytest tests/test_composition.py --update-readme"
+        assert shown.strip() == table, "run: pytest tests/host/test_composition.py --update-readme"

@@ -184,7 +184,9 @@ def test_works_with_hyperparameter_search(tmp_path):
 
 def test_works_without_training_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with_plugins(Trainer, "adaptive-lr")(model=tiny_model(), train_dataset=[])
+    trainer = with_plugins(Trainer, "adaptive-lr")(model=tiny_model(), train_dataset=[])
+    assert trainer.args.output_dir == Trainer(model=tiny_model()).args.output_dir
+    assert [type(part) for part in trainer._ft_parts.values()] == [AdaptiveLRCallback]
 
 
 def test_trackers_that_come_first_see_the_applied_rate_and_the_decisions(tmp_path):

@@ -66,6 +66,7 @@ def test_a_view_equals_its_copy_wherever_it_lies():
     assert difference(table[:, 1], table[:, 1].clone()) is None
     assert difference(torch.zeros(3), torch.zeros(1).expand(3)) is None
     assert difference(torch.nn.Parameter(table), table) is None
+    assert difference(OrderedDict(b=1, a=table), {"a": table, "b": 1}) is None
 
 
 DIFFERENT = {
@@ -83,7 +84,7 @@ DIFFERENT = {
     "a truth value and an integer": (True, 1),
     "keys of different types": ({1: "x"}, {True: "x"}),
     "a list and a tuple": ([1], (1,)),
-    "a dict and an ordered dict": ({"a": 1}, OrderedDict(a=1)),
+    "an ordered dict and a list": (OrderedDict(a=1), [("a", 1)]),
     "a missing key": ({"a": 1}, {}),
     "a missing item": ([1, 2], [1]),
     "dtypes": (torch.ones(2), torch.ones(2, dtype=torch.float64)),

@@ -262,7 +262,7 @@ def test_limits_are_kept_and_what_is_lost_is_the_end_of_the_text(objective, limi
             longer = (len(kept) + 1 - noise + spans + 1, noise + spans + 1)
             assert longer[0] > limits.get("max_source", 1000) or longer[1] > limits.get("max_target", 1000)
         elif objective == "prefix_lm":
-            assert len(kept) == len(row) if len(limits) == 1 else min(len(row), 29 + 11)
+            assert len(kept) == (len(row) if len(limits) == 1 else min(len(row), 29 + 11))
     lost = sum(map(len, rows)) - sum(
         len(s) + len(t) - 2 - 2 * sum(i in SENTINELS for i in s) for s, t in pairs_of(collate(with_end(rows)))
     )
