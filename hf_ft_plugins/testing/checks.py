@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,30 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 STOCK_STEPS = 4
 
 
+@contextlib.contextmanager
+def _named(name: str, doing: str) -> Iterator[None]:
+    """Whatever is raised in the block says whose fault it is and what was being done."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (AssertionError, PluginError)) and name in str(error):
+            if isinstance(error, AssertionError):
+                raise
+            raise AssertionError(str(error)) from error
+        raise AssertionError(f"{name}: {doing}: {type(error).__name__}: {error}") from error
+
+
+def _naming(check: Callable[..., Any]) -> Callable[..., Any]:
+    """The check, whose every error names the technique of the example that it is given first."""
+
+    @functools.wraps(check)
+    def naming(example: Example, *args: Any) -> Any:
+        with _named(example.name, check.__name__):
+            return check(example, *args)
+
+    return naming
+
+
 def check_technique(example: Example, folder: Path) -> None:
     """Hold a technique to the contract; an AssertionError names it and says where it falls short.
 
@@ -52,14 +77,11 @@ def check_technique(example: Example, folder: Path) -> None:
     )
     with _named(example.name or type(example.technique).__name__, "check_options"):
         check_options(example.technique)
-    with _named(example.name, "check_questions"):
-        check_questions(example)
+    check_questions(example)
     with _named(example.name, "a run without it, before"):
         before = _stock_weights(example, folder / "stock-before")
-    with _named(example.name, "building a trainer"):
-        check_building(example, folder / "built")
-    with _named(example.name, "check_run"):
-        check_run(example, folder)
+    check_building(example, folder / "built")
+    check_run(example, folder)
     with _named(example.name, "a run without it, after"):
         after = _stock_weights(example, folder / "stock-after")
         where = difference(before, after)
@@ -128,6 +150,7 @@ def _refusal_of(cls: type[Technique], option: str) -> str | None:
     return None
 
 
+@_naming
 def check_questions(example: Example) -> None:
     """What `hf-ft` asks a technique before anything is trained is answered, for any company and for its own model."""
     technique = example.technique
@@ -145,6 +168,7 @@ def check_questions(example: Example) -> None:
     assert isinstance(effects, dict), f"{technique.name}: memory_effects answers {effects!r}; it gives a dict"
 
 
+@_naming
 def check_building(example: Example, folder: Path) -> None:
     """A trainer is built without drawing random numbers or writing files, with parts of its own that pickle."""
     name = example.name
@@ -179,6 +203,7 @@ def _supplied(trainer: Any, stock: Any) -> list[Any]:
     return [part for part in supplied if hasattr(part, "__dict__")]
 
 
+@_naming
 def check_run(example: Example, folder: Path) -> dict[str, Any]:
     """The technique alone trains, acts, resumes exactly, and does nothing on the way that no technique may.
 
@@ -292,16 +317,3 @@ def _stock_weights(example: Example, folder: Path) -> dict[str, Any]:
     trainer = tiny_trainer(folder, callbacks=[after], eval_strategy="no", save_strategy="no", **setting)
     trainer.train()
     return after.weights
-
-
-@contextlib.contextmanager
-def _named(name: str, doing: str) -> Iterator[None]:
-    """Whatever is raised in the block says whose fault it is and what was being done."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (AssertionError, PluginError)) and name in str(error):
-            if isinstance(error, AssertionError):
-                raise
-            raise AssertionError(str(error)) from error
-        raise AssertionError(f"{name}: {doing}: {type(error).__name__}: {error}") from error
