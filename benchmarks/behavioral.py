@@ -42,8 +42,8 @@ from benchmarks.behavioral_speed import speed
 from benchmarks.data import DATA
 from benchmarks.report import Gate, LeftOut, Result
 from hf_ft_plugins import with_plugins
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting
 from hf_ft_plugins.testing import tiny_trainer
+from hf_ft_plugins.testing.examples.behavioral import tiny_preferences, tiny_setting
 
 BENCHMARK = "behavioral"
 MAX_LENGTH = 1024

@@ -17,8 +17,8 @@ from benchmarks import report
 from benchmarks.report import Gate, Result
 from hf_ft_plugins.techniques.behavioral.collator import COLUMNS, FLIP, WEIGHT
 from hf_ft_plugins.techniques.behavioral.prefix_sharing import Packed
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting
 from hf_ft_plugins.testing import tiny_trainer
+from hf_ft_plugins.testing.examples.behavioral import tiny_preferences, tiny_setting
 
 CLOSE = 1e-5
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 384}

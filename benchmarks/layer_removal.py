@@ -50,7 +50,7 @@ from hf_ft_plugins.techniques.layer_removal import (
     verify_model,
 )
 from hf_ft_plugins.techniques.layer_removal.score import mean_loss
-from hf_ft_plugins.techniques.layer_removal.tiny import REFUSED, RIGHT, built
+from hf_ft_plugins.testing.examples.layer_removal import REFUSED, RIGHT, built
 
 BENCHMARK = "layer_removal"
 BOOKS = DATA / "ckpt_books_lm"

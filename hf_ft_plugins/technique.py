@@ -115,24 +115,6 @@ class Technique:
         """
         return {}
 
-    def acted(self, trainer: Any) -> bool:
-        """Whether this technique's own effect can be seen on `trainer` after `train()`.
-
-        The composition tests call it on every pair of techniques, so it looks at something that a run without the
-        technique, or one in which another technique undid it, does not show.
-        """
-        raise NotImplementedError(f"{type(self).__name__}.acted(trainer) is needed by the composition tests")
-
-    @classmethod
-    def example(cls) -> Self:
-        """A technique whose effect shows in a run of a dozen steps; what the composition tests use."""
-        return cls()
-
-    @classmethod
-    def example_setting(cls) -> dict[str, Any]:
-        """What `tiny_trainer` is to be made with (`model`, `train_dataset`, ...) for `example()` to have work to do."""
-        return {}
-
     @classmethod
     def hooks(cls) -> list[str]:
         """The hooks that this technique answers, in the order of `hookspecs.py`."""

@@ -366,8 +366,8 @@ FORMS: dict[str, Callable[[Any], Any]] = {
 
 
 def check_form(contract: str, form: Callable[[Any], Any], part: str) -> None:
-    from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting
     from hf_ft_plugins.testing import tiny_trainer
+    from hf_ft_plugins.testing.examples.behavioral import tiny_preferences, tiny_setting
 
     def made(data: Any) -> Any:
         settings = {part: data, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}

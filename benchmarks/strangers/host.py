@@ -15,8 +15,8 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, Trai
 from benchmarks.strangers.situation import Situation, Wrong
 from hf_ft_plugins import AdaptiveLR, with_plugins
 from hf_ft_plugins.host.manifest import MANIFEST_FILE, STATE_FILE, UNFINISHED_MARKER
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_setting
 from hf_ft_plugins.testing import difference, outcome, tiny_model, tiny_trainer
+from hf_ft_plugins.testing.examples.behavioral import tiny_setting
 
 CUTTING = {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
 FILES = (

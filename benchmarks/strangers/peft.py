@@ -239,7 +239,7 @@ def check_trl(kind: str) -> None:
     import trl
     from datasets import Dataset
 
-    from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama, tiny_tokenizer
+    from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_tokenizer
 
     texts = {"prompt": ["say red", "say blue"] * 4, "chosen": [" red", " blue"] * 4, "rejected": [" no", " green"] * 4}
     made = {

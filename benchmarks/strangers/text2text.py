@@ -23,7 +23,7 @@ from transformers import (
 
 from benchmarks.strangers.situation import Situation, Wrong
 from hf_ft_plugins import with_plugins
-from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
+from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
 
 TOKENIZER = ByT5Tokenizer()
 VOCABULARY = 384

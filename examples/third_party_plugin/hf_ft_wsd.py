@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from hf_ft_plugins import OptionError, Technique, option
 
@@ -88,19 +88,3 @@ class WSDSchedule(Technique):
             shape=self.shape,
             floor=self.floor,
         )
-
-    @classmethod
-    def example(cls) -> Self:
-        # Ends on a rate that neither a constant nor a linear schedule ends on.
-        return cls(warmup=0.2, decay=0.4, shape="sqrt", floor=0.25)
-
-    def acted(self, trainer: Any) -> bool:
-        """The scheduler is ours, and the optimizer's base rate is what it says for the last step."""
-        factors = getattr(trainer.lr_scheduler, "lr_lambdas", [])
-        if not all(getattr(factor, "func", None) is wsd_factor for factor in factors):
-            return False
-        scheduled = [
-            group["initial_lr"] * factor(trainer.state.global_step)
-            for group, factor in zip(trainer.optimizer.param_groups, factors, strict=False)
-        ]
-        return bool(scheduled) and scheduled == [group["lr"] for group in trainer.optimizer.param_groups]

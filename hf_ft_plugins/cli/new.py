@@ -21,7 +21,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # With it the templates' longest line stays within 120 characters.
 LONGEST_NAME = 38
 # What the package's modules import: a class of that name would hide it (a callback is called `{class}Callback`).
-IMPORTED_CLASSES = {"AdaptiveLR", "Any", "ClassVar", "OptionError", "Self", "Technique", "Trainer"}
+IMPORTED_CLASSES = {"Any", "ClassVar", "Example", "OptionError", "Technique", "Trainer"}
 
 # Template in `scaffold/` to file in the package; `technique` and `module` are filled in.
 LAYOUT = {

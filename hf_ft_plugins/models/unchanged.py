@@ -73,7 +73,7 @@ def remembered(model: nn.Module) -> Callable[[], PutBack]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """In evaluation mode; afterwards each module is in the mode that it was in, frozen parts too."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train(False)
+    model.eval()
     try:
         yield
     finally:

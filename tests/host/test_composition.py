@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from hf_ft_plugins import lr_scale
 from hf_ft_plugins.registry import offers
 from hf_ft_plugins.technique import Technique, option
-from hf_ft_plugins.testing import check_pair, check_technique, composition_table
+from hf_ft_plugins.testing import Example, check_pair, check_technique, composition_table, example_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "composition.md"
 BEGIN, END = "<!-- composition: begin -->", "<!-- composition: end -->"
@@ -45,8 +45,9 @@ class HalveLR(Technique):
     def ft_callbacks(self) -> list[Any]:
         return [HalvingCallback(self.after)]
 
-    def acted(self, trainer: Any) -> bool:
-        return all(group.get(lr_scale.KEY, {}).get(self.name) == 0.5 for group in trainer.optimizer.param_groups)
+
+def halved(technique, trainer):
+    return all(group.get(lr_scale.KEY, {}).get(technique.name) == 0.5 for group in trainer.optimizer.param_groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,44 +59,60 @@ class SquareRootSchedule(Technique):
     def ft_scheduler(self, optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) ** -0.5)
 
-    def acted(self, trainer: Any) -> bool:
-        return trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-2 * 15**-0.5)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OtherSchedule(SquareRootSchedule):
     name: ClassVar[str] = "other-schedule"
 
 
-BUILT_IN = [offer.load().example() for offer in offers() if offer.distribution == "hf-ft-plugins"]
-TECHNIQUES = [
+def decayed(technique, trainer):
+    return trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(1e-2 * 15**-0.5)
+
+
+BUILT_IN = [example_of(offer.name) for offer in offers() if offer.distribution == "hf-ft-plugins"]
+EXAMPLES = [
     *BUILT_IN,
-    HalveLR(),
-    SquareRootSchedule(),
-    OtherSchedule(),
+    Example(HalveLR(), halved),
+    Example(SquareRootSchedule(), decayed),
+    Example(OtherSchedule(), decayed),
 ]
-PAIRS = list(itertools.combinations(TECHNIQUES, 2))
-RESULTS: dict[frozenset[str], str] = {}
+PAIRS = list(itertools.combinations(EXAMPLES, 2))
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.name)
-def test_each_technique_keeps_the_contract(technique, tmp_path):
-    check_technique(technique, tmp_path)
+@pytest.fixture(scope="module")
+def result_of(tmp_path_factory):
+    """What `check_pair` says of two examples; each pair is tried once, by whichever test asks first."""
+    results: dict[frozenset[str], str] = {}
+
+    def result(first, second):
+        names = frozenset((first.name, second.name))
+        if names not in results:
+            results[names] = check_pair(first, second, tmp_path_factory.mktemp("pair"))
+        return results[names]
+
+    return result
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(technique.name for technique in pair))
-def test_each_pair_trains_and_resumes_together_or_says_why_not(pair, tmp_path):
-    first, second = pair
-    RESULTS[frozenset((first.name, second.name))] = check_pair(first, second, tmp_path)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_each_technique_keeps_the_contract(example, tmp_path):
+    check_technique(example, tmp_path)
 
 
-def test_the_conflict_of_two_owners_names_both_and_the_hook():
-    reason = RESULTS[frozenset(("square-root-schedule", "other-schedule"))]
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(example.name for example in pair))
+def test_each_pair_trains_and_resumes_together_or_says_why_not(pair, result_of):
+    assert result_of(*pair)
+
+
+def test_the_conflict_of_two_owners_names_both_and_the_hook(result_of):
+    square_root, other = EXAMPLES[-2:]
+    reason = result_of(square_root, other)
     assert all(word in reason for word in ("square-root-schedule", "other-schedule", "ft_scheduler"))
 
 
-def test_the_page_shows_this_matrix(request):
-    table = composition_table(BUILT_IN, RESULTS)
+def test_the_page_shows_this_matrix(request, result_of):
+    pairs = itertools.combinations(BUILT_IN, 2)
+    results = {frozenset(example.name for example in pair): result_of(*pair) for pair in pairs}
+    table = composition_table([example.technique for example in BUILT_IN], results)
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     shown, _, after = rest.partition(END)

@@ -13,6 +13,7 @@ from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, with_plugins
 from hf_ft_plugins.errors import ConflictError, OptionError, PluginError
 from hf_ft_plugins.technique import Technique, option
 from hf_ft_plugins.testing import LogEverything, difference, hook_names, outcome, tiny_model, tiny_trainer
+from hf_ft_plugins.testing.examples.adaptive_lr import EXAMPLE
 
 
 class OwnTrainer(Trainer):
@@ -39,7 +40,7 @@ def test_a_host_without_techniques_is_a_stock_trainer_bit_for_bit(tmp_path):
 
     stock = trained("stock")
     assert difference(stock, trained("host", trainer_class=with_plugins(Trainer))) is None
-    assert difference(stock, trained("control", AdaptiveLR.example()))
+    assert difference(stock, trained("control", EXAMPLE.technique))
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, Seq2SeqTrainer, OwnTrainer])
@@ -50,13 +51,13 @@ def test_every_kind_of_trainer_is_hosted(trainer_class, tmp_path):
 
         plain = tiny_trainer(tmp_path / "arguments").args
         arguments = Seq2SeqTrainingArguments(**{**vars_of(plain), "output_dir": str(tmp_path)})
-        trainer = with_plugins(Seq2SeqTrainer, AdaptiveLR.example())(
+        trainer = with_plugins(Seq2SeqTrainer, EXAMPLE.technique)(
             model=tiny_model(), args=arguments, **datasets_of(tmp_path)
         )
     else:
-        trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), trainer_class=trainer_class, **changes)
+        trainer = tiny_trainer(tmp_path, EXAMPLE.technique, trainer_class=trainer_class, **changes)
     trainer.train()
-    assert AdaptiveLR.example().acted(trainer)
+    assert EXAMPLE.acted(EXAMPLE.technique, trainer)
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates[-1] < rates[0] * 0.1
 
@@ -79,7 +80,7 @@ def test_a_host_keeps_name_module_signature_and_type():
 
 
 def test_a_users_subclass_of_a_host_keeps_the_techniques(tmp_path):
-    class Mine(with_plugins(Trainer, AdaptiveLR.example())):
+    class Mine(with_plugins(Trainer, EXAMPLE.technique)):
         pass
 
     trainer = tiny_trainer(tmp_path, trainer_class=Mine)
@@ -158,7 +159,7 @@ def test_training_and_evaluation_may_be_collated_differently(tmp_path):
 
 
 def test_works_with_model_init_and_a_second_training_starts_afresh(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), model_init=lambda: tiny_model())
+    trainer = tiny_trainer(tmp_path, EXAMPLE.technique, model_init=lambda: tiny_model())
     trainer.train()
     first = outcome(trainer)
     trainer.train()
@@ -174,7 +175,7 @@ def test_works_with_hyperparameter_search(tmp_path):
         seen.append(trial.number)
         return {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)}
 
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), model_init=lambda: tiny_model())
+    trainer = tiny_trainer(tmp_path, EXAMPLE.technique, model_init=lambda: tiny_model())
     best = trainer.hyperparameter_search(space, n_trials=2, direction="minimize", backend="optuna")
     assert len(seen) == 2
     assert "learning_rate" in best.hyperparameters
@@ -184,7 +185,9 @@ def test_works_with_hyperparameter_search(tmp_path):
 
 def test_works_without_training_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with_plugins(Trainer, "adaptive-lr")(model=tiny_model(), train_dataset=[])
+    trainer = with_plugins(Trainer, "adaptive-lr")(model=tiny_model(), train_dataset=[])
+    assert trainer.args.output_dir == Trainer(model=tiny_model()).args.output_dir
+    assert [type(part) for part in trainer.ft_stash.parts.values()] == [AdaptiveLRCallback]
 
 
 def test_trackers_that_come_first_see_the_applied_rate_and_the_decisions(tmp_path):
@@ -196,7 +199,7 @@ def test_trackers_that_come_first_see_the_applied_rate_and_the_decisions(tmp_pat
             self.seen.append(dict(logs))
 
     tracker = Tracker()
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), callbacks=[tracker])
+    trainer = tiny_trainer(tmp_path, EXAMPLE.technique, callbacks=[tracker])
     trainer.train()
     in_history = [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e]
     assert [logs["learning_rate"] for logs in tracker.seen if "learning_rate" in logs] == in_history

@@ -11,7 +11,7 @@ from hf_ft_plugins import registry
 from hf_ft_plugins.errors import ConflictError
 from hf_ft_plugins.host import adapter
 from hf_ft_plugins.technique import Technique
-from hf_ft_plugins.testing import setting_of, tiny_trainer
+from hf_ft_plugins.testing import example_of, tiny_trainer
 
 ASKED = ("ft_model", "ft_adapter", "ft_dataset", "ft_collator", "ft_metrics", "ft_callbacks", "ft_trainer")
 BUILT_IN = sorted(offer.name for offer in registry.offers() if offer.distribution == "hf-ft-plugins")
@@ -55,15 +55,15 @@ def values_of(args):
 
 
 def build(folder, name, hook, error=Broken):
-    technique = registry.find(name).load().example()
-    setting = setting_of(technique)
+    example = example_of(name)
+    setting = example.setting()
     # Trainer's own `__init__`, and TRL's, change the model too; that has happened before.
     model = tiny_trainer(folder / "stock", **setting).model
     setting["model"] = model
     before = shape_of(model)
     # Two that own the same hook are refused before anything is asked.
     with pytest.raises((error, ConflictError)):
-        tiny_trainer(folder / "run", technique, breaks_in(hook, error), **setting)
+        tiny_trainer(folder / "run", example.technique, breaks_in(hook, error), **setting)
     return before, shape_of(model)
 
 

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from hf_ft_plugins import AdaptiveLR, OptionError
+from hf_ft_plugins import OptionError
 from hf_ft_plugins.registry import find
 from hf_ft_plugins.testing import (
+    Example,
     InterruptAt,
     Interruption,
     check_pair,
     check_technique,
     difference,
+    example_of,
     outcome,
     tiny_trainer,
 )
@@ -18,12 +20,28 @@ from transformers import get_wsd_schedule
 from hf_ft_wsd import WSDSchedule, wsd_factor
 
 
+def acted(technique, trainer):
+    """The scheduler is ours, and the optimizer's base rate is what it says for the last step."""
+    factors = getattr(trainer.lr_scheduler, "lr_lambdas", [])
+    if not all(getattr(factor, "func", None) is wsd_factor for factor in factors):
+        return False
+    scheduled = [
+        group["initial_lr"] * factor(trainer.state.global_step)
+        for group, factor in zip(trainer.optimizer.param_groups, factors, strict=False)
+    ]
+    return bool(scheduled) and scheduled == [group["lr"] for group in trainer.optimizer.param_groups]
+
+
+# Ends on a rate that neither a constant nor a linear schedule ends on.
+EXAMPLE = Example(WSDSchedule(warmup=0.2, decay=0.4, shape="sqrt", floor=0.25), acted)
+
+
 def test_it_holds_to_the_contract(tmp_path):
-    check_technique(WSDSchedule.example(), tmp_path)
+    check_technique(EXAMPLE, tmp_path)
 
 
 def test_it_works_together_with_an_adaptive_rate(tmp_path):
-    assert check_pair(WSDSchedule.example(), AdaptiveLR.example(), tmp_path) == "together"
+    assert check_pair(EXAMPLE, example_of("adaptive-lr"), tmp_path) == "together"
 
 
 def test_it_is_offered_under_its_name():

@@ -10,7 +10,7 @@ A guard drops gradients that are not finite before they reach the weights (see `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...technique import Technique, option
 
@@ -96,16 +96,3 @@ class AdaptiveLR(Technique):
         from .callback import refuse_unsupported
 
         refuse_unsupported(self, trainer)
-
-    @classmethod
-    def example(cls) -> Self:
-        # With a patience of one and an improvement that no value can be, every second evaluation cuts.
-        return cls(patience=1, min_delta=1e9, max_cuts=2, stop=False)
-
-    def acted(self, trainer: Any) -> bool:
-        """The rate was changed, the optimizer still holds the factor, and the log shows the rate as applied."""
-        from ... import lr_scale
-
-        events = [entry for entry in trainer.state.log_history if "adaptive_lr/scale" in entry]
-        held = {group.get(lr_scale.KEY, {}).get(self.name) for group in trainer.optimizer.param_groups}
-        return bool(events) and held == {events[-1]["adaptive_lr/scale"]} != {1.0}

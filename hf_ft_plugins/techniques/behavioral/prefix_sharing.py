@@ -190,7 +190,7 @@ def _difference(model: Any) -> float:
         for name, tensor in (("input_ids", input_ids), ("attention_mask", attention_mask), ("labels", labels))
     }
     training = model.training
-    model.train(False)
+    model.eval()
     try:
         apart = model.forward(**batch, fused_lm_head=True).log_probs
         packed = shared_forward(model.forward, model.config, **batch, fused_lm_head=True).log_probs

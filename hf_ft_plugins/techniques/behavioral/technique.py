@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
@@ -143,22 +143,3 @@ class Behavioral(Technique):
         share = shares_prefixes(trainer, self.share_prefixes)
         for model in innermost_models(trainer):
             behavioral_forward(model, share_prefixes=share)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(share_prefixes="on")
-
-    @classmethod
-    def example_setting(cls) -> dict[str, Any]:
-        from .tiny import tiny_setting
-
-        return tiny_setting("dpo")
-
-    def acted(self, trainer: Any) -> bool:
-        """Batches carry weights, the loss each pair's flip probability, and the model shares prefixes."""
-        from ...models.inputs import bare
-        from .collator import BehavioralPreferenceCollator
-
-        collated = isinstance(trainer.data_collator, BehavioralPreferenceCollator)
-        shared = getattr(bare(trainer.model).forward, "shares_prefixes", False)
-        return collated and shared and trainer.loss_types == ["robust"]

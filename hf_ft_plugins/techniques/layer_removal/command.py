@@ -113,7 +113,7 @@ def examine(
             f"{NAME}: MODEL={model} has no configuration and tokenizer that can be read: {error}"
         ) from error
     cls = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM)
-    network = cls.from_pretrained(model, dtype="auto").train(False)
+    network = cls.from_pretrained(model, dtype="auto").eval()
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     side = usual_side(network, side)
     if network.config.is_encoder_decoder and target_column is None:

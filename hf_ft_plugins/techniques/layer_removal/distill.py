@@ -58,7 +58,7 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
         )
         return outputs
 
-    original.train(False)
+    original.eval()
     handle = model.register_forward_hook(add, with_kwargs=True)
     try:
         yield

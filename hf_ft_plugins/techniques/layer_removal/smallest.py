@@ -123,7 +123,7 @@ def smallest(model_class: Any, config_class: Any) -> Any:
         if size > 30_000_000:
             raise ValueError(f"{model_class.__name__} has {size:,} weights at its smallest.")
         torch.manual_seed(0)
-        model = model_class(config).float().train(False)
+        model = model_class(config).float().eval()
         try:
             with torch.no_grad():
                 forward(model, trial_inputs(model))

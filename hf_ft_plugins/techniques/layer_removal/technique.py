@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...host.stash import Stash, stash_of
@@ -176,19 +176,3 @@ class LayerRemoval(Technique):
             "copies": int(self.distill > 0),
             "host_copies": int(self.restores and not self.distill),
         }
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(number=1, protect_first=0, protect_last=0, max_degradation=None, max_repetition=None)
-
-    def acted(self, trainer: Any) -> bool:
-        """The configuration says what is gone, and the model is what it says."""
-        from ...models.inputs import bare
-        from .stacks import find_stack
-        from .surgery import SURGERY
-
-        surgery = stash_of(trainer).get(SURGERY)
-        if surgery is None:
-            return False
-        stack = find_stack(bare(trainer.model), surgery.side)
-        return len(stack.layers) == surgery.depth - len(surgery.removed)

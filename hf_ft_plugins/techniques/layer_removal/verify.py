@@ -136,7 +136,7 @@ def _compare_reloaded(model: Any, inputs: dict[str, Any]) -> None:
             f"{NAME}: {type(model).__name__} cannot be saved and loaded: {type(error).__name__}: {error}. "
             "Remove other layers, or none."
         ) from error
-    again.train(False)
+    again.eval()
     difference = _difference(main_output(forward(model, inputs)), main_output(forward(again, inputs)))
     if not difference <= CLOSE:
         raise PluginError(

@@ -74,7 +74,7 @@ def exported(model: Any, task: str) -> PreTrainedModel:
         plain.config.tie_word_embeddings = False
         layer.weight = torch.nn.Parameter(torch.empty_like(head.weight))
     layer.load_state_dict({name: tensor.detach() for name, tensor in head.state_dict().items()})
-    plain = plain.to(device=model.device, dtype=model.dtype).train(False)
+    plain = plain.to(device=model.device, dtype=model.dtype).eval()
     off = _difference(model, plain, task, spec.kind)
     if off > CLOSE:
         raise _refusal(
@@ -98,7 +98,7 @@ def _refusal(task: str, why: str) -> PluginError:
 @torch.no_grad()
 def _difference(model: Any, plain: Any, task: str, kind: str) -> float:
     training = model.training
-    model.train(False)
+    model.eval()
     ids = torch.arange(1, PROBE_TOKENS + 1, device=model.device)[None]
     encoded = model.encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
     specs = model.specs

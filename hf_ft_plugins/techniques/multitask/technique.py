@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
@@ -204,22 +204,3 @@ class MultiTask(Technique):
         from .callback import declared_in
 
         return declared_in(trainer, dataloader)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(mix="uniform")
-
-    @classmethod
-    def example_setting(cls) -> dict[str, Any]:
-        from .tiny import tiny_setting
-
-        return tiny_setting()
-
-    def acted(self, trainer: Any) -> bool:
-        """Batches are drawn by our sampler, and each task's loss and the score of all are in the log."""
-        from .sampler import MultiTaskSampler
-
-        entries = trainer.state.log_history
-        drawn = isinstance(getattr(trainer, "train_batches", None), MultiTaskSampler)
-        told = any("loss_tag" in entry and "share_mood" in entry for entry in entries)
-        return drawn and told and any("eval_multitask_score" in entry for entry in entries)

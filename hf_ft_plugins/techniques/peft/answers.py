@@ -94,7 +94,7 @@ def relative_error(wanted: list[torch.Tensor], found: list[torch.Tensor], call: 
 def _evaluating(model: Any) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     devices = sorted({one.device.index for one in model.parameters() if one.device.type == "cuda"})
-    model.train(False)
+    model.eval()
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)

@@ -74,7 +74,7 @@ def merge_exactly(model: Any) -> Any:
     joined(merged, shared, adapters_are_tied(config))
     # A trainer's own way through this model (TRL's fused head, autocast) is no part of it.
     merged.__dict__.pop("forward", None)
-    return merged.train(False)
+    return merged.eval()
 
 
 def dense(model: Any, dtype: torch.dtype) -> Any:

@@ -106,7 +106,7 @@ def base_without_adapter(model: Any, initial: Mapping[str, torch.Tensor] | None 
 
 def _plain(base: Any) -> Any:
     base.__dict__.pop("forward", None)
-    return base.train(False)
+    return base.eval()
 
 
 def _error_on(
@@ -166,7 +166,7 @@ def _read(base: Any) -> Any:
     never_repack(fresh)
     if rows and _rows(fresh) != rows:
         fresh.resize_token_embeddings(rows)
-    return fresh.train(False)
+    return fresh.eval()
 
 
 def _rows(model: Any) -> int | None:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Technique, option
@@ -236,26 +236,6 @@ class Peft(Technique):
         if kind_of(self.method) == "LORA":
             config.init_lora_weights = True
         return get_peft_model(model, config)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(r=4, loraplus_ratio=2.0)
-
-    def acted(self, trainer: Any) -> bool:
-        """The blocks are frozen, the adapter has learned, and its B matrices step at their own rate."""
-        from ... import lr_scale
-        from .optim import FACTOR
-
-        learned = [
-            bool(weight.detach().abs().sum() > 0)
-            for name, weight in trainer.model.named_parameters()
-            if "lora_B" in name and weight.requires_grad
-        ]
-        frozen = not any(
-            weight.requires_grad for name, weight in trainer.model.named_parameters() if ".base_layer." in name
-        )
-        factors = {group.get(lr_scale.KEY, {}).get(FACTOR) for group in trainer.optimizer.param_groups}
-        return bool(learned) and all(learned) and frozen and (self.loraplus_ratio is None or len(factors) > 1)
 
 
 def _compute_dtype(args: Any) -> Any:

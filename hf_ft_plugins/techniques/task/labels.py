@@ -300,18 +300,3 @@ def _all_finite(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_all_finite, value))
     return value is None or bool(np.isfinite(value))
-
-
-def tiny_rows(size: int, seed: int = 0) -> Any:
-    """`testing.tiny_dataset` as a `datasets.Dataset` with named classes, one of them rarer."""
-    from datasets import ClassLabel, Dataset
-
-    from ...testing import tiny_dataset
-
-    rows = [row for index, row in enumerate(tiny_dataset(2 * size, seed)) if row["labels"] == 0 or index % 2 == 0]
-    columns = {name: [row[name] for row in rows[:size]] for name in rows[0]}
-    columns = {
-        name: [getattr(value, "tolist", lambda value=value: value)() for value in column]
-        for name, column in columns.items()
-    }
-    return Dataset.from_dict(columns).cast_column("labels", ClassLabel(names=["low", "high"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
@@ -121,28 +121,3 @@ class Task(Technique):
         finish = FinishCallback(self, kind)
         finish.set_trainer(trainer)
         trainer.add_callback(finish)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(imbalance="weights", early_stopping_patience=None)
-
-    @classmethod
-    def example_setting(cls) -> dict[str, Any]:
-        from .labels import tiny_rows
-
-        return {"train_dataset": tiny_rows(24), "eval_dataset": tiny_rows(40, seed=1)}
-
-    def acted(self, trainer: Any) -> bool:
-        """The loss is weighted, the metrics are ours, and the report of the evaluation set is written."""
-        from pathlib import Path
-
-        from .losses import TaskLoss
-
-        loss = trainer.compute_loss_func
-        evaluated = any("eval_macro_f1" in entry for entry in trainer.state.log_history)
-        return (
-            isinstance(loss, TaskLoss)
-            and loss.weights is not None
-            and evaluated
-            and (Path(trainer.args.output_dir) / "task" / "report.json").is_file()
-        )

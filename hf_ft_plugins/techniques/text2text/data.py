@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -348,24 +347,3 @@ def tokenized_stream(options: Any, stream: Any, split: str, model: Any, tokenize
     if mapped:
         return stream.map(tokenize, batched=True, remove_columns=names)
     return TokenizedStream(stream, options.source, tokenize)
-
-
-# ---- for the kit ----
-
-
-def tiny_t5(seed: int = 0) -> Any:
-    """A T5 of two and two layers, hidden size 16, over bytes, freshly initialised."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(seed)
-    size = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    return T5ForConditionalGeneration(T5Config(vocab_size=384, decoder_start_token_id=0, pad_token_id=0, **size))
-
-
-def tiny_pairs(size: int, seed: int = 0) -> list[dict[str, list[int]]]:
-    """Pairs of 1 to 9 random letters and the same reversed, as bytes' ids with the end of sequence."""
-    from transformers import ByT5Tokenizer
-
-    generator, tokenizer = random.Random(seed), ByT5Tokenizer()
-    texts = ["".join(generator.choices("abcdefgh", k=generator.randint(1, 9))) for _ in range(size)]
-    return [{"input_ids": tokenizer(text)["input_ids"], "labels": tokenizer(text[::-1])["input_ids"]} for text in texts]

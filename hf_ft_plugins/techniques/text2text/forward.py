@@ -146,7 +146,7 @@ def _undisturbed(model: Any) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     numbers = np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    model.train(False)
+    model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             yield

@@ -152,7 +152,7 @@ def refuse_leaks(model: Any, flatten: Any) -> None:
         logger.warning("text2text: %s cannot be tried on flattened rows here.", type(model).__name__)
         return
     was_training = model.training
-    model.train(False)
+    model.eval()
     try:
         first, other = (_logits(model, flatten, Ragged.from_rows([ids, [5, 6, 7]])) for ids in ([1, 2, 3], [4, 3, 4]))
     finally:

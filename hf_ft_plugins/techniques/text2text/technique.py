@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
@@ -210,36 +210,6 @@ class Text2Text(Technique):
         trainer.compute_loss_func = TokenMeanLoss(
             shift=is_causal(trainer.model), label_smoothing=trainer.args.label_smoothing_factor
         )
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(target_tokens=24)
-
-    @classmethod
-    def example_setting(cls) -> dict[str, Any]:
-        from transformers import ByT5Tokenizer, DataCollatorForSeq2Seq
-
-        from .data import tiny_pairs, tiny_t5
-
-        model = tiny_t5()
-        return {
-            "model": model,
-            "train_dataset": tiny_pairs(36),
-            "eval_dataset": tiny_pairs(12, seed=1),
-            "processing_class": ByT5Tokenizer(),
-            "data_collator": DataCollatorForSeq2Seq(ByT5Tokenizer(), model),
-        }
-
-    def acted(self, trainer: Any) -> bool:
-        """The last epoch's batches hold about `target_tokens` each, packed as asked; the loss is the tokens' mean."""
-        from .batches import TokenBudgetBatchSampler
-        from .loss import TokenMeanLoss
-        from .streaming import PooledBudgetBatches
-
-        packed = getattr(trainer.data_collator, "packing", "none") == self.packing
-        weighed = isinstance(trainer.compute_loss_func, TokenMeanLoss)
-        batches = getattr(trainer, "train_batches", None)
-        return packed and weighed and isinstance(batches, (TokenBudgetBatchSampler, PooledBudgetBatches))
 
 
 def _why_it_stays(collator: Any) -> str | None:

@@ -69,11 +69,11 @@ def fit_probe(
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
-        model.train(False)
+        model.eval()
         try:
             features = _Features.of(model, backbone, batches, loss or _own_loss)
             model.train()
-            backbone.train(False)
+            backbone.eval()
             return _fitted(model, backbone, features, loss or _own_loss, learning_rate, weight_decay, steps)
         finally:
             model.train(was_training)

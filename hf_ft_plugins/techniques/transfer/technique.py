@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from ...technique import Technique, option
 
@@ -152,17 +152,3 @@ class Transfer(Technique):
         groups = groups_of(model, by_layer=self.by_layer)
         factors = depth_factors(groups, self.decay)
         return "\n".join(f"{factors[group.name]:7.4f} of the rate: {group}" for group in groups)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(strategy="gradual", layer_decay=0.5)
-
-    def acted(self, trainer: Any) -> bool:
-        """The optimizer's groups are split by layer, and lower layers step at a lower rate, where they are to."""
-        from ... import lr_scale
-        from .layers import MARK
-
-        groups = [group for group in trainer.optimizer.param_groups if MARK in group]
-        factors = [lr_scale.scale_of(group) for group in groups]
-        falling = self.layer_decay is not None or trainer.state.max_steps >= self.short_run
-        return len({group[MARK] for group in groups}) > 2 and (factors[0] > factors[-1] or not falling)

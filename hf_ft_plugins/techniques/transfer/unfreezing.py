@@ -248,7 +248,7 @@ class GradualUnfreezing(TrainerCallback):
             for group in self._groups:
                 if group.name in self._frozen:
                     for path in group.modules:
-                        base.get_submodule(path).train(False)
+                        base.get_submodule(path).eval()
 
     def _end(self) -> None:
         if self._hook is not None:

@@ -14,6 +14,7 @@ from hf_ft_plugins.techniques.adaptive_lr import nonfinite
 from hf_ft_plugins.techniques.adaptive_lr.callback import NonFiniteGradientsError, watched_direction, watched_metric
 from hf_ft_plugins.techniques.adaptive_lr.controllers import ControllerState, decide
 from hf_ft_plugins.testing import difference, outcome, tiny_dataset, tiny_model, tiny_trainer
+from hf_ft_plugins.testing.examples.adaptive_lr import EXAMPLE
 
 
 def actions(trainer):
@@ -204,7 +205,7 @@ def test_an_evaluation_before_training_is_no_decision(tmp_path):
 
 
 def test_decisions_begin_after_the_warm_up(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), warmup_steps=7)
+    trainer = tiny_trainer(tmp_path, EXAMPLE.technique, warmup_steps=7)
     trainer.train()
     assert steps_of_actions(trainer) == [9, 12]
 
@@ -276,20 +277,20 @@ def test_peft_rollback_keeps_only_the_adapter(tmp_path):
     buffers = {name for name, _ in model.named_buffers()}
     assert set(callback.state_dict()["best_weights"]) == trainable | buffers
     assert len(trainable) < 10
-    assert technique.acted(trainer)
+    assert EXAMPLE.acted(technique, trainer)
 
 
 @pytest.mark.parametrize("changes", [{"bf16": True}, {"gradient_accumulation_steps": 1}, {"max_grad_norm": 0.0}])
 def test_it_works_under_other_settings(changes, tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), **changes)
+    trainer = tiny_trainer(tmp_path, EXAMPLE.technique, **changes)
     trainer.train()
-    assert AdaptiveLR.example().acted(trainer)
+    assert EXAMPLE.acted(EXAMPLE.technique, trainer)
 
 
 def test_it_works_beside_early_stopping(tmp_path):
     callbacks = [EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9)]
     trainer = tiny_trainer(
-        tmp_path, AdaptiveLR.example(), callbacks=callbacks, load_best_model_at_end=True, save_steps=3, max_steps=60
+        tmp_path, EXAMPLE.technique, callbacks=callbacks, load_best_model_at_end=True, save_steps=3, max_steps=60
     )
     trainer.train()
     assert trainer.state.global_step < 60
@@ -312,7 +313,7 @@ def test_an_optimizer_that_tunes_itself_is_left_alone_with_a_warning(tmp_path, c
 
     from transformers import Trainer
 
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), trainer_class=with_optimizer(Trainer), model=model)
+    trainer = tiny_trainer(tmp_path, EXAMPLE.technique, trainer_class=with_optimizer(Trainer), model=model)
     trainer.train()
     assert actions(trainer) == []
     assert "Prodigy adapts the learning rate itself" in caplog.text
@@ -490,7 +491,7 @@ def test_evaluations_under_another_prefix_are_the_scripts_own(tmp_path):
             if state.global_step == 1:
                 trainer.evaluate(trainer.train_dataset, metric_key_prefix="train")
 
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), callbacks=[OnTrainingSet()])
+    trainer = tiny_trainer(tmp_path, EXAMPLE.technique, callbacks=[OnTrainingSet()])
     trainer.train()
     assert "cut" in actions(trainer)
 

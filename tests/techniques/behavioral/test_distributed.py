@@ -8,8 +8,8 @@ from tests.two_processes import resumes_on_two_ranks, trained
 
 
 def preferences_trainer(folder, technique, contract, **changes):
-    from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting
     from hf_ft_plugins.testing import tiny_trainer
+    from hf_ft_plugins.testing.examples.behavioral import tiny_preferences, tiny_setting
 
     setting = tiny_setting(contract, ddp_backend="gloo", eval_strategy="no", save_steps=1, **changes)
     # Of several turns, one of which does not fit; as many that two ranks have unequal last batches.

@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict, IterableDataset  # noqa: E402
 from trl.data_utils import unpair_preference_dataset  # noqa: E402
 
 from hf_ft_plugins.errors import PluginError  # noqa: E402
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_preferences, tiny_setting, tiny_tokenizer  # noqa: E402
 from hf_ft_plugins.testing import tiny_trainer  # noqa: E402
+from hf_ft_plugins.testing.examples.behavioral import tiny_preferences, tiny_setting, tiny_tokenizer  # noqa: E402
 
 SETTINGS = {
     "eval_strategy": "no",

@@ -30,13 +30,13 @@ from hf_ft_plugins.techniques.behavioral.fit_to_length import (  # noqa: E402
 )
 from hf_ft_plugins.techniques.behavioral.mixed_labels import spread  # noqa: E402
 from hf_ft_plugins.techniques.behavioral.model_forward import gated  # noqa: E402
-from hf_ft_plugins.techniques.behavioral.tiny import (  # noqa: E402
+from hf_ft_plugins.testing import difference, outcome, resumed, tiny_trainer  # noqa: E402
+from hf_ft_plugins.testing.examples.behavioral import (  # noqa: E402
     tiny_llama,
     tiny_preferences,
     tiny_setting,
     tiny_tokenizer,
 )
-from hf_ft_plugins.testing import difference, outcome, resumed, tiny_trainer  # noqa: E402
 
 EXTRAS = ("behavior_weight", "behavior_eps")
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 384}

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from hf_ft_plugins.cli.app import app
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama, tiny_tokenizer
 from hf_ft_plugins.testing import tiny_model
+from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_tokenizer
 
 LINES = [f"the {color} bird sings of {thing} and of the {color} hill" for color in ("red", "blue") for thing in "abcd"]
 

@@ -11,7 +11,7 @@ from tests.two_processes import build, resumes_on_two_ranks, trained
 def language_trainer(folder, technique, make=build, **changes):
     import torch
 
-    from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama
+    from hf_ft_plugins.testing.examples.behavioral import tiny_llama
 
     ids = torch.randint(3, 380, (24, 16), generator=torch.Generator().manual_seed(1))
     # As many scored tokens as the row's number says, so that a mean of the ranks' means is another.

@@ -11,7 +11,6 @@ from transformers import Trainer
 
 from hf_ft_plugins.errors import OptionError, PluginError
 from hf_ft_plugins.registry import resolve
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama, tiny_tokenizer
 from hf_ft_plugins.techniques.layer_removal import (
     LayerRemoval,
     choose_layers,
@@ -23,6 +22,7 @@ from hf_ft_plugins.techniques.layer_removal import (
 from hf_ft_plugins.techniques.layer_removal.distill import divergence
 from hf_ft_plugins.techniques.layer_removal.gate import REPORT
 from hf_ft_plugins.testing import difference, outcome, resumed, tiny_model, tiny_trainer
+from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_tokenizer
 
 IDS = torch.randint(3, 380, (4, 24), generator=torch.Generator().manual_seed(1))
 

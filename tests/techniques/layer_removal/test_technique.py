@@ -18,8 +18,8 @@ from hf_ft_plugins.techniques.layer_removal.quality import measure_quality, repe
 from hf_ft_plugins.techniques.layer_removal.remove import original_layers, remove_layers
 from hf_ft_plugins.techniques.layer_removal.score import METHODS, choose_layers, mean_loss, score_layers
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
-from hf_ft_plugins.techniques.layer_removal.tiny import REFUSED, RIGHT, SIZE, SMALL, VOCABULARY, built
 from hf_ft_plugins.techniques.layer_removal.verify import check_structure, verify_model
+from hf_ft_plugins.testing.examples.layer_removal import REFUSED, RIGHT, SIZE, SMALL, VOCABULARY, built
 
 
 @pytest.mark.parametrize("kind", RIGHT)

@@ -11,8 +11,8 @@ def tasks_trainer(folder, ranks, option, **changes):
     import torch
 
     from hf_ft_plugins.techniques.multitask import MultiTask
-    from hf_ft_plugins.techniques.multitask.tiny import tiny_setting
     from hf_ft_plugins.testing import tiny_trainer
+    from hf_ft_plugins.testing.examples.multitask import tiny_setting
 
     setting = tiny_setting()
     for module in setting["model"].modules():

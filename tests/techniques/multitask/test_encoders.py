@@ -17,8 +17,8 @@ from transformers import (
 from benchmarks.architectures import small
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.multitask import MultiTaskCollator, MultiTaskModel, TaskSpec, multitask_dataset
-from hf_ft_plugins.techniques.multitask.tiny import tiny_moods, tiny_tagged, tiny_tokenizer
 from hf_ft_plugins.testing import tiny_trainer
+from hf_ft_plugins.testing.examples.multitask import tiny_moods, tiny_tagged, tiny_tokenizer
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 TASKS = {

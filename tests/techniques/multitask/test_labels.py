@@ -18,7 +18,8 @@ from hf_ft_plugins.techniques.multitask import (
     multitask_dataset,
     with_labels,
 )
-from hf_ft_plugins.techniques.multitask.tiny import (
+from hf_ft_plugins.testing import tiny_trainer
+from hf_ft_plugins.testing.examples.multitask import (
     TASKS,
     tiny_moods,
     tiny_multitask_model,
@@ -26,7 +27,6 @@ from hf_ft_plugins.techniques.multitask.tiny import (
     tiny_tagged,
     tiny_tokenizer,
 )
-from hf_ft_plugins.testing import tiny_trainer
 
 NAN = math.nan
 

@@ -18,7 +18,9 @@ from hf_ft_plugins.techniques.multitask import (
     multitask_dataset,
     with_labels,
 )
-from hf_ft_plugins.techniques.multitask.tiny import (
+from hf_ft_plugins.testing import difference, outcome, resumed, tiny_model, tiny_trainer
+from hf_ft_plugins.testing.examples.multitask import (
+    EXAMPLE,
     TASKS,
     tiny_moods,
     tiny_multitask_model,
@@ -26,7 +28,6 @@ from hf_ft_plugins.techniques.multitask.tiny import (
     tiny_tagged,
     tiny_tokenizer,
 )
-from hf_ft_plugins.testing import difference, outcome, resumed, tiny_model, tiny_trainer
 
 datasets = pytest.importorskip("datasets")
 
@@ -285,7 +286,7 @@ def test_adapters_train_with_whole_heads_and_keep_them(tmp_path):
     setting["model"] = peft.get_peft_model(setting["model"], config)
     trainer = tiny_trainer(tmp_path, MultiTask(mix="uniform"), **setting)
     trainer.train()
-    assert MultiTask.example().acted(trainer)
+    assert EXAMPLE.acted(EXAMPLE.technique, trainer)
     trainer.model.save_pretrained(tmp_path / "adapter")
     again = peft.PeftModel.from_pretrained(tiny_multitask_model(), tmp_path / "adapter")
     batch = MultiTaskCollator(tiny_tokenizer(), TASKS)(tiny_tagged(4))

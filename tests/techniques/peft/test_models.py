@@ -17,11 +17,11 @@ from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 
 from hf_ft_plugins import with_plugins  # noqa: E402
 from hf_ft_plugins.errors import OptionError, PluginError  # noqa: E402
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama  # noqa: E402
 from hf_ft_plugins.techniques.peft import Peft, merge, merge_exactly, quantization, quantize  # noqa: E402
 from hf_ft_plugins.techniques.peft.new_tokens import layers_of_tokens, trainable_rows  # noqa: E402
 from hf_ft_plugins.techniques.peft.tasks import task_of  # noqa: E402
 from hf_ft_plugins.techniques.transfer.layers import layer_groups  # noqa: E402
+from hf_ft_plugins.testing.examples.behavioral import tiny_llama  # noqa: E402
 
 DRAW = torch.Generator().manual_seed(3)
 IDS = [torch.randint(3, 300, (8,), generator=DRAW) for _ in range(8)]

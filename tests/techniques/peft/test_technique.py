@@ -18,7 +18,6 @@ from peft import PeftModel, get_peft_model  # noqa: E402
 from hf_ft_plugins import lr_scale, with_plugins  # noqa: E402
 from hf_ft_plugins.errors import OptionError, PluginError  # noqa: E402
 from hf_ft_plugins.host.adapter import with_adapter  # noqa: E402
-from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama, tiny_setting, tiny_tokenizer  # noqa: E402
 from hf_ft_plugins.techniques.peft import (  # noqa: E402
     AdaLoraCallback,
     Peft,
@@ -34,6 +33,7 @@ from hf_ft_plugins.techniques.peft import (  # noqa: E402
 )
 from hf_ft_plugins.techniques.peft import methods as configurations  # noqa: E402
 from hf_ft_plugins.testing import difference, outcome, resumed, tiny_model, tiny_trainer  # noqa: E402
+from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_setting, tiny_tokenizer  # noqa: E402
 
 IDS = torch.randint(3, 380, (4, 24), generator=torch.Generator().manual_seed(1))
 KINDS = (None, "int8", "nf4")

@@ -8,12 +8,13 @@ from tests.two_processes import RANKS, trained
 def classifier(folder, ranks):
     from hf_ft_plugins.techniques.task import Task
     from hf_ft_plugins.testing import tiny_model, tiny_trainer
+    from hf_ft_plugins.testing.examples import task
 
     model = tiny_model()
     for module in model.modules():
         if hasattr(module, "p"):
             module.p = 0.0
-    setting = Task.example_setting() | {"model": model, "max_steps": 4, "per_device_train_batch_size": 4 // ranks}
+    setting = task.setting() | {"model": model, "max_steps": 4, "per_device_train_batch_size": 4 // ranks}
     backend = {"ddp_backend": "gloo"} if ranks > 1 else {}
     trainer = tiny_trainer(folder / f"run-{ranks}", Task(imbalance="weights"), **setting, **backend)
     trainer.train()

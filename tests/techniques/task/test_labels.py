@@ -341,7 +341,7 @@ def test_the_direction_of_a_metric(metric, script, sets, greater):
 
 
 def test_a_reward_trainer_has_no_labels(tmp_path):
-    from hf_ft_plugins.techniques.behavioral.tiny import tiny_setting
+    from hf_ft_plugins.testing.examples.behavioral import tiny_setting
 
     with pytest.raises(PluginError, match=r"RewardTrainer learns from pairs which answer is better.*Leave out task"):
         tiny_trainer(tmp_path, Task(), **tiny_setting("reward"))

@@ -26,11 +26,11 @@ from hf_ft_plugins.techniques.task import (
     TaskMetrics,
     calibration,
 )
-from hf_ft_plugins.techniques.task.labels import tiny_rows
 from hf_ft_plugins.techniques.task.losses import balanced_weights, frequency_shift
 from hf_ft_plugins.techniques.text2text import Text2Text
 from hf_ft_plugins.testing import LENGTH, VOCABULARY, check_technique, difference, outcome, resumed, tiny_model
 from hf_ft_plugins.testing import tiny_trainer as plain_trainer
+from hf_ft_plugins.testing.examples.task import EXAMPLE, tiny_rows
 
 KINDS = ("single_label", "multi_label", "regression", "token")
 
@@ -109,7 +109,7 @@ def test_each_kind_trains_with_its_head_metrics_and_report(kind, tmp_path):
 
 
 def test_it_keeps_the_contract(tmp_path):
-    check_technique(Task.example(), tmp_path)
+    check_technique(EXAMPLE, tmp_path)
 
 
 @pytest.mark.parametrize("imbalance", ["sampler", "logit_adjust", "focal"])
@@ -593,7 +593,7 @@ def test_bad_labels_are_refused_with_row_and_mend(tmp_path):
 
 
 def test_models_without_labels_of_their_own_are_refused(tmp_path):
-    from hf_ft_plugins.techniques.text2text.data import tiny_t5
+    from hf_ft_plugins.testing.examples.text2text import tiny_t5
 
     with pytest.raises(PluginError, match="a T5ForConditionalGeneration, neither classifies nor regresses"):
         tiny_trainer(tmp_path, Task(), model=tiny_t5())

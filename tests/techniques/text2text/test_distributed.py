@@ -6,11 +6,11 @@ from tests.two_processes import build, can_resume_on_two_ranks, host_class, trai
 
 
 def budgeted_batches(rank, folder):
-    from hf_ft_plugins.techniques.text2text import Text2Text
     from hf_ft_plugins.testing import difference, outcome, resumed
+    from hf_ft_plugins.testing.examples import text2text
 
-    technique = Text2Text.example()
-    trainer = build(folder / "run", technique, **Text2Text.example_setting())
+    technique = text2text.EXAMPLE.technique
+    trainer = build(folder / "run", technique, **text2text.setting())
     trainer.train()
     again = None
     if can_resume_on_two_ranks():
@@ -20,7 +20,7 @@ def budgeted_batches(rank, folder):
                 resumed(
                     folder / "resumed",
                     technique,
-                    make_setting=Text2Text.example_setting,
+                    make_setting=text2text.setting,
                     trainer_class=host_class(),
                     ddp_backend="gloo",
                 )
@@ -45,9 +45,10 @@ def packed_and_padded(rank, folder):
     import torch
 
     from hf_ft_plugins.techniques.text2text import Text2Text
+    from hf_ft_plugins.testing.examples import text2text
 
     def trained_with(packing):
-        setting = Text2Text.example_setting()
+        setting = text2text.setting()
         for module in setting["model"].modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -74,6 +75,7 @@ def stream_on_each_rank(rank, folder):
 
     from hf_ft_plugins import with_plugins
     from hf_ft_plugins.techniques.text2text import Text2Text
+    from hf_ft_plugins.testing.examples import text2text
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -87,7 +89,7 @@ def stream_on_each_rank(rank, folder):
                 seen.extend(inputs["input_ids"][:, 0].tolist())
             return super().training_step(model, inputs, *args, **kwargs)
 
-    setting = {**Text2Text.example_setting(), "train_dataset": Stream()}
+    setting = {**text2text.setting(), "train_dataset": Stream()}
     technique = Text2Text(target_tokens=12, pool=20)
     trainer = build(folder / "run", technique, trainer_class=with_plugins(Watching), save_strategy="no", **setting)
     trainer.train()

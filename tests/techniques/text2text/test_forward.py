@@ -30,7 +30,7 @@ from transformers import (
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import Seq2SeqGenerationMetrics, TextPairCollator
-from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
+from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
 
 datasets = pytest.importorskip("datasets")
 

@@ -23,8 +23,8 @@ from transformers import (
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import Seq2SeqGenerationMetrics, generate_from_prompts
-from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
 from hf_ft_plugins.techniques.text2text.metrics import decoded
+from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
 
 TOKENIZER = ByT5Tokenizer()
 PAD, EOS = TOKENIZER.pad_token_id, TOKENIZER.eos_token_id

@@ -27,8 +27,8 @@ from hf_ft_plugins.techniques.text2text import (
     generate_from_prompts,
     pack_aware,
 )
-from hf_ft_plugins.techniques.text2text.data import tiny_t5
 from hf_ft_plugins.techniques.text2text.lengths import measured, pair_lengths
+from hf_ft_plugins.testing.examples.text2text import tiny_t5
 
 datasets = pytest.importorskip("datasets")
 

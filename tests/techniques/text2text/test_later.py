@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_ft_plugins import with_plugins
-from hf_ft_plugins.techniques.text2text.data import tiny_pairs
+from hf_ft_plugins.testing.examples.text2text import tiny_pairs
 
 datasets = pytest.importorskip("datasets")
 

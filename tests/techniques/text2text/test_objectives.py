@@ -1,6 +1,5 @@
 """Span corruption and prefix language modelling against slow references, then in real runs."""
 
-import dataclasses
 import pickle
 from collections import Counter
 from itertools import groupby
@@ -13,11 +12,12 @@ from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 from hf_ft_plugins.errors import OptionError, PluginError
 from hf_ft_plugins.techniques.text2text import Text2Text, TextObjective, TextPairCollator, TokenTable
 from hf_ft_plugins.techniques.text2text.arrays import Ragged
-from hf_ft_plugins.techniques.text2text.data import tiny_t5
 from hf_ft_plugins.techniques.text2text.objectives import noise_counts, noise_mask, span_corruption
 from hf_ft_plugins.techniques.text2text.randomness import digests, fractions, states
 from hf_ft_plugins.techniques.text2text.texts import text_lengths
 from hf_ft_plugins.testing import difference, outcome, resumed, tiny_trainer
+from hf_ft_plugins.testing.examples import text2text
+from hf_ft_plugins.testing.examples.text2text import tiny_t5
 
 datasets = pytest.importorskip("datasets")
 
@@ -262,7 +262,7 @@ def test_limits_are_kept_and_what_is_lost_is_the_end_of_the_text(objective, limi
             longer = (len(kept) + 1 - noise + spans + 1, noise + spans + 1)
             assert longer[0] > limits.get("max_source", 1000) or longer[1] > limits.get("max_target", 1000)
         elif objective == "prefix_lm":
-            assert len(kept) == len(row) if len(limits) == 1 else min(len(row), 29 + 11)
+            assert len(kept) == (len(row) if len(limits) == 1 else min(len(row), 29 + 11))
     lost = sum(map(len, rows)) - sum(
         len(s) + len(t) - 2 - 2 * sum(i in SENTINELS for i in s) for s, t in pairs_of(collate(with_end(rows)))
     )
@@ -317,37 +317,32 @@ def tiny_texts(number=36, seed=0):
     return with_end(texts(number, 60, seed, shortest=40))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OfTexts(Text2Text):
-    """text2text on the kit's setting, with texts for pairs."""
-
-    @classmethod
-    def example_setting(cls):
-        setting = Text2Text.example_setting()
-        return {**setting, "train_dataset": tiny_texts(), "eval_dataset": tiny_texts(12, 1)}
+def setting_of_texts():
+    """The kit's setting, with texts for pairs."""
+    return {**text2text.setting(), "train_dataset": tiny_texts(), "eval_dataset": tiny_texts(12, 1)}
 
 
 @pytest.mark.parametrize(("objective", "target_tokens"), [("span_corruption", 60), ("prefix_lm", 350)])
 def test_a_run_that_was_cut_off_resumes_exactly(objective, target_tokens, tmp_path, monkeypatch):
-    technique = OfTexts(objective=objective, target_tokens=target_tokens, max_tokens=2000)
-    straight = tiny_trainer(tmp_path / "straight", technique, **OfTexts.example_setting())
+    technique = Text2Text(objective=objective, target_tokens=target_tokens, max_tokens=2000)
+    straight = tiny_trainer(tmp_path / "straight", technique, **setting_of_texts())
     straight.train()
-    again = resumed(tmp_path / "again", technique, make_setting=OfTexts.example_setting)
+    again = resumed(tmp_path / "again", technique, make_setting=setting_of_texts)
     assert difference(outcome(straight), outcome(again)) is None
     assert straight.state.epoch > 1.5
     # Control: were the epoch not said to the collator, the weights would be others.
     monkeypatch.setattr(TextPairCollator, "set_epoch", lambda self, epoch: None)
-    stale = tiny_trainer(tmp_path / "stale", technique, **OfTexts.example_setting())
+    stale = tiny_trainer(tmp_path / "stale", technique, **setting_of_texts())
     stale.train()
     assert difference(outcome(straight)["weights"], outcome(stale)["weights"])
 
 
 def test_a_worker_that_lives_on_sees_the_present_epoch(tmp_path):
-    technique = OfTexts(objective="span_corruption", target_tokens=60, max_tokens=2000)
+    technique = Text2Text(objective="span_corruption", target_tokens=60, max_tokens=2000)
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     alone, helped = (
         # Two epochs.
-        run(tmp_path / name, technique, max_steps=12, **OfTexts.example_setting(), **more)
+        run(tmp_path / name, technique, max_steps=12, **setting_of_texts(), **more)
         for name, more in (("alone", {}), ("helped", workers))
     )
     assert alone == helped
@@ -376,18 +371,18 @@ def test_raw_texts_are_tokenized_and_short_ones_dropped(tmp_path, caplog):
         [{"story": "some words " * (1 + row % 3)} for row in range(24)] + [{"story": "a"}]
     )
     technique = Text2Text(objective="span_corruption", source="story", max_empty_share=0.1)
-    setting = {**Text2Text.example_setting(), "train_dataset": rows, "eval_dataset": None, "data_collator": None}
+    setting = {**text2text.setting(), "train_dataset": rows, "eval_dataset": None, "data_collator": None}
     trainer = tiny_trainer(tmp_path, technique, max_steps=2, eval_strategy="no", save_strategy="no", **setting)
     trainer.train()
     assert trainer.train_dataset.column_names == ["input_ids"]
     assert "dropped 1 of 25 texts" in caplog.text
-    assert technique.acted(trainer)
+    assert text2text.acted(technique, trainer)
 
 
 def test_evaluations_corrupt_alike_and_epochs_do_not(tmp_path):
-    setting = OfTexts.example_setting()
+    setting = setting_of_texts()
     setting["data_collator"] = collator(seed=7)
-    technique = OfTexts(objective="span_corruption", target_tokens=1000, max_tokens=10_000)
+    technique = Text2Text(objective="span_corruption", target_tokens=1000, max_tokens=10_000)
     found = run(tmp_path, technique, **setting)
     # One batch is one epoch, and the weights do not change.
     training = [loss for key, loss in found if key == "loss"]
@@ -401,6 +396,6 @@ def test_options_that_do_not_go_together_are_refused(tmp_path):
         Text2Text(objective="prefix_lm", source_prefix="x")
     with pytest.raises(OptionError, match="objective='rtd'"):
         Text2Text(objective="rtd")
-    setting = {**OfTexts.example_setting(), "data_collator": TextPairCollator(TOKENIZER, tiny_t5())}
+    setting = {**setting_of_texts(), "data_collator": TextPairCollator(TOKENIZER, tiny_t5())}
     with pytest.raises(PluginError, match="option objective=prefix_lm needs a collator that has it"):
-        run(tmp_path, OfTexts(objective="prefix_lm"), **setting)
+        run(tmp_path, Text2Text(objective="prefix_lm"), **setting)

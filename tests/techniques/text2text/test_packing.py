@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -34,10 +35,10 @@ from transformers import (
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import Text2Text, TextPairCollator, pack_aware
-from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
 from hf_ft_plugins.techniques.text2text.packing import Flattener, packed_rows, row_caps
 from hf_ft_plugins.techniques.text2text.segments import refuse_leaks
 from hf_ft_plugins.testing import check_technique
+from hf_ft_plugins.testing.examples.text2text import EXAMPLE, tiny_pairs, tiny_t5
 
 TOKENIZER = ByT5Tokenizer()
 torch.set_num_threads(1)
@@ -373,7 +374,8 @@ def test_a_packed_run_has_the_losses_of_an_unpacked_one(packing, kind, tmp_path)
 
 
 def test_a_packed_run_resumes_exactly_and_its_parts_pickle(tmp_path):
-    check_technique(Text2Text(packing="pairs", target_tokens=24), tmp_path)
+    technique = Text2Text(packing="pairs", target_tokens=24)
+    check_technique(replace(EXAMPLE, technique=technique), tmp_path)
 
 
 def test_a_run_that_could_not_pack_is_refused_before_it_trains(tmp_path):

@@ -11,8 +11,9 @@ from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import PooledBudgetBatches, Text2Text, TextPairCollator
 from hf_ft_plugins.techniques.text2text.batches import padded_tokens
-from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
-from hf_ft_plugins.testing import difference, outcome, resumed, setting_of, tiny_trainer
+from hf_ft_plugins.testing import difference, outcome, resumed, tiny_trainer
+from hf_ft_plugins.testing.examples import text2text
+from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
 
 datasets = pytest.importorskip("datasets")
 split_dataset_by_node = pytest.importorskip("datasets.distributed").split_dataset_by_node
@@ -226,7 +227,7 @@ def without_dropout(model):
 
 
 def setting(shuffled=True, number=45):
-    return {**setting_of(Text2Text()), "train_dataset": Stream(tiny_pairs(number), shuffled)}
+    return {**text2text.setting(), "train_dataset": Stream(tiny_pairs(number), shuffled)}
 
 
 TECHNIQUE = Text2Text(target_tokens=24, pool=16)
@@ -247,7 +248,7 @@ def straight(tmp_path_factory):
     """The outcome of a run of 14 steps, 8 of them in the first pass."""
     trainer = tiny_trainer(tmp_path_factory.mktemp("straight"), TECHNIQUE, **setting())
     trainer.train()
-    assert TECHNIQUE.acted(trainer)
+    assert text2text.acted(TECHNIQUE, trainer)
     return outcome(trainer)
 
 
@@ -302,7 +303,7 @@ def test_a_stream_trains_as_the_same_pairs_do_and_evaluation_data_may_be_one(tmp
             tmp_path / objective, technique, max_steps=3, save_strategy="no", **{**setting(), **streams}
         )
         trainer.train()
-        assert technique.acted(trainer)
+        assert text2text.acted(technique, trainer)
         assert np.isfinite(trainer.evaluate()["eval_loss"])
 
 

@@ -28,8 +28,8 @@ from hf_ft_plugins.techniques.text2text import (
     TokenTable,
 )
 from hf_ft_plugins.techniques.text2text.batches import padded_tokens
-from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
 from hf_ft_plugins.techniques.text2text.lengths import pair_lengths
+from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
 
 datasets = pytest.importorskip("datasets")
 

@@ -153,10 +153,10 @@ def test_a_short_run_whose_head_cannot_learn_first_is_stocks(tmp_path, caplog):
 
 
 def test_what_cannot_work_is_said_when_the_trainer_is_built(tmp_path):
-    from hf_ft_plugins.techniques.text2text import Text2Text
+    from hf_ft_plugins.testing.examples import text2text
 
     with pytest.raises(PluginError, match="none outside its backbone"):
-        tiny_trainer(tmp_path, Transfer(), **Text2Text.example_setting())
+        tiny_trainer(tmp_path, Transfer(), **text2text.setting())
 
 
 def language_run(folder, *techniques, **changes):

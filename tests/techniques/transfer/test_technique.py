@@ -1,6 +1,7 @@
 """Transfer: the order of layers, the new head, what learns when, and features that are computed once."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ from hf_ft_plugins.testing import (
     tiny_model,
     tiny_trainer,
 )
+from hf_ft_plugins.testing.examples.transfer import EXAMPLE
 
 datasets = pytest.importorskip("datasets")
 
@@ -288,7 +290,8 @@ def test_a_run_resumes_exactly(tmp_path, technique, stop_at):
 
 
 def test_it_keeps_the_contract_with_a_probe_in_the_runs_own_steps(tmp_path):
-    check_technique(Transfer(cache_features="never", probe_learning_rate=2e-2), tmp_path)
+    technique = Transfer(cache_features="never", probe_learning_rate=2e-2)
+    check_technique(replace(EXAMPLE, technique=technique), tmp_path)
 
 
 # ---- features computed once ----
@@ -393,9 +396,9 @@ def test_adapters_need_the_head_among_the_modules_to_save(tmp_path):
 
 
 def test_a_model_without_a_head_of_its_own_can_be_unfrozen_but_not_probed(tmp_path):
-    from hf_ft_plugins.techniques.text2text import Text2Text
+    from hf_ft_plugins.testing.examples import text2text
 
-    setting = Text2Text.example_setting()
+    setting = text2text.setting()
     with pytest.raises(PluginError, match="a T5ForConditionalGeneration has none outside its backbone"):
         tiny_trainer(tmp_path, Transfer(), **setting).train()
 

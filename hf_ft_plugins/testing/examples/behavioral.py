@@ -1,13 +1,19 @@
-"""A model of two layers and a few preferences, for tests and for the composition matrix."""
+"""`behavioral` on a Llama of two layers and a few preferences over bytes."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import random
+from functools import partial
 from typing import Any
 
 import torch
+from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from ...models.inputs import bare
+from ...techniques.behavioral import Behavioral
+from ..example import Example
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'][0] + '>' + message['content'] + '\n' }}{% endfor %}"
@@ -18,8 +24,6 @@ WORDS = ("red", "blue", "cat", "dog", "sun", "sea", "one", "two")
 
 def tiny_tokenizer() -> Any:
     """Bytes, with a chat template that renders a turn alike whatever follows it."""
-    from transformers import ByT5Tokenizer
-
     tokenizer = ByT5Tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -27,8 +31,6 @@ def tiny_tokenizer() -> Any:
 
 def tiny_llama(seed: int = 0, **changes: Any) -> Any:
     """A Llama of two layers and about 13,000 parameters, freshly initialised, in float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     settings = {
         "vocab_size": 384,
         "hidden_size": 16,
@@ -83,8 +85,6 @@ def tiny_setting(contract: str, **changes: Any) -> dict[str, Any]:
         "gradient_checkpointing": False,
     }
     if contract == "reward":
-        from transformers import LlamaForSequenceClassification
-
         config = copy.deepcopy(model.config)
         config.num_labels, config.pad_token_id = 1, 0
         torch.manual_seed(0)
@@ -92,3 +92,15 @@ def tiny_setting(contract: str, **changes: Any) -> dict[str, Any]:
     else:
         setting["ref_model"] = copy.deepcopy(model)
     return setting | changes
+
+
+def acted(technique: Behavioral, trainer: Any) -> bool:
+    """Batches carry weights, the loss each pair's flip probability, and the model shares prefixes."""
+    from ...techniques.behavioral.collator import BehavioralPreferenceCollator
+
+    collated = isinstance(trainer.data_collator, BehavioralPreferenceCollator)
+    shared = getattr(bare(trainer.model).forward, "shares_prefixes", False)
+    return collated and shared and trainer.loss_types == ["robust"]
+
+
+EXAMPLE = Example(Behavioral(share_prefixes="on"), acted, partial(tiny_setting, "dpo"))

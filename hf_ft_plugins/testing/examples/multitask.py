@@ -1,4 +1,4 @@
-"""A tiny model of three tasks and tiny data for it: for the tests, and for `MultiTask.example_setting`."""
+"""`multitask` on a BERT of two layers that tags, parses and classifies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from .collator import MultiTaskCollator
-from .data import multitask_dataset
-from .model import MultiTaskModel
-from .tasks import TaskSpec
+from ...techniques.multitask import MultiTask
+from ...techniques.multitask.collator import MultiTaskCollator
+from ...techniques.multitask.data import multitask_dataset
+from ...techniques.multitask.model import MultiTaskModel
+from ...techniques.multitask.tasks import TaskSpec
+from ..example import Example
 
 WORDS = ("red", "old", "cat", "dog", "sees", "likes", "Anna", "Rome", "the", "a", "gladly", "sadly")
 TAGS = ("ADJ", "ADJ", "NOUN", "NOUN", "VERB", "VERB", "NAME", "NAME", "DET", "DET", "ADV", "ADV")
@@ -51,9 +55,6 @@ def tiny_moods(size: int = 12, seed: int = 0) -> list[dict[str, Any]]:
 
 def tiny_tokenizer() -> Any:
     """A word-level fast tokenizer of `WORDS`, with [CLS] and [SEP]; `cat` and `dog` have two tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     pieces = [
         "[PAD]",
         "[UNK]",
@@ -76,8 +77,6 @@ def tiny_tokenizer() -> Any:
 
 def tiny_multitask_model(names: Sequence[str] = tuple(TASKS), seed: int = 0) -> MultiTaskModel:
     """A BERT of two layers, hidden size 16, with dropout, and heads for these of `TASKS`."""
-    from transformers import BertConfig, BertModel
-
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tiny_tokenizer()),
@@ -101,3 +100,16 @@ def tiny_setting() -> dict[str, Any]:
         "processing_class": tokenizer,
         "data_collator": MultiTaskCollator(tokenizer, model),
     }
+
+
+def acted(technique: MultiTask, trainer: Any) -> bool:
+    """Batches are drawn by our sampler, and each task's loss and the score of all are in the log."""
+    from ...techniques.multitask.sampler import MultiTaskSampler
+
+    entries = trainer.state.log_history
+    drawn = isinstance(getattr(trainer, "train_batches", None), MultiTaskSampler)
+    logged = any("loss_tag" in entry and "share_mood" in entry for entry in entries)
+    return drawn and logged and any("eval_multitask_score" in entry for entry in entries)
+
+
+EXAMPLE = Example(MultiTask(mix="uniform"), acted, tiny_setting)

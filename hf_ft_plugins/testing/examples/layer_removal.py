@@ -1,4 +1,4 @@
-"""Small models of many architectures, which tests and the benchmark take layers from."""
+"""`layer-removal` on the kit's classifier; and small models of many architectures to take layers from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from ...host.stash import stash_of
+from ...models.inputs import bare
+from ...techniques.layer_removal import LayerRemoval
+from ..example import Example
 
 VOCABULARY = 128
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4, "vocab_size": VOCABULARY}
@@ -71,4 +76,21 @@ def built(kind: str, settings: dict[str, Any], auto: Any = AutoModelForCausalLM)
     """A model of six layers or so with small random weights, always the same."""
     torch.manual_seed(0)
     model = auto.from_config(AutoConfig.for_model(kind, **settings))
-    return model.train(False)
+    return model.eval()
+
+
+def acted(technique: LayerRemoval, trainer: Any) -> bool:
+    """The configuration says what is gone, and the model is what it says."""
+    from ...techniques.layer_removal.stacks import find_stack
+    from ...techniques.layer_removal.surgery import SURGERY
+
+    surgery = stash_of(trainer).get(SURGERY)
+    if surgery is None:
+        return False
+    stack = find_stack(bare(trainer.model), surgery.side)
+    return len(stack.layers) == surgery.depth - len(surgery.removed)
+
+
+EXAMPLE = Example(
+    LayerRemoval(number=1, protect_first=0, protect_last=0, max_degradation=None, max_repetition=None), acted
+)
