@@ -47,7 +47,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import BatchSampler, RandomSampler
 
-from hf_ft_plugins.techniques.multitask.sampler import MultiTaskSampler
+from hf_ft_plugins.techniques.multitask.mixing.sampler import MultiTaskSampler
 
 from .report import Result, arguments, conditions, noise_floor, quartiles, show
 

@@ -20,12 +20,12 @@ from transformers.trainer_callback import TrainerCallback
 from ...errors import PluginError
 from ...host.log_notes import log_into_last_entry
 from ...models.inputs import bare
-from .balancer import Balancer
 from .collator import MultiTaskCollator
 from .data import TaggedConcat
+from .heads.task_heads import count_items
 from .labels import declared_otherwise
-from .sampler import MultiTaskSampler
-from .task_heads import count_items
+from .mixing.balancer import Balancer
+from .mixing.sampler import MultiTaskSampler
 from .tasks import NAME, TaskSpec, tasks_of
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class MultiTaskCallback(TrainerCallback):
     """Part of `multitask`; `set_trainer` and `weigh` must be called, as the host does.
 
     Args:
-        balance: how the tasks' losses are weighed against each other (see `balance.py` and `surgery.py`).
+        balance: how the tasks' losses are weighed against each other (see `balance.py` and `gradient_surgery.py`).
         update_every: optimizer steps between changes of the weights of `dwa`.
     """
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import PluginError
 from ...technique import nearest
+from .heads.trees import tree_error
 from .label_names import flat
 from .tasks import (
     ABSENT,
@@ -23,7 +24,6 @@ from .tasks import (
     column_values,
     columns_of,
 )
-from .trees import tree_error
 
 # Where a row's words stand.
 WORD_COLUMNS = ("tokens", "words")

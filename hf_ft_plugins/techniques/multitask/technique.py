@@ -155,7 +155,7 @@ class MultiTask(Technique):
 
     def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
         from .callback import callback_of
-        from .sampler import MultiTaskSampler
+        from .mixing.sampler import MultiTaskSampler
 
         args = trainer.args
         strategy = getattr(args, "train_sampling_strategy", "random")
@@ -189,7 +189,7 @@ class MultiTask(Technique):
         if self.balance not in GRADIENT_BALANCES:
             return None
         from .callback import callback_of
-        from .gradients import gradnorm_step, surgery_step
+        from .mixing.gradient_steps import gradnorm_step, surgery_step
 
         if self.balance == "gradnorm":
             return gradnorm_step(callback_of(trainer), trainer, model, inputs)
@@ -217,7 +217,7 @@ class MultiTask(Technique):
 
     def acted(self, trainer: Any) -> bool:
         """Batches are drawn by our sampler, and each task's loss and the score of all are in the log."""
-        from .sampler import MultiTaskSampler
+        from .mixing.sampler import MultiTaskSampler
 
         entries = trainer.state.log_history
         drawn = isinstance(getattr(trainer, "train_batches", None), MultiTaskSampler)

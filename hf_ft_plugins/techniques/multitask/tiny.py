@@ -10,7 +10,7 @@ import torch
 
 from .collator import MultiTaskCollator
 from .data import multitask_dataset
-from .model import MultiTaskModel
+from .heads.model import MultiTaskModel
 from .tasks import TaskSpec
 
 WORDS = ("red", "old", "cat", "dog", "sees", "likes", "Anna", "Rome", "the", "a", "gladly", "sadly")

@@ -26,11 +26,11 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from ...errors import PluginError
+from ....errors import PluginError
+from ..tasks import NAME, WORD_KINDS, TaskSpec, with_labels
 from .encoders import encoder_of, refuse_encoder
 from .pooling import pool_sequence, pool_words
 from .task_heads import make_head
-from .tasks import NAME, WORD_KINDS, TaskSpec, with_labels
 
 
 class MultiTaskConfig(PreTrainedConfig):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.multitask.balance import FAMO, dwa_weights, gradnorm_update, uncertainty_loss
-from hf_ft_plugins.techniques.multitask.surgery import _cagrad, surgery_weights
+from hf_ft_plugins.techniques.multitask.mixing.balance import FAMO, dwa_weights, gradnorm_update, uncertainty_loss
+from hf_ft_plugins.techniques.multitask.mixing.gradient_surgery import _cagrad, surgery_weights
 from hf_ft_plugins.techniques.multitask.tiny import tiny_multitask_model, tiny_tagged, tiny_tokenizer
 
 

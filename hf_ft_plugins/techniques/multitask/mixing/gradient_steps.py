@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...errors import PluginError
-from ...models.inputs import bare
-from ...technique import data_seed
-from .callback import MultiTaskCallback
-from .surgery import surgery_weights
-from .tasks import NAME
+from ....errors import PluginError
+from ....models.inputs import bare
+from ....technique import data_seed
+from ..callback import MultiTaskCallback
+from ..tasks import NAME
+from .gradient_surgery import surgery_weights
 
 
 class TaskGradients:

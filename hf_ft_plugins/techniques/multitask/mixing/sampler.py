@@ -23,8 +23,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from ...errors import PluginError
-from ...technique import nearest
+from ....errors import PluginError
+from ....technique import nearest
 from . import mixes
 from .permutation import KeyedPermutation, key_of, permuted
 from .quotas import FixedQuotas, LearnedQuotas

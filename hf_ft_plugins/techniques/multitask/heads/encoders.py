@@ -7,9 +7,9 @@ from typing import Any
 from transformers import MODEL_MAPPING, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
-from ...errors import PluginError
-from ...models.inputs import main_input_name
-from .tasks import NAME
+from ....errors import PluginError
+from ....models.inputs import main_input_name
+from ..tasks import NAME
 
 
 def encoder_of(config: Any, attention: str | None = None) -> PreTrainedModel:

@@ -10,11 +10,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.multitask.crf import bio_rule, log_likelihood, viterbi
-from hf_ft_plugins.techniques.multitask.pooling import pool_sequence, pool_words
-from hf_ft_plugins.techniques.multitask.task_heads import HEADS, count_items, make_head
+from hf_ft_plugins.techniques.multitask.heads.crf import bio_rule, log_likelihood, viterbi
+from hf_ft_plugins.techniques.multitask.heads.pooling import pool_sequence, pool_words
+from hf_ft_plugins.techniques.multitask.heads.task_heads import HEADS, count_items, make_head
+from hf_ft_plugins.techniques.multitask.heads.trees import maximum_spanning_tree
 from hf_ft_plugins.techniques.multitask.tasks import KINDS, WORD_KINDS
-from hf_ft_plugins.techniques.multitask.trees import maximum_spanning_tree
 
 torch.set_num_threads(1)
 HIDDEN, ROWS, WORDS = 10, 3, 5

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import PluginError
+from ....errors import PluginError
 from . import mixes
 
 logger = logging.getLogger(__name__)
