@@ -14,7 +14,7 @@ _HOMES = {
     "TaggedRow": "data",
     "TaskSpec": "tasks",
     "multitask_dataset": "data",
-    "with_labels": "tasks",
+    "with_labels": "label_names",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazily(__name__, _HOMES)

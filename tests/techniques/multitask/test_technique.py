@@ -503,7 +503,7 @@ def test_trls_trainers_are_refused_by_name(trainer, tmp_path):
 
     trl = pytest.importorskip("trl")
     with pytest.raises(PluginError, match=f"multitask: {trainer} is TRL's"):
-        refuse_unfit(MultiTask(), object.__new__(getattr(trl, trainer)))
+        refuse_unfit(object.__new__(getattr(trl, trainer)), mix="uniform", balance="sum", batches="homogeneous")
 
 
 def test_transfer_leaves_the_heads_of_several_tasks_alone(tmp_path):
