@@ -11,6 +11,7 @@ import torch
 
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.multitask.mixing.balance import FAMO, dwa_weights, gradnorm_update, uncertainty_loss
+from hf_ft_plugins.techniques.multitask.mixing.balancer import Balancer
 from hf_ft_plugins.techniques.multitask.mixing.gradient_surgery import _cagrad, surgery_weights
 from hf_ft_plugins.techniques.multitask.tiny import tiny_multitask_model, tiny_tagged, tiny_tokenizer
 
@@ -237,3 +238,12 @@ def test_a_task_without_a_gradient_and_a_task_alone_weigh_one(method):
     assert weights[1] == 1.0
     assert torch.isfinite(weights).all()
     assert surgery_weights(method, torch.ones(1, 1), 0).tolist() == [1.0]
+
+
+def test_weights_of_famo_sum_to_the_number_of_tasks():
+    """So that the learning rate means what it does under a plain sum."""
+    balancer = Balancer("famo", 3)
+    for step in range(3):
+        balancer.after_step([4.0 - step, 6.0, 1.0], [2, 3, 1], step)
+        assert sum(balancer.weights) == pytest.approx(3.0)
+    assert balancer.weights != [1.0] * 3
