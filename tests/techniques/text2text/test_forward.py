@@ -8,8 +8,6 @@ import torch
 from transformers import (
     BartConfig,
     BartForCausalLM,
-    BartForConditionalGeneration,
-    ByT5Tokenizer,
     DataCollatorForSeq2Seq,
     EvalPrediction,
     LlamaConfig,
@@ -23,44 +21,33 @@ from transformers import (
     ProphetNetConfig,
     ProphetNetForConditionalGeneration,
     Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
     default_data_collator,
 )
 
-from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import Seq2SeqGenerationMetrics, TextPairCollator
 from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
+from hf_ft_plugins.techniques.text2text.loss import Asked, TokenMeanLoss
+from tests.techniques.text2text import small_models
+from tests.techniques.text2text.small_models import SIZE, TOKENIZER, bart, seeded
 
 datasets = pytest.importorskip("datasets")
 
-TOKENIZER = ByT5Tokenizer()
-SIZE = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-SIZE |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 384}
-SIZE |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "max_position_embeddings": 64, "dropout": 0.0}
 LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 LLAMA |= {"vocab_size": 384, "pad_token_id": 0, "num_key_value_heads": 2, "eos_token_id": 1}
 
 
-def seeded(make):
-    torch.manual_seed(0)
-    return make()
-
-
 def mbart():
-    return seeded(lambda: MBartForConditionalGeneration(MBartConfig(**SIZE)))
-
-
-def bart():
-    return seeded(lambda: BartForConditionalGeneration(BartConfig(**SIZE, decoder_start_token_id=2)))
+    return seeded(lambda: MBartForConditionalGeneration(MBartConfig(**SIZE, max_position_embeddings=64)))
 
 
 def m2m100():
-    return seeded(lambda: M2M100ForConditionalGeneration(M2M100Config(**SIZE, decoder_start_token_id=2)))
+    config = M2M100Config(**SIZE, max_position_embeddings=64, decoder_start_token_id=2)
+    return seeded(lambda: M2M100ForConditionalGeneration(config))
 
 
 def bart_decoder(**changes):
-    return seeded(lambda: BartForCausalLM(BartConfig(**SIZE, **changes)))
+    return seeded(lambda: BartForCausalLM(BartConfig(**SIZE, max_position_embeddings=64, **changes)))
 
 
 def prophetnet():
@@ -103,22 +90,10 @@ def padded(number=8):
 
 def trainer_of(folder, model, rows, *techniques, collator=None, trainer_class=Seq2SeqTrainer, **changes):
     # Two batches to a step, which then has all rows.
-    settings = {
-        "max_steps": 1,
-        "per_device_train_batch_size": 100,
-        "gradient_accumulation_steps": 2,
-        "report_to": "none",
-        "use_cpu": True,
-    }
-    settings |= {"disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "learning_rate": 0.0}
-    evaluation = changes.pop("eval_dataset", rows)
-    return (with_plugins(trainer_class, *techniques) if techniques else trainer_class)(
-        model=model,
-        args=Seq2SeqTrainingArguments(output_dir=str(folder), **(settings | changes)),
-        train_dataset=rows,
-        eval_dataset=evaluation,
-        data_collator=collator,
-        processing_class=TOKENIZER,
+    settings = {"max_steps": 1, "per_device_train_batch_size": 100, "gradient_accumulation_steps": 2}
+    settings |= {"logging_steps": 1, "learning_rate": 0.0, "eval_dataset": rows} | changes
+    return small_models.trainer_of(
+        folder, model, rows, *techniques, collator=collator, trainer_class=trainer_class, **settings
     )
 
 
@@ -356,3 +331,13 @@ def test_rows_that_a_transform_makes_are_the_rows(tmp_path):
         losses[name] = first_loss(trainer)
         assert trainer.train_batches.source_lengths.tolist() == [3, 4, 2] * 4, name
     assert losses == dict.fromkeys(losses, pytest.approx(losses["by hand"], rel=1e-6))
+
+
+def test_a_batch_without_a_target_adds_nothing_to_a_loss_of_the_models_own():
+    loss = TokenMeanLoss(shift=False, asked=Asked(own=True))
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    labels = torch.full((2, 3), -100)
+    found = loss({"loss": torch.tensor(float("nan")), "logits": logits}, labels, num_items_in_batch=4)
+    found.backward()
+    assert found == 0
+    assert not logits.grad.any(), "DDP waits for a gradient of every parameter"
