@@ -7,6 +7,7 @@ import torch
 from transformers import Trainer
 
 from hf_ft_plugins.errors import ConflictError, PluginError
+from hf_ft_plugins.host.stash import stash_of
 from hf_ft_plugins.techniques.multitask import (
     MultiTask,
     MultiTaskCollator,
@@ -14,6 +15,7 @@ from hf_ft_plugins.techniques.multitask import (
     MultiTaskModel,
     TaskSpec,
 )
+from hf_ft_plugins.techniques.multitask.callback import CALLBACK
 from hf_ft_plugins.techniques.multitask.tiny import (
     TASKS,
     tiny_moods,
@@ -122,6 +124,19 @@ def test_an_idle_head_stays_as_it_is(tmp_path):
 
 
 # ---- whole runs ----
+
+
+def test_what_is_idle_in_a_step_has_no_gradient_when_the_optimizer_steps(tmp_path):
+    """On several ranks it has one of 0, which momentum and weight decay would make a change of."""
+    trainer = tiny_trainer(tmp_path, MultiTask(mix="uniform"), **tiny_setting())
+    callback = stash_of(trainer)[CALLBACK]
+    callback.weigh([trainer.data_collator([row for row in trainer.train_dataset if "mood" in row.tasks][:2])])
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    callback.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+    heads = trainer.model.heads
+    assert all(parameter.grad is None for name in ("tag", "parse") for parameter in heads[name].parameters())
+    assert all(parameter.grad is not None for parameter in heads["mood"].parameters())
 
 
 BALANCED = ["sum", "uncertainty", "dwa", "gradnorm", "famo", "pcgrad", "cagrad"]

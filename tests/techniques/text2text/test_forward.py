@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import Seq2SeqGenerationMetrics, TextPairCollator
+from hf_ft_plugins.techniques.text2text.architecture import new_decoder_start
 from hf_ft_plugins.techniques.text2text.data import tiny_pairs, tiny_t5
 from hf_ft_plugins.techniques.text2text.loss import Asked, TokenMeanLoss
 from tests.techniques.text2text import small_models
@@ -281,7 +282,11 @@ def test_rows_without_a_reference_have_no_score_and_it_is_said(caplog):
 # ---- the batch size of the present try, and data that is read row by row ----
 
 
-@pytest.mark.parametrize("spec", ["text2text", "text2text:target_tokens=90", "text2text:max_tokens=150"])
+# Either limit alone is kept by the other one, which follows the number of pairs.
+BOTH = "text2text:target_tokens=90,max_tokens=400"
+
+
+@pytest.mark.parametrize("spec", ["text2text", "text2text:target_tokens=90", "text2text:max_tokens=150", BOTH])
 def test_batches_shrink_with_the_batch_size_until_they_fit(spec, tmp_path, monkeypatch):
     tried = []
     # It collects Python's garbage before each attempt.
@@ -341,3 +346,20 @@ def test_a_batch_without_a_target_adds_nothing_to_a_loss_of_the_models_own():
     found.backward()
     assert found == 0
     assert not logits.grad.any(), "DDP waits for a gradient of every parameter"
+
+
+def test_labels_that_trainer_has_filled_with_padding_are_no_reference(caplog):
+    pytest.importorskip("sacrebleu")
+    generated = np.array([[5, 6, 1], [5, 6, 1]])
+    labels = np.array([[5, 6, 1], [TOKENIZER.pad_token_id] * 3])
+    scores = Seq2SeqGenerationMetrics(TOKENIZER)(EvalPrediction(predictions=generated, label_ids=labels))
+    assert "1 of 2 rows have no reference" in caplog.text
+    assert scores["exact_match"] == 1.0
+
+
+def test_a_row_without_a_label_has_padding_behind_what_begins_it():
+    labels = torch.tensor([[7, 8, 9, 3], [-100, -100, -100, -100]])
+    made = new_decoder_start(mbart(), None, 0)(labels)
+    assert made[0].tolist() == [3, 7, 8, 9]
+    assert made[1, 1:].tolist() == [0, 0, 0]
+    assert (labels[1] == -100).all(), "the labels are left as they are"
