@@ -51,7 +51,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from benchmarks import report
 from benchmarks.report import Gate, Result
-from hf_ft_plugins.techniques.multitask.sampler import MultiTaskSampler
+from hf_ft_plugins.techniques.multitask.mixing.sampler import MultiTaskSampler
 
 BENCHMARK = "multitask_sampler"
 EXAMPLES, HUGE, SMALL = 10**8, 10**11, 10**6

@@ -154,7 +154,7 @@ def test_what_is_exported_is_what_the_run_ends_with(techniques, tmp_path):
     trainer.train()
     assert trainer.model.config.hf_ft_task["temperature"] != 1.0
     batch = torch.tensor(rows(8, 2)["input_ids"])
-    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").train(False)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
-        wanted, found = (model.train(False)(input_ids=batch).logits for model in (trainer.model, merged))
+        wanted, found = (model.eval()(input_ids=batch).logits for model in (trainer.model, merged))
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-5)

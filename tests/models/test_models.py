@@ -26,16 +26,16 @@ class Stop(BaseException):
 def causal():
     torch.manual_seed(0)
     changes = {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
-    return AutoModelForCausalLM.from_config(Qwen3Config(**SIZE, **changes)).train(False)
+    return AutoModelForCausalLM.from_config(Qwen3Config(**SIZE, **changes)).eval()
 
 
 def classifier():
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(BertConfig(**SIZE)).train(False)
+    return AutoModelForSequenceClassification.from_config(BertConfig(**SIZE)).eval()
 
 
 def adapted():
-    return get_peft_model(causal(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).train(False)
+    return get_peft_model(causal(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
 
 
 def quantised(kind):
@@ -235,7 +235,7 @@ def test_one_change_alone_is_taken_back():
 
 def test_parts_that_are_evaluated_stay_so():
     model = classifier().train(True)
-    model.bert.embeddings.train(False)
+    model.bert.embeddings.eval()
     modes = {name: module.training for name, module in model.named_modules()}
     with evaluating(model):
         assert not any(module.training for module in model.modules())

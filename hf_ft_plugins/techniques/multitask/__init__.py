@@ -6,15 +6,15 @@ _HOMES = {
     "MultiTask": "technique",
     "MultiTaskCallback": "callback",
     "MultiTaskCollator": "collator",
-    "MultiTaskConfig": "model",
+    "MultiTaskConfig": "heads.model",
     "MultiTaskMetrics": "metrics",
-    "MultiTaskModel": "model",
-    "MultiTaskSampler": "sampler",
+    "MultiTaskModel": "heads.model",
+    "MultiTaskSampler": "mixing.sampler",
     "TaggedConcat": "data",
     "TaggedRow": "data",
     "TaskSpec": "tasks",
     "multitask_dataset": "data",
-    "with_labels": "tasks",
+    "with_labels": "label_names",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazily(__name__, _HOMES)

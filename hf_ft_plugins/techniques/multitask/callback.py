@@ -1,61 +1,56 @@
 """What a run with several tasks has to remember from step to step, and what it logs.
 
-Per optimizer step: how many items each task has in all its batches on all ranks, so that every task's loss is a mean
-over them whatever the accumulation; each task's mean loss, for the log, for the weights of its balancing, and for an
-adaptive mix.
+Per optimizer step: each task's mean loss, for the log, for the weights of its balancing, and for an adaptive mix.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
 from ...host.log_notes import log_into_last_entry
+from ...host.stash import StashKey, WithTrainer
 from ...models.inputs import bare
-from .balancer import Balancer
-from .collator import MultiTaskCollator
-from .data import TaggedConcat
-from .labels import declared_otherwise
-from .sampler import MultiTaskSampler
-from .task_heads import count_items
+from .metrics import SCORE
+from .mixing.balancer import Balancer
+from .mixing.sampler import MultiTaskSampler
+from .mixing.task_step import TaskStep, sum_over_ranks, weigh
 from .tasks import NAME, TaskSpec, tasks_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
 
-SCORE = "multitask_score"
 
-
-class MultiTaskCallback(TrainerCallback):
+class MultiTaskCallback(WithTrainer, TrainerCallback):
     """Part of `multitask`; `set_trainer` and `weigh` must be called, as the host does.
 
     Args:
-        balance: how the tasks' losses are weighed against each other (see `balance.py` and `surgery.py`).
+        balance: how the tasks' losses are weighed against each other (see `balance.py` and `gradient_surgery.py`).
         update_every: optimizer steps between changes of the weights of `dwa`.
+
+    Attributes:
+        specs: the model's tasks, by name.
+        sampler: draws the training batches, where `follow` has been called.
+        balancer: the weights of the tasks from step to step.
+        step: the present optimizer step; None before the first.
     """
 
     def __init__(self, balance: str = "sum", update_every: int = 256) -> None:
         self.balance = balance
         self.update_every = update_every
-        self.trainer: Any = None
         self.specs: dict[str, TaskSpec] = {}
         self.sampler: MultiTaskSampler | None = None
-        # Of the present optimizer step: each task's items and rows on all ranks, batches left on this rank.
-        self.items: Tensor | None = None
-        self.left = 0
-        self.batches = 0
         self.balancer = Balancer(balance, 0)
-        # Of `gradients.py`: each task's gradients in the present step.
-        self.held: dict[str, Any] = {}
+        self.step: TaskStep | None = None
         self._sums: Tensor | None = None
-        self._rows: Tensor | None = None
         self._hook: Any = None
         # Since the last log: sum of losses, items, rows of each task; rows of all.
         self._logged: Tensor | None = None
@@ -68,15 +63,15 @@ class MultiTaskCallback(TrainerCallback):
         self._scores: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"trainer": None, "_hook": None}
+        return super().__getstate__() | {"_hook": None}
 
-    def set_trainer(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def set_trainer(self, trainer: Trainer) -> None:
+        super().set_trainer(trainer)
         self.specs = tasks_of(trainer.model)
         self.balancer = Balancer(self.balance, len(self.specs), self.update_every)
 
     def follow(self, sampler: MultiTaskSampler) -> None:
-        """Tell this sampler each source's losses, where its mix is adaptive, and keep its state in checkpoints."""
+        """Give this sampler each source's losses, where its mix is adaptive, and keep its state in checkpoints."""
         self.sampler = sampler
         if self._pending_sampler is not None:
             sampler.load_state_dict(self._pending_sampler)
@@ -84,45 +79,12 @@ class MultiTaskCallback(TrainerCallback):
 
     @property
     def world_size(self) -> int:
-        return int(self.trainer.args.world_size)
-
-    # ---- one optimizer step ----
+        return int(self._trainer.args.world_size)
 
     def weigh(self, batches: Sequence[dict[str, Any]]) -> None:
-        """Give each batch of an optimizer step its `task_scale`: a task's weight over its items in all of them.
-
-        float32 [tasks], times batches and ranks, by which Trainer and DDP divide.
-        """
-        names = list(self.specs)
-        device = self.trainer.args.device
-        counts = torch.zeros(2 * len(names) + 1, dtype=torch.int64, device=device)
-        for batch in batches:
-            if not isinstance(batch.get("labels"), Mapping):
-                raise PluginError(
-                    f"{NAME}: a training batch has {', '.join(batch)} and no labels by task. Use MultiTaskCollator, or "
-                    "give it labels={task: tensor, ...}."
-                )
-            for index, name in enumerate(names):
-                if name in batch["labels"]:
-                    labels = batch["labels"][name]
-                    counts[index] += count_items(self.specs[name].kind, labels).to(device)
-                    counts[len(names) + index] += labelled_rows(labels).to(device)
-            counts[-1] += len(next(iter(batch["labels"].values())))
-        self._reduce(counts)
-        self.items = counts[: len(names)]
-        self._rows = counts[len(names) :]
-        self.left = self.batches = len(batches)
-        weights = torch.tensor(
-            [spec.weight * weight for spec, weight in zip(self.specs.values(), self.balancer.weights, strict=True)]
-        ).to(device)
-        scale = weights / self.items.clamp(min=1) * (len(batches) * self.world_size)
-        for batch in batches:
-            batch["task_scale"] = scale.float()
-
-    def present(self) -> list[str]:
-        """The tasks that have an item in the present optimizer step, on any rank."""
-        assert self.items is not None
-        return [name for name, items in zip(self.specs, self.items.tolist(), strict=True) if items]
+        """Begin an optimizer step: give each of its batches its `task_scale` (see `task_step.weigh`)."""
+        device = self._trainer.args.device
+        self.step = weigh(batches, self.specs, self.balancer.weights, device=device, world_size=self.world_size)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._begin(state.global_step)
@@ -154,8 +116,7 @@ class MultiTaskCallback(TrainerCallback):
 
     def _begin(self, step: int) -> None:
         """Forget what a run before has left: another call of `train`, or one that `auto_find_batch_size` gave up."""
-        self.held = {}
-        self.items = self._rows = None
+        self.step = None
         if self._loaded is not None and step:
             self.load_state_dict(self._loaded)
             return
@@ -165,7 +126,7 @@ class MultiTaskCallback(TrainerCallback):
         self.balancer = Balancer(self.balance, len(self.specs), self.update_every)
 
     def _rows_a_step(self) -> int:
-        return int(self.trainer._train_batch_size) * self.world_size
+        return int(self._trainer._train_batch_size) * self.world_size
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._hook is not None:
@@ -176,9 +137,9 @@ class MultiTaskCallback(TrainerCallback):
     def _watch(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        self._sums = torch.zeros(len(self.specs), dtype=torch.float64, device=self.trainer.args.device)
+        self._sums = torch.zeros(len(self.specs), dtype=torch.float64, device=self._trainer.args.device)
         # Not the base model of a PEFT model, whose hooks do not run.
-        outer = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        outer = self._trainer.accelerator.unwrap_model(self._trainer.model)
         self._hook = outer.register_forward_hook(self._see)
 
     def _see(self, module: Any, arguments: Any, output: Any) -> None:
@@ -204,7 +165,7 @@ class MultiTaskCallback(TrainerCallback):
         self._micro_steps += 1
         block = self.sampler.block_of(self._micro_steps)
         if block != self.sampler.block_of(self._micro_steps - 1):
-            self._reduce(self._block)
+            sum_over_ranks(self._block, self.world_size)
             sums, counts = self._block.tolist()
             means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
             self.sampler.tell(block - 1, means)
@@ -212,29 +173,25 @@ class MultiTaskCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A zero gradient would still move what is idle, by the optimizer's momentum and weight decay.
-        if self.items is None:
+        if self.step is None:
             return
-        model = bare(self.trainer.accelerator.unwrap_model(self.trainer.model))
-        for parameter in model.idle_parameters(self.present()):
+        model = bare(self._trainer.accelerator.unwrap_model(self._trainer.model))
+        for parameter in model.idle_parameters(self.step.present()):
             parameter.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.items is None or self._rows is None or self._sums is None:
+        if self.step is None or self._sums is None:
             return
-        self._rows_seen += self.batches * self._rows_a_step()
+        self._rows_seen += self.step.batches * self._rows_a_step()
         sums = self._sums.clone()
         self._sums.zero_()
-        self._reduce(sums)
-        new = torch.cat([sums, self.items.double(), self._rows.double()])
+        sum_over_ranks(sums, self.world_size)
+        new = torch.cat([sums, self.step.items.double(), self.step.rows.double()])
         self._logged = new if self._logged is None else self._logged + new
         if not self.balancer.fixed:
-            self.balancer.after_step(sums.tolist(), self.items.tolist(), state.global_step)
+            self.balancer.after_step(sums.tolist(), self.step.items.tolist(), state.global_step)
 
-    def _reduce(self, values: Tensor) -> None:
-        if self.world_size > 1 and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(values)
-
-    # ---- what is told ----
+    # ---- what is logged ----
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "loss" not in logs or "learning_rate" not in logs or self._logged is None:
@@ -254,13 +211,13 @@ class MultiTaskCallback(TrainerCallback):
         state.log_history[-1].update(entry)
 
     def _effective_weights(self) -> list[float]:
-        model = bare(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        model = bare(self._trainer.accelerator.unwrap_model(self._trainer.model))
         learned = getattr(model, "log_variances", None)
         factors = self.balancer.weights if learned is None else torch.exp(-learned.detach().float()).tolist()
         return [spec.weight * factor for spec, factor in zip(self.specs.values(), factors, strict=True)]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        sets = self.trainer.eval_dataset
+        sets = self._trainer.eval_dataset
         if not isinstance(sets, dict):
             return
         for name in sets:
@@ -271,10 +228,10 @@ class MultiTaskCallback(TrainerCallback):
             total = sum(self._scores.values()) / len(self._scores)
             self._scores = {}
             metrics[f"eval_{SCORE}"] = total
-            log_into_last_entry(self.trainer, {f"eval_{SCORE}": total})
+            log_into_last_entry(self._trainer, {f"eval_{SCORE}": total})
 
     def _report_too_long(self) -> None:
-        for split, collator in (("training", self.trainer.data_collator), ("evaluation", self.trainer.eval_collator)):
+        for split, collator in (("training", self._trainer.data_collator), ("evaluation", self._trainer.eval_collator)):
             counts = getattr(collator, "too_long", None)
             if counts:
                 named = ", ".join(f"{count}{f' of {source!r}' if source else ''}" for source, count in counts.items())
@@ -306,32 +263,9 @@ class MultiTaskCallback(TrainerCallback):
             else:
                 self._pending_sampler = state["sampler"]
         self._logged, self._block = (
-            None if values is None else torch.tensor(values, dtype=torch.float64, device=self.trainer.args.device)
+            None if values is None else torch.tensor(values, dtype=torch.float64, device=self._trainer.args.device)
             for values in (state["logged"], state["block"])
         )
 
 
-def callback_of(trainer: Any) -> MultiTaskCallback:
-    """The trainer's `MultiTaskCallback`."""
-    return next(part for part in trainer.callback_handler.callbacks if isinstance(part, MultiTaskCallback))
-
-
-@contextlib.contextmanager
-def declared_in(trainer: Any, dataloader: Any) -> Iterator[None]:
-    """Let the collator read the numbers of data that were given later by their own `ClassLabel`s, for one pass."""
-    collator, dataset = trainer.eval_collator, getattr(dataloader, "dataset", None)
-    if not isinstance(collator, MultiTaskCollator) or isinstance(dataset, TaggedConcat):
-        yield
-        return
-    collator.declared = declared_otherwise(dataset, collator.tasks)
-    try:
-        yield
-    finally:
-        collator.declared = {}
-
-
-def labelled_rows(labels: Tensor) -> Tensor:
-    """Rows that have a label; int64 scalar from [rows, ...]."""
-    flat = labels.reshape(len(labels), -1)
-    present = ~flat.isnan() if flat.is_floating_point() else flat != -100
-    return present.any(dim=1).sum()
+CALLBACK = StashKey[MultiTaskCallback]("multitask: the state of its run")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from ...errors import PluginError
 from ...models.limits import longest_input
-from .data import TaggedRow, words_of
+from .data import TaggedConcat, TaggedRow, words_of
 from .encoding import Encoded, Encoding, listed
-from .labels import named, numbers_of, row_labels
+from .labels import declared_otherwise, named, numbers_of, row_labels
 from .tasks import ABSENT, FLOAT_KINDS, NAME, WORD_KINDS, TaskSpec, source_tasks, tasks_of
 
 logger = logging.getLogger(__name__)
@@ -152,11 +153,29 @@ class MultiTaskCollator:
         return torch.from_numpy(labels)
 
 
+@contextlib.contextmanager
+def declared_in(dataset: Any, collator: MultiTaskCollator) -> Iterator[None]:
+    """Let the collator read the numbers of a data set that was given late by its own `ClassLabel`s.
+
+    Args:
+        dataset: whose rows are collated within; a `TaggedConcat` has read its own already.
+    """
+    if isinstance(dataset, TaggedConcat):
+        yield
+        return
+    collator.declared = declared_otherwise(dataset, collator.tasks)
+    try:
+        yield
+    finally:
+        collator.declared = {}
+
+
 def longest(tokenizer: Any, model: Any) -> int | None:
     """Tokens that tokenizer and model take at most; None where neither says."""
     places = None if isinstance(model, Mapping) else longest_input(model)
-    said = [limit for limit in (tokenizer.model_max_length, places) if limit is not None and limit < 10**6]
-    return min(said, default=None)
+    # A tokenizer without a limit has a huge one.
+    limits = [limit for limit in (tokenizer.model_max_length, places) if limit is not None and limit < 10**6]
+    return min(limits, default=None)
 
 
 def _where(row: TaggedRow) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from ...errors import PluginError
+from .columns import column_names, plain
 from .labels import WORD_COLUMNS, declared_otherwise, named, refuse_bad_rows
-from .tasks import NAME, TaskSpec, column_names, columns_of, plain, source_tasks
+from .tasks import NAME, TaskSpec, columns_of, source_tasks
 
 logger = logging.getLogger(__name__)
 

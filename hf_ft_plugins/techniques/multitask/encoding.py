@@ -66,7 +66,7 @@ class Encoding:
         self.limit = limit
         self._pad = {"padding": True, "pad_to_multiple_of": pad_to_multiple_of, "return_tensors": "pt"}
         self._cut = {"truncation": True, "max_length": limit} if limit else {"truncation": False}
-        self._told = False
+        self._warned = False
 
     # ---- words ----
 
@@ -105,8 +105,8 @@ class Encoding:
         parts = [self._ids(f" {word}" if place else word) for place, word in enumerate(words)]
         if list(chain(*parts)) != inner:
             parts = self._beginnings(words, inner) or parts
-        if list(chain(*parts)) != inner and not self._told:
-            self._told = True
+        if list(chain(*parts)) != inner and not self._warned:
+            self._warned = True
             logger.warning(
                 "%s: the %s has tokens that are of several words (%r). Such rows are tokenized word by word.",
                 NAME,
@@ -185,9 +185,9 @@ class Encoding:
 
     def of_ids(self, rows: Sequence[Mapping[str, Any]]) -> Encoded:
         """Rows of `input_ids` that the script has made, with its `attention_mask`, `token_type_ids` and `word_ids`
-        where it has; the padding at either end that its mask tells is taken off.
+        where it has; the padding at either end that its mask hides is taken off.
         """
-        said = [name for name in ("token_type_ids",) if any(row.get(name) is not None for row in rows)]
+        further = [name for name in ("token_type_ids",) if any(row.get(name) is not None for row in rows)]
         fit = slice(0, self.limit)
         found: list[Row] = []
         for row in rows:
@@ -195,7 +195,7 @@ class Encoding:
             mask = [1] * len(ids) if row.get("attention_mask") is None else listed(row["attention_mask"])
             words = [-1 if word is None else int(word) for word in listed(row.get("word_ids"))]
             lists = {"input_ids": ids, "attention_mask": mask, "words": (words + [-1] * len(ids))[: len(ids)]}
-            lists |= {name: [0] * len(ids) if row.get(name) is None else listed(row[name]) for name in said}
+            lists |= {name: [0] * len(ids) if row.get(name) is None else listed(row[name]) for name in further}
             text = np.flatnonzero(mask)
             inside = slice(int(text[0]), int(text[-1]) + 1) if len(text) else slice(0, 0)
             lists = {name: values[inside] for name, values in lists.items()}

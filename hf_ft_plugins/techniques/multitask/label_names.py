@@ -1,17 +1,55 @@
-"""The names of a task's labels, as the data tell them where the script does not."""
+"""The names of the tasks' labels: those that the script gives, and the others from the training data."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
 from ...errors import PluginError
-from .tasks import ABSENT, FLOAT_KINDS, NAME, class_names, column_values
+from .columns import class_names, column_names, column_values, plain
+from .tasks import ABSENT, FLOAT_KINDS, NAME, TaskSpec, columns_of, source_tasks
 
 # Numbers up to this are the places of classes, however few the data have; beyond it, only where most of them occur.
 DENSE = 10_000
+
+
+def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, TaskSpec]:
+    """The tasks with the names of their labels, read from data where the spec does not say them.
+
+    Args:
+        datasets: data sets, or mappings of them: rows by position, each a mapping by column. A `ClassLabel` gives its
+            names in order; texts are sorted; whole numbers give the names `LABEL_0` to the highest.
+
+    Raises:
+        PluginError: two tasks of one name (in different case), no data for a task, no label in a column.
+    """
+    lowered: dict[str, str] = {}
+    for name in tasks:
+        if not name.isidentifier():
+            raise PluginError(f"{NAME}: a task's name is {name!r}; use letters, digits and underscores.")
+        if lowered.setdefault(name.lower(), name) != name:
+            raise PluginError(f"{NAME}: two tasks of one name: {lowered[name.lower()]!r} and {name!r}. Rename one.")
+    sources: list[tuple[str, Any]] = []
+    for dataset in datasets:
+        sources += dataset.items() if isinstance(dataset, Mapping) else [("", dataset)]
+    complete = {}
+    for name, spec in tasks.items():
+        if spec.labels or spec.kind == "causal_lm":
+            complete[name] = spec
+            continue
+        taught = [plain(data) for source, data in sources if name in source_tasks(source, column_names(data), tasks)]
+        if not taught:
+            found = sorted({column for _, data in sources for column in column_names(data)})
+            wanted = " and ".join(columns_of(name, spec))
+            raise PluginError(
+                f"{NAME}: no data for task {name!r}: no data set has the columns {wanted}; "
+                f"the columns are {', '.join(found) or '(none)'}. Say TaskSpec(columns=...), or leave the task out."
+            )
+        complete[name] = dataclasses.replace(spec, labels=names_in(name, spec.kind, columns_of(name, spec), taught))
+    return complete
 
 
 def names_in(task: str, kind: str, columns: Sequence[str], datasets: Sequence[Any]) -> tuple[str, ...]:

@@ -11,19 +11,10 @@ import numpy as np
 
 from ...errors import PluginError
 from ...technique import nearest
+from .columns import class_names, column_names, column_values
+from .heads.trees import tree_error
 from .label_names import flat
-from .tasks import (
-    ABSENT,
-    FLOAT_KINDS,
-    NAME,
-    WORD_KINDS,
-    TaskSpec,
-    class_names,
-    column_names,
-    column_values,
-    columns_of,
-)
-from .trees import tree_error
+from .tasks import ABSENT, FLOAT_KINDS, NAME, WORD_KINDS, TaskSpec, columns_of
 
 # Where a row's words stand.
 WORD_COLUMNS = ("tokens", "words")

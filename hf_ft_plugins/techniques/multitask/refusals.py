@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import send_to_device
@@ -11,46 +11,62 @@ from ...errors import PluginError
 from ...models.inputs import bare
 from .collator import MultiTaskCollator
 from .data import TaggedConcat
+from .mixing.gradient_steps import GRADIENT_BALANCES
+from .mixing.mixes import ADAPTIVE
+from .tasks import NAME
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 # TRL's trainers that draw their own batches, each example several times.
 OWN_SAMPLER = ("GRPOTrainer", "RLOOTrainer")
 
 
-def refuse_unfit(technique: Any, trainer: Any) -> None:
-    """Raise a `PluginError` where this trainer or its arguments leave no room for several tasks."""
-    name = technique.name
+def refuse_unfit(trainer: Trainer, *, mix: str, balance: str, batches: str) -> None:
+    """Refuse a trainer that leaves no room for several tasks, or whose arguments do not.
+
+    Args:
+        trainer: with its data as `multitask` supplies them.
+        mix, balance, batches: the options of `multitask` of these names.
+
+    Raises:
+        PluginError: TRL's trainer, several GPUs in one process, a loss of the script's own, a metric of the best
+            checkpoint that no evaluation gives, or what the mix or the balance cannot do.
+    """
     for cls in type(trainer).__mro__:
         if cls.__module__.partition(".")[0] == "trl":
             does = "draws its own batches" if cls.__name__ in OWN_SAMPLER else "prepares and weighs its own data"
-            raise PluginError(f"{name}: {cls.__name__} is TRL's, and {does}. Use Trainer, or leave out {name}.")
+            raise PluginError(f"{NAME}: {cls.__name__} is TRL's, and {does}. Use Trainer, or leave out {NAME}.")
     args = trainer.args
     if args.n_gpu > 1:
         raise PluginError(
-            f"{name}: one process drives {args.n_gpu} GPUs here, which splits a batch whose rows belong together. "
+            f"{NAME}: one process drives {args.n_gpu} GPUs here, which splits a batch whose rows belong together. "
             "Start one process a GPU: torchrun --nproc_per_node=auto script.py."
         )
     if trainer.compute_loss_func is not None or getattr(args, "label_smoothing_factor", 0.0) > 0:
         raise PluginError(
-            f"{name}: each head has a loss of its own, and the trainer has a compute_loss_func or "
+            f"{NAME}: each head has a loss of its own, and the trainer has a compute_loss_func or "
             f"label_smoothing_factor={args.label_smoothing_factor}. Leave it out."
         )
-    _refuse_unscored(name, trainer)
-    if technique.adaptive and args.ignore_data_skip:
+    _refuse_unscored(trainer)
+    if mix in ADAPTIVE and args.ignore_data_skip:
         raise PluginError(
-            f"{name}: option mix={technique.mix} needs to know which data each step had, and ignore_data_skip=True "
+            f"{NAME}: option mix={mix} needs to know which data each step had, and ignore_data_skip=True "
             "forgets it on resume. Set it to False."
         )
-    if technique.balance in ("pcgrad", "cagrad", "gradnorm"):
-        _refuse_gradients(technique, trainer)
-    if technique.balance in ("pcgrad", "cagrad", "gradnorm", "famo"):
-        _refuse_one_task_a_step(technique, trainer)
+    if balance in GRADIENT_BALANCES:
+        _refuse_gradients(trainer, balance)
+    if balance in (*GRADIENT_BALANCES, "famo") and batches == "homogeneous":
+        _refuse_one_task_a_step(trainer, balance)
 
 
-def refuse_failing(name: str, trainer: Any) -> None:
-    """Raise a `PluginError` where the model does not run on the first row of its data, as it is to be trained.
+def refuse_failing(trainer: Trainer) -> None:
+    """Try the model on the first row of its data, as it is to be trained: encoders differ in what they need and give.
 
-    Asked is the model itself, since encoders differ in what they need and give. It is left as it was; where its weights
-    are sharded it cannot be asked yet.
+    It is left as it was; where its weights are sharded it cannot be tried yet.
+
+    Raises:
+        PluginError: it does not run.
     """
     dataset = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     collator, model = trainer.data_collator, trainer.model
@@ -58,7 +74,7 @@ def refuse_failing(name: str, trainer: Any) -> None:
         return
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or model.device.type == "meta":
         return
-    # Not the script's own, which may count or keep what it is given.
+    # A collator of our own: the script's may count or keep what it is given.
     collator = MultiTaskCollator(collator.tokenizer, collator.tasks, collator.max_length)
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -74,7 +90,7 @@ def refuse_failing(name: str, trainer: Any) -> None:
     except Exception as error:
         encoder = type(bare(model).encoder).__name__
         raise PluginError(
-            f"{name}: the encoder, a {encoder}, does not run on a row of tokens with a mask, or gives no vector of "
+            f"{NAME}: the encoder, a {encoder}, does not run on a row of tokens with a mask, or gives no vector of "
             f"the config's width for each ({type(error).__name__}: {error}). Use an encoder that needs no more than "
             "input_ids and attention_mask, such as a BERT's."
         ) from error
@@ -85,37 +101,37 @@ def refuse_failing(name: str, trainer: Any) -> None:
             buffer.copy_(before)
 
 
-def _refuse_unscored(name: str, trainer: Any) -> None:
+def _refuse_unscored(trainer: Trainer) -> None:
     """Trainer would look in vain for the metric of the best checkpoint, at the first evaluation."""
     args, sets = trainer.args, trainer.eval_dataset
     sets = list(sets.values()) if isinstance(sets, dict) else [sets]
     scored = any(own.taught() for own in sets if isinstance(own, TaggedConcat))
     if args.metric_for_best_model and any(isinstance(own, TaggedConcat) for own in sets) and not scored:
         raise PluginError(
-            f"{name}: metric_for_best_model={args.metric_for_best_model} needs evaluation data with labels, and these "
+            f"{NAME}: metric_for_best_model={args.metric_for_best_model} needs evaluation data with labels, and these "
             "have the columns of no task. Leave it and load_best_model_at_end out, or say TaskSpec(columns=...)."
         )
 
 
-def _refuse_gradients(technique: Any, trainer: Any) -> None:
+def _refuse_gradients(trainer: Trainer, balance: str) -> None:
     args = trainer.args
     if args.fp16:
         raise PluginError(
-            f"{technique.name}: option balance={technique.balance} walks back for each task, and fp16 scales its "
+            f"{NAME}: option balance={balance} walks back for each task, and fp16 scales its "
             "gradients for one pass. Use bf16=True."
         )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise PluginError(
-            f"{technique.name}: option balance={technique.balance} needs whole gradients, and DeepSpeed or FSDP shards "
+            f"{NAME}: option balance={balance} needs whole gradients, and DeepSpeed or FSDP shards "
             "them. Use balance=uncertainty, or DDP."
         )
 
 
-def _refuse_one_task_a_step(technique: Any, trainer: Any) -> None:
+def _refuse_one_task_a_step(trainer: Trainer, balance: str) -> None:
     dataset, steps = trainer.train_dataset, trainer.args.gradient_accumulation_steps
     together = max((len(tasks) for tasks in getattr(dataset, "tasks", {}).values()), default=0)
-    if together < 2 and steps < 2 and technique.batches == "homogeneous":
+    if together < 2 and steps < 2:
         raise PluginError(
-            f"{technique.name}: option balance={technique.balance} weighs tasks against each other within a step, and "
+            f"{NAME}: option balance={balance} weighs tasks against each other within a step, and "
             "each batch is of one task, with gradient_accumulation_steps=1. Raise it, or use batches=mixed."
         )

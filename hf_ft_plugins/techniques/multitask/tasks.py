@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import PluginError
+from ...models.inputs import bare
 from ...technique import nearest
 
 NAME = "multitask"
@@ -106,8 +107,6 @@ def tasks_of(model: Any) -> dict[str, TaskSpec]:
     Raises:
         PluginError: the model has none.
     """
-    from ...models.inputs import bare
-
     described = getattr(getattr(bare(model), "config", None), "tasks", None)
     if not described:
         raise PluginError(
@@ -141,91 +140,3 @@ def source_tasks(
     return tuple(
         name for name, spec in tasks.items() if not spec.sources and columns.issuperset(columns_of(name, spec))
     )
-
-
-def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, TaskSpec]:
-    """The tasks with the names of their labels, read from data where the spec does not say them.
-
-    Args:
-        datasets: data sets, or mappings of them: rows by position, each a mapping by column. A `ClassLabel` gives its
-            names in order; texts are sorted; whole numbers give the names `LABEL_0` to the highest.
-
-    Raises:
-        PluginError: two tasks of one name (in different case), no data for a task, no label in a column.
-    """
-    from .label_names import names_in
-
-    lowered: dict[str, str] = {}
-    for name in tasks:
-        if not name.isidentifier():
-            raise PluginError(f"{NAME}: a task's name is {name!r}; use letters, digits and underscores.")
-        if lowered.setdefault(name.lower(), name) != name:
-            raise PluginError(f"{NAME}: two tasks of one name: {lowered[name.lower()]!r} and {name!r}. Rename one.")
-    sources: list[tuple[str, Any]] = []
-    for dataset in datasets:
-        sources += dataset.items() if isinstance(dataset, Mapping) else [("", dataset)]
-    complete = {}
-    for name, spec in tasks.items():
-        if spec.labels or spec.kind == "causal_lm":
-            complete[name] = spec
-            continue
-        taught = [plain(data) for source, data in sources if name in source_tasks(source, column_names(data), tasks)]
-        if not taught:
-            found = sorted({column for _, data in sources for column in column_names(data)})
-            wanted = " and ".join(columns_of(name, spec))
-            raise PluginError(
-                f"{NAME}: no data for task {name!r}: no data set has the columns {wanted}; "
-                f"the columns are {', '.join(found) or '(none)'}. Say TaskSpec(columns=...), or leave the task out."
-            )
-        complete[name] = dataclasses.replace(spec, labels=names_in(name, spec.kind, columns_of(name, spec), taught))
-    return complete
-
-
-def plain(dataset: Any) -> Any:
-    """A data set whose rows are Python values: a `datasets.Dataset` in another format than a transform of the script's
-    own is set to none, of the columns that its format shows.
-    """
-    form = getattr(dataset, "format", None)
-    if not isinstance(form, Mapping) or form["type"] in (None, "custom"):
-        return dataset
-    shown = None if form["output_all_columns"] else [name for name in dataset.column_names if name in form["columns"]]
-    return dataset.with_format(None, columns=shown)
-
-
-def _transformed(dataset: Any) -> bool:
-    form = getattr(dataset, "format", None)
-    return isinstance(form, Mapping) and form["type"] == "custom"
-
-
-def column_names(dataset: Any) -> list[str]:
-    """The columns of the rows that a data set gives; those of a transform, and of any data set of mappings but a
-    `datasets.Dataset`, are in its first row.
-    """
-    names = getattr(dataset, "column_names", None)
-    if names is not None and not _transformed(dataset):
-        form = getattr(dataset, "format", None)
-        shown = form["columns"] if isinstance(form, Mapping) and not form["output_all_columns"] else names
-        return [name for name in names if name in shown]
-    if hasattr(dataset, "__len__") and len(dataset) == 0:
-        return []
-    first = dataset[0]
-    return list(first) if isinstance(first, Mapping) else []
-
-
-def column_values(dataset: Any, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Some columns, row by row, as the data set gives them: each row is read once where a transform makes it."""
-    if hasattr(dataset, "with_format") and not _transformed(dataset):
-        read = dataset.with_format(None)
-        yield from zip(*(read[column] for column in columns), strict=True)
-        return
-    for index in range(len(dataset)):
-        row = dataset[index]
-        yield tuple(row.get(column) for column in columns)
-
-
-def class_names(dataset: Any, column: str) -> tuple[str, ...] | None:
-    """The names of a column of `ClassLabel`, or of lists of them; None for any other."""
-    feature = (getattr(dataset, "features", None) or {}).get(column)
-    while feature is not None and not hasattr(feature, "names"):
-        feature = getattr(feature, "feature", None)
-    return tuple(feature.names) if feature is not None else None

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-GRADIENT_BALANCES = ("pcgrad", "cagrad", "gradnorm")
+    from ...host.stash import Stash
+    from .callback import MultiTaskCallback
+    from .data import TaggedConcat
+    from .metrics import MultiTaskMetrics
+    from .mixing.sampler import MultiTaskSampler
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,7 @@ class MultiTask(Technique):
             Change.GENERATION: "multitask draws and collates batches for its heads, the other for text generation.",
         }
 
-    def ft_model(self, model: Any) -> None:
+    def ft_model(self, model: PreTrainedModel) -> None:
         from ...models.inputs import bare
         from .tasks import tasks_of
 
@@ -97,7 +105,7 @@ class MultiTask(Technique):
         if self.balance == "uncertainty":
             bare(model).learn_balance()
 
-    def ft_dataset(self, dataset: Any, split: str, model: Any) -> Any:
+    def ft_dataset(self, dataset: Any, split: str, model: PreTrainedModel) -> TaggedConcat | None:
         from .data import multitask_dataset, read_as_it_is
         from .tasks import tasks_of
 
@@ -105,7 +113,7 @@ class MultiTask(Technique):
             return None
         return multitask_dataset(dataset, tasks_of(model), split, need_all=split == "train")
 
-    def ft_collator(self, collator: Any, split: str, model: Any, processing_class: Any) -> Any:
+    def ft_collator(self, collator: Any, split: str, model: PreTrainedModel, processing_class: Any) -> Any:
         import copy
 
         from .collator import MultiTaskCollator
@@ -122,28 +130,31 @@ class MultiTask(Technique):
             raise PluginError(f"{self.name}: the trainer has no tokenizer. Pass processing_class=tokenizer.")
         return MultiTaskCollator(tokenizer, model, self.max_length, training=split == "train")
 
-    def ft_metrics(self, model: Any, args: Any) -> Any:
+    def ft_metrics(self, model: PreTrainedModel, args: TrainingArguments) -> MultiTaskMetrics | None:
         from .metrics import MultiTaskMetrics
         from .tasks import tasks_of
 
         return None if args.prediction_loss_only else MultiTaskMetrics(tasks_of(model))
 
-    def ft_callbacks(self) -> list[Any]:
-        from .callback import MultiTaskCallback
+    def ft_callbacks(self, stash: Stash) -> list[MultiTaskCallback]:
+        from .callback import CALLBACK, MultiTaskCallback
 
-        return [MultiTaskCallback(self.balance, self.update_every)]
+        stash[CALLBACK] = MultiTaskCallback(self.balance, self.update_every)
+        return [stash[CALLBACK]]
 
-    def ft_trainer(self, trainer: Any) -> None:
-        from ...models.inputs import bare
+    def ft_columns(self, trainer: Trainer) -> list[str]:
+        # Data that are given later, to `evaluate` or `predict`, keep the columns that the collator reads.
         from .data import columns_read
-        from .refusals import refuse_failing, refuse_unfit
         from .tasks import tasks_of
 
-        refuse_unfit(self, trainer)
-        refuse_failing(self.name, trainer)
-        # Data that are given later, to `evaluate` or `predict`, keep the columns that the collator reads.
-        trainer._set_signature_columns_if_needed()
-        trainer._signature_columns += columns_read(tasks_of(trainer.model))
+        return columns_read(tasks_of(trainer.model))
+
+    def ft_trainer(self, trainer: Trainer) -> None:
+        from ...models.inputs import bare
+        from .refusals import refuse_failing, refuse_unfit
+
+        refuse_unfit(trainer, mix=self.mix, balance=self.balance, batches=self.batches)
+        refuse_failing(trainer)
         if trainer.label_names != ["labels"]:
             logger.warning(
                 "%s: label_names=%s is set to ['labels'], where a batch has the labels of all tasks.",
@@ -153,9 +164,10 @@ class MultiTask(Technique):
             trainer.label_names = ["labels"]
         bare(trainer.model).touches_idle = trainer.args.world_size > 1
 
-    def ft_batch_sampler(self, trainer: Any, dataset: Any) -> Any:
-        from .callback import callback_of
-        from .sampler import MultiTaskSampler
+    def ft_batch_sampler(self, trainer: Trainer, dataset: TaggedConcat) -> MultiTaskSampler:
+        from ...host.stash import stash_of
+        from .callback import CALLBACK
+        from .mixing.sampler import MultiTaskSampler
 
         args = trainer.args
         strategy = getattr(args, "train_sampling_strategy", "random")
@@ -177,30 +189,37 @@ class MultiTask(Technique):
             epochs=max(1, round(args.num_train_epochs)),
             update_every=self.update_every,
         )
-        callback_of(trainer).follow(sampler)
+        stash_of(trainer)[CALLBACK].follow(sampler)
         return sampler
 
-    def ft_batches(self, trainer: Any, batches: list[dict[str, Any]]) -> None:
-        from .callback import callback_of
+    def ft_batches(self, trainer: Trainer, batches: list[dict[str, Any]]) -> None:
+        from ...host.stash import stash_of
+        from .callback import CALLBACK
 
-        callback_of(trainer).weigh(batches)
+        stash_of(trainer)[CALLBACK].weigh(batches)
 
-    def ft_training_step(self, trainer: Any, model: Any, inputs: dict[str, Any]) -> Any:
+    def ft_training_step(self, trainer: Trainer, model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        from ...host.stash import stash_of
+        from .callback import CALLBACK
+        from .mixing.gradient_steps import GRADIENT_BALANCES, gradnorm_step, surgery_step
+
         if self.balance not in GRADIENT_BALANCES:
             return None
-        from .callback import callback_of
-        from .gradients import gradnorm_step, surgery_step
-
+        callback = stash_of(trainer)[CALLBACK]
+        assert callback.step is not None  # Since `ft_batches`.
         if self.balance == "gradnorm":
-            return gradnorm_step(callback_of(trainer), trainer, model, inputs)
-        return surgery_step(self.balance, callback_of(trainer), trainer, model, inputs)
+            return gradnorm_step(callback.balancer, callback.step, trainer, model, inputs)
+        return surgery_step(self.balance, callback.step, trainer, model, inputs)
 
-    def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
+    def ft_eval_sampler(self, trainer: Trainer, dataset: Any) -> Any:
         from ...host.evaluation_order import in_order
 
         return in_order(trainer, dataset)
 
-    def ft_evaluation(self, trainer: Any, dataloader: Any) -> Any:
-        from .callback import declared_in
+    def ft_evaluation(self, trainer: Trainer, dataloader: Any) -> Any:
+        from .collator import MultiTaskCollator, declared_in
 
-        return declared_in(trainer, dataloader)
+        collator = trainer.eval_collator
+        if not isinstance(collator, MultiTaskCollator):
+            return None
+        return declared_in(getattr(dataloader, "dataset", None), collator)

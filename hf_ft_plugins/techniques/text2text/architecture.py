@@ -86,7 +86,7 @@ def new_decoder_start(model: Any, start: int | None, padding: int) -> DecoderSta
     if start is not None or model is None:
         return DecoderStart(None, start, padding)
     model = bare(model)
-    if _tells(model):
+    if _has_a_way(model):
         return DecoderStart(_without_weights(model, padding), None, _padding_of(model, padding))
     start = getattr(model.config, "decoder_start_token_id", None)
     if start is None:
@@ -94,7 +94,7 @@ def new_decoder_start(model: Any, start: int | None, padding: int) -> DecoderSta
     return DecoderStart(None, start, padding)
 
 
-def _tells(model: Any) -> bool:
+def _has_a_way(model: Any) -> bool:
     """Whether there is a way of the model's own at all."""
     modules = (inspect.getmodule(cls) for cls in type(model).mro())
     return hasattr(model, "prepare_decoder_input_ids_from_labels") or any(
@@ -108,7 +108,7 @@ def _padding_of(model: Any, padding: int) -> int:
 
 
 def _without_weights(model: Any, padding: int) -> Any:
-    """The model's class with its config alone, since a collator goes to worker processes; the model where that tells
+    """The model's class with its config alone, since a collator goes to worker processes; the model where that makes
     something else."""
     cls: Any = type(model)
     shell = cls.__new__(cls)
@@ -119,10 +119,10 @@ def _without_weights(model: Any, padding: int) -> Any:
         shell.config.pad_token_id = padding
     probe = torch.tensor([[5, 6, 7, IGNORED], [IGNORED, 6, 7, 8]])
     try:
-        told = _asked(shell, probe.clone())
+        without_weights = _asked(shell, probe.clone())
     except AttributeError:
         return model  # Its way needs more of it than its config.
-    if shell.config is not model.config or torch.equal(told, _asked(model, probe.clone())):
+    if shell.config is not model.config or torch.equal(without_weights, _asked(model, probe.clone())):
         return shell
     return model
 

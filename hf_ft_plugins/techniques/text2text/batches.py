@@ -66,17 +66,17 @@ def cut(
     most_examples = max_examples or len(sources) + 1
     enough = target_tokens or sum(weights) + 1
     ends: list[int] = []
-    start = longest_source = longest_target = held = 0
+    start = longest_source = longest_target = filled = 0
     for position, (source, target, weight) in enumerate(zip(sources, targets, weights, strict=True)):
         wider, taller = max(longest_source, source), max(longest_target, target)
         if position > start and (
             (position + 1 - start) * (wider + taller) > max_tokens
             or position - start >= most_examples
-            or held + weight / 2 > enough
+            or filled + weight / 2 > enough
         ):
             ends.append(position)
-            start, wider, taller, held = position, source, target, 0
-        longest_source, longest_target, held = wider, taller, held + weight
+            start, wider, taller, filled = position, source, target, 0
+        longest_source, longest_target, filled = wider, taller, filled + weight
     return np.split(order, ends)
 
 

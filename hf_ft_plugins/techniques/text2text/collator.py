@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
-from . import given
 from .architecture import DecoderStart, inputs_of, is_causal, new_decoder_start
 from .arrays import Ragged
-from .given import MASK, STARTED, Rows
 from .loss import IGNORED
 from .packing import Flattener, PairPacker, new_packer
+from .reading import LABELS, STARTED, column, padded, rows_of
+from .rows import MASK, Rows, refuse_joined, refuse_packed, where
 from .texts import TextObjective
 from .tokens import Row
 
@@ -169,23 +169,23 @@ class TextPairCollator:
         if isinstance(examples[0], Row):
             return examples[0].table.rows(examples)
         if "input_ids" in examples[0]:
-            label = next((name for name in given.LABELS if name in examples[0]), None)
+            label = next((name for name in LABELS if name in examples[0]), None)
             if label is not None and not self.for_evaluation:
-                given.column(examples, label)
-            rows = given.rows_of(examples, takes=self._takes, texts=(self.source, self.target))
+                column(examples, label)
+            rows = rows_of(examples, takes=self._takes, texts=(self.source, self.target))
             if not self.given_decoder_inputs:
                 for beside in (rows.beside_source, rows.beside_target, rows.stacked):
                     beside.pop(STARTED, None)
             return rows
-        sources = given.column(examples, self.source)
+        sources = column(examples, self.source)
         if self.for_evaluation and all(example.get(self.target) is None for example in examples):
             ids = self.prompts(sources) if isinstance(sources[0], str) else Ragged.from_rows(sources)
             return Rows(ids, None, texts=True)
         if isinstance(sources[0], str):
             targets = [example.get(self.target) for example in examples]
-            pairs = self.tokenized(sources, targets if self.for_evaluation else given.column(examples, self.target))
+            pairs = self.tokenized(sources, targets if self.for_evaluation else column(examples, self.target))
             return Rows(*pairs, texts=True)
-        return Rows(Ragged.from_rows(sources), Ragged.from_rows(given.column(examples, self.target)), texts=True)
+        return Rows(Ragged.from_rows(sources), Ragged.from_rows(column(examples, self.target)), texts=True)
 
     def prompts(self, sources: Sequence[str]) -> Ragged:
         """Token ids of texts, as the model is to go on from them."""
@@ -236,11 +236,9 @@ class TextPairCollator:
         if isinstance(examples[0], Row):
             return examples[0].table.texts(examples)
         if "input_ids" in examples[0]:
-            rows = given.rows_of(
-                [{name: one.get(name) for name in ("input_ids", MASK)} for one in examples], takes=None
-            )
-            return given.where(rows.sources, rows.real()), None
-        values = given.column(examples, self.source)
+            rows = rows_of([{name: one.get(name) for name in ("input_ids", MASK)} for one in examples], takes=None)
+            return where(rows.sources, rows.real()), None
+        values = column(examples, self.source)
         return Ragged.from_rows(self.tokenizer(values)["input_ids"] if isinstance(values[0], str) else values), None
 
     def _from_texts(self, objective: TextObjective, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -280,7 +278,7 @@ class TextPairCollator:
         batch = {"input_ids": rows.sources.padded(pad, **side)}
         batch[MASK] = (rows.mask.padded(0, **side)) if rows.mask is not None else rows.sources.mask(**side)
         for name, values in rows.beside_source.items():
-            batch[name] = given.padded(values, fills.get(name, 0), **side)
+            batch[name] = padded(values, fills.get(name, 0), **side)
         return batch | rows.stacked
 
     def _sources_alone(self, rows: Rows) -> dict[str, torch.Tensor]:
@@ -302,7 +300,7 @@ class TextPairCollator:
         assert self._start is not None
         pad, side = self.tokenizer.pad_token_id, self._sides()
         if isinstance(self.packer, PairPacker):
-            given.refuse_packed(rows, holes=True)
+            refuse_packed(rows, holes=True)
             sources, targets, counted = rows.packable()
             start, multiple = self.decoder_start_token_id or 0, self.pad_to_multiple_of
             return self.packer(sources, targets, padding=pad, start=start, multiple=multiple, counted=counted)
@@ -313,14 +311,14 @@ class TextPairCollator:
             labels = torch.full((len(labels), 1), IGNORED)
         batch["labels"] = labels
         for name, values in rows.beside_target.items():
-            batch[name] = given.padded(values, pad if name == STARTED else 0, width=labels.shape[1], **side)
+            batch[name] = padded(values, pad if name == STARTED else 0, width=labels.shape[1], **side)
         if STARTED not in batch:
             batch[STARTED] = self._start(labels)
         return batch
 
     def _causal(self, rows: Rows) -> dict[str, torch.Tensor]:
         pad, multiple = self.tokenizer.pad_token_id, self.pad_to_multiple_of
-        given.refuse_joined(rows)
+        refuse_joined(rows)
         sources, targets, counted = rows.stripped()
         seen = None if counted is None else Ragged(counted.astype(np.int64), sources.lengths)
         if self.for_generation:
@@ -341,10 +339,10 @@ class TextPairCollator:
         }
 
     def _flattened(self, rows: Rows, tokens: Ragged, labels: Ragged, mask: Ragged | None) -> dict[str, Any]:
-        given.refuse_packed(rows)
+        refuse_packed(rows)
         if mask is not None:
             counted = mask.values != 0
-            tokens, labels = given.where(tokens, counted), given.where(labels, counted)
+            tokens, labels = where(tokens, counted), where(labels, counted)
         padding, multiple = self.tokenizer.pad_token_id, self.pad_to_multiple_of
         assert isinstance(self.packer, Flattener)
         return self.packer(tokens, labels, padding=padding, multiple=multiple)

@@ -1,4 +1,4 @@
-"""What `text2text` does with a trainer's data: tokenize, drop, count, measure, and cut into batches."""
+"""A data set of pairs or texts, of whatever kind, as one of token ids: tokenized, without empty targets, measured."""
 
 from __future__ import annotations
 
@@ -12,47 +12,50 @@ import torch
 
 from ...errors import PluginError
 from ...models.inputs import main_input_name
-from ...technique import data_seed
+from . import objectives
 from .architecture import NAME, is_causal
-from .batches import TokenBudgetBatchSampler
 from .collator import TextPairCollator
-from .lengths import Lengths, measured, targets_alone
-from .streaming import POOL, PooledBudgetBatches
-from .texts import prepared_texts, text_lengths
-from .tokens import chunks, columns_of, is_arrow
+from .lengths import measured
+from .pair_format import PairFormat, no_column
+from .tokens import chunks, columns_of, ends_of, is_arrow
 
 logger = logging.getLogger(__name__)
 
 
-def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any) -> Any:
+def prepared(dataset: Any, split: str, pairs: PairFormat) -> Any:
     """The data set with token ids; of the training set, without pairs whose target is empty.
+
+    Args:
+        dataset: a `datasets.Dataset`, or another of mappings, by position or streamed.
+        split: "train", or any other name for data to evaluate on.
+        pairs: where its texts stand, and what is made of them.
 
     Raises:
         PluginError: there are neither token ids nor the columns of text, or too many targets are empty.
     """
     if isinstance(dataset, torch.utils.data.IterableDataset):
-        return tokenized_stream(options, dataset, split, model, tokenizer)
+        return tokenized_stream(dataset, split, pairs)
     names = columns_of(dataset)
     if not names:
         return dataset
     training = split == "train"
-    if options.objective != "seq2seq" and is_arrow(dataset):
-        return prepared_texts(options, dataset, split, model, tokenizer)
-    if "input_ids" not in names and options.source not in names:
-        if "labels" in names or main_input_name(model) in names or not is_arrow(dataset):
+    if pairs.objective != "seq2seq" and is_arrow(dataset):
+        return prepared_texts(dataset, split, pairs)
+    if "input_ids" not in names and pairs.source not in names:
+        if "labels" in names or main_input_name(pairs.model) in names or not is_arrow(dataset):
             # Sounds, pictures, or what only the script's own collator can read.
             return dataset
-        raise PluginError(_no_column(options.source, names))
-    if options.objective != "seq2seq":
-        texts = {"source": options.source, "tokenizer": tokenizer}
-        return dataset if "input_ids" in names else TokenizedRows(dataset, partial(_text_ids, **texts))
+        raise PluginError(no_column(pairs.source, names))
+    if pairs.objective != "seq2seq":
+        tokenize = partial(_text_ids, source=pairs.source, tokenizer=pairs.tokenizer)
+        return dataset if "input_ids" in names else TokenizedRows(dataset, tokenize)
     if not training:
-        dataset = _without_column_of_none(dataset, options.target if "input_ids" not in names else "labels")
+        dataset = _without_column_of_none(dataset, pairs.target if "input_ids" not in names else "labels")
     if "input_ids" not in names:
-        dataset = _tokenized(options, dataset, model, tokenizer, training=training)
+        dataset = _tokenized(dataset, pairs, training=training)
     elif "labels" not in names and "label" in names and is_arrow(dataset):
         dataset = dataset.rename_column("label", "labels")
-    return _counted(options, dataset, causal=is_causal(model)) if training else dataset
+    return _counted(dataset, pairs) if training else dataset
 
 
 def reads_other_columns(collator: Any, dataset: Any) -> bool:
@@ -64,32 +67,26 @@ def reads_other_columns(collator: Any, dataset: Any) -> bool:
     return own and "input_ids" not in columns_of(dataset)
 
 
-def _no_column(name: str, names: list[str]) -> str:
-    return (
-        f"{NAME}: there is no column {name!r}; the data has {', '.join(names)}. Say which columns hold texts "
-        f"({NAME}:source=...,target=...), pass processing_class=tokenizer, or tokenize into input_ids and labels."
-    )
-
-
-def _tokenized(options: Any, dataset: Any, model: Any, tokenizer: Any, *, training: bool) -> Any:
+def _tokenized(dataset: Any, pairs: PairFormat, *, training: bool) -> Any:
     names = columns_of(dataset)
-    if training and options.target not in names:
-        raise PluginError(_no_column(options.target, names))
-    if tokenizer is None:
+    if training and pairs.target not in names:
+        raise PluginError(no_column(pairs.target, names))
+    if pairs.tokenizer is None:
         raise PluginError(
             f"{NAME}: there is no tokenizer to make token ids with; the data has {', '.join(names)}. Pass "
             "processing_class=tokenizer, or tokenize into input_ids and labels."
         )
-    collator = options.new_collator(tokenizer, model, for_evaluation=not training)
+    collator = pairs.collator(for_evaluation=not training)
+    # Not `pairs`, which would take the model into the fingerprint of `map`.
+    source, target = pairs.source, pairs.target
 
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        sources = list(batch[options.source])
-        row = next((row for row, text in enumerate(sources) if text is None), None)
-        if row is not None:
-            raise PluginError(f"{NAME}: a row has {options.source}=None. Drop such rows, or give them a text.")
-        if options.target not in batch:
-            return {"input_ids": collator.prompts(sources).as_lists()}
-        sources, targets = collator.tokenized(sources, list(batch[options.target]))
+        texts = list(batch[source])
+        if any(text is None for text in texts):
+            raise PluginError(f"{NAME}: a row has {source}=None. Drop such rows, or give them a text.")
+        if target not in batch:
+            return {"input_ids": collator.prompts(texts).as_lists()}
+        sources, targets = collator.tokenized(texts, list(batch[target]))
         return {"input_ids": sources.as_lists(), "labels": targets.as_lists()}
 
     if not is_arrow(dataset):
@@ -153,10 +150,11 @@ def _without_column_of_none(dataset: Any, name: str) -> Any:
     return dataset.remove_columns(name) if column.null_count == len(column) else dataset
 
 
-def _counted(options: Any, dataset: Any, *, causal: bool) -> Any:
-    """The training set without pairs whose target is empty, which is said, as is what is cut."""
+def _counted(dataset: Any, pairs: PairFormat) -> Any:
+    """The training set without pairs whose target is empty; a warning names how many, and how many are cut."""
     if not len(dataset):
         return dataset
+    causal = is_causal(pairs.model)
     lengths, copies = measured(dataset, causal=causal)
     if causal and not copies and next(chunks(dataset)).are_moved_copies():
         raise PluginError(
@@ -167,8 +165,8 @@ def _counted(options: Any, dataset: Any, *, causal: bool) -> Any:
     if empty.any():
         # Labels of -100 alone are the script's doing; of no token at all, the data's.
         share = (empty & (lengths.target_slots == 0)).mean() if not copies else 0
-        dataset, lengths = _without_empty(options, dataset, empty, share), lengths.at(~empty)
-    limits = (options.max_source_length, options.max_target_length)
+        dataset, lengths = _without_empty(dataset, empty, share, pairs.max_empty_share), lengths.at(~empty)
+    limits = (pairs.max_source, pairs.max_target)
     if copies and any(limits):
         logger.warning(
             "%s: max_source_length and max_target_length have no effect on rows that hold prompt and target in one.",
@@ -180,16 +178,16 @@ def _counted(options: Any, dataset: Any, *, causal: bool) -> Any:
     return dataset
 
 
-def _without_empty(options: Any, dataset: Any, empty: np.ndarray, share: float) -> Any:
-    rows, said = ", ".join(map(str, np.flatnonzero(empty)[:5])), f"{int(empty.sum())} of {len(empty)}"
+def _without_empty(dataset: Any, empty: np.ndarray, share: float, max_empty_share: float) -> Any:
+    rows, count = ", ".join(map(str, np.flatnonzero(empty)[:5])), f"{int(empty.sum())} of {len(empty)}"
     if empty.all() and not share:
         raise PluginError(f"{NAME}: all {len(empty)} targets of the train set are -100 alone. Look at the labels.")
-    if empty.all() or (share > options.max_empty_share and is_arrow(dataset)):
+    if empty.all() or (share > max_empty_share and is_arrow(dataset)):
         raise PluginError(
-            f"{NAME}: {said} targets of the train set are empty (rows {rows}, ...), more than "
-            f"max_empty_share={options.max_empty_share}. Look at the data, or raise the option to drop them."
+            f"{NAME}: {count} targets of the train set are empty (rows {rows}, ...), more than "
+            f"max_empty_share={max_empty_share}. Look at the data, or raise the option to drop them."
         )
-    logger.warning("%s: dropped %s pairs, whose target is empty (rows %s).", NAME, said, rows)
+    logger.warning("%s: dropped %s pairs, whose target is empty (rows %s).", NAME, count, rows)
     kept = np.flatnonzero(~empty)
     return dataset.select(kept) if hasattr(dataset, "select") else torch.utils.data.Subset(dataset, kept.tolist())
 
@@ -208,142 +206,67 @@ def _report_cuts(what: str, lengths: np.ndarray, longest: int | None) -> None:
         )
 
 
-def pairs_in_batch(trainer: Any) -> tuple[int, float]:
-    """How many pairs a batch is to hold on average, and what share that is of what the script asked for.
-
-    `auto_find_batch_size` asks for fewer after a batch that did not fit.
-    """
-    args = trainer.args
-    asked: int = args.train_batch_size
-    if not args.auto_find_batch_size:
-        return asked, 1.0
-    # The one place where Trainer says the batch size of the present try.
-    tried: int = trainer._train_batch_size
-    return tried, tried / asked
-
-
-def _scaled(limit: int | None, share: float) -> int | None:
-    return None if limit is None else max(1, int(limit * share))
-
-
-def lengths_of(options: Any, trainer: Any, dataset: Any) -> Lengths | None:
-    """Of what the trainer's collator makes of its data; None where only the script's own can tell."""
-    objective = getattr(trainer.data_collator, "text_objective", None)
-    if objective is not None:
-        sources, targets = text_lengths(objective, dataset)
-        return Lengths(sources, targets, sources, targets)
-    ours, names = isinstance(trainer.data_collator, TextPairCollator), columns_of(dataset)
-    if "input_ids" not in names:
-        if ours:
-            raise PluginError(_no_column(options.source, names))
-        return targets_alone(dataset) if "labels" in names else None
-    limits = (options.max_source_length, options.max_target_length) if ours else (None, None)
-    packed = ours and options.packing != "none"
-    return measured(dataset, *limits, causal=is_causal(trainer.model), packed=packed)[0]
-
-
-def budgeted(
-    options: Any, trainer: Any, dataset: Any, sampler: Any = None
-) -> TokenBudgetBatchSampler | PooledBudgetBatches | None:
-    """The training batches of a trainer; None, with a warning, for a stream that the script's own collator reads."""
-    if isinstance(dataset, torch.utils.data.IterableDataset):
-        return pooled(options, trainer, dataset)
-    args = trainer.args
-    strategy = getattr(args, "train_sampling_strategy", "random")
-    if strategy != "random":
-        logger.warning("%s: train_sampling_strategy=%r has no effect: the budget cuts the batches.", NAME, strategy)
-    lengths = lengths_of(options, trainer, dataset)
-    if lengths is None:
-        logger.warning(
-            "%s: its rows hold neither input_ids nor labels, so the script's own collator reads them, in batches of a "
-            "fixed number of pairs.",
-            NAME,
-        )
-        return None
-    sources, targets, *slots = lengths
-    pairs, share = pairs_in_batch(trainer)
-    width = lengths.source_slots + lengths.target_slots
-    enough = _scaled(options.target_tokens, share) or max(1, round(pairs * float(targets.mean())))
-    most = _scaled(options.max_tokens, share) or max(1, round(2 * pairs * float(width.mean())))
-    alone = int((width > most).sum())
-    if alone:
-        logger.warning("%s: %d pairs exceed max_tokens=%d; each is a batch of its own.", NAME, alone, most)
-    batches = TokenBudgetBatchSampler(
-        sources,
-        targets,
-        source_slots=slots[0],
-        target_slots=slots[1],
-        sampler=sampler,
-        # Another technique's order is kept but for what comes within one pool.
-        pool=options.pool or (None if sampler is None else POOL),
-        target_tokens=enough,
-        max_tokens=most,
-        per_step=args.gradient_accumulation_steps * max(1, args.world_size),
-        seed=data_seed(args),
-    )
-    logger.info(
-        "%s: %d pairs in %d batches of about %d real target tokens, at most %d padded slots each.",
-        NAME,
-        len(sources),
-        len(batches),
-        enough,
-        most,
-    )
-    return batches
-
-
-def pooled(options: Any, trainer: Any, stream: Any) -> PooledBudgetBatches | None:
-    """The training batches of a trainer whose data is a stream; None, with a warning, where it has its own collator.
-
-    Raises:
-        PluginError: no `max_steps`, or several workers.
-    """
-    args = trainer.args
-    if not isinstance(trainer.data_collator, TextPairCollator):
-        logger.warning("%s: the script's own collator reads the stream, in batches of a fixed number of pairs.", NAME)
-        return None
-    if args.max_steps <= 0:
-        raise PluginError(f"{NAME}: a stream cut by a budget has no known number of steps. Set max_steps.")
-    if args.dataloader_num_workers > 1:
-        raise PluginError(
-            f"{NAME}: dataloader_num_workers={args.dataloader_num_workers} with streaming data: workers would each "
-            "read the whole stream, or each another part of it. Set it to 1: it reads and tokenizes ahead."
-        )
-    world_size = max(1, args.world_size)
-    pairs, share = pairs_in_batch(trainer)
-    return PooledBudgetBatches(
-        stream,
-        trainer.data_collator,
-        max_tokens=_scaled(options.max_tokens, share),
-        target_tokens=_scaled(options.target_tokens, share),
-        pairs=pairs,
-        pool=options.pool or POOL,
-        per_step=args.gradient_accumulation_steps * world_size,
-        rank=args.process_index,
-        world_size=world_size,
-        seed=data_seed(args),
-        max_empty_share=options.max_empty_share,
-    )
-
-
-def tokenized_stream(options: Any, stream: Any, split: str, model: Any, tokenizer: Any) -> Any:
+def tokenized_stream(stream: Any, split: str, pairs: PairFormat) -> Any:
     """A stream of evaluation data with token ids; training data is tokenized pool by pool."""
+    tokenizer, source, target = pairs.tokenizer, pairs.source, pairs.target
     if split == "train" or tokenizer is None:
         return stream
     mapped = hasattr(stream, "map")
     names = (stream.column_names or list(next(iter(stream), {}))) if mapped else []
-    if mapped and ("input_ids" in names or options.source not in names):
+    if mapped and ("input_ids" in names or source not in names):
         return stream
-    collator = options.new_collator(tokenizer, model, for_evaluation=True)
+    collator = pairs.collator(for_evaluation=True)
 
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
         if collator.text_objective is not None:
-            return {"input_ids": tokenizer(batch[options.source])["input_ids"]}
-        if options.target not in batch:
-            return {"input_ids": collator.prompts(batch[options.source]).as_lists()}
-        sources, targets = collator.tokenized(batch[options.source], batch[options.target])
+            return {"input_ids": tokenizer(batch[source])["input_ids"]}
+        if target not in batch:
+            return {"input_ids": collator.prompts(batch[source]).as_lists()}
+        sources, targets = collator.tokenized(batch[source], batch[target])
         return {"input_ids": sources.as_lists(), "labels": targets.as_lists()}
 
     if mapped:
         return stream.map(tokenize, batched=True, remove_columns=names)
-    return TokenizedStream(stream, options.source, tokenize)
+    return TokenizedStream(stream, source, tokenize)
+
+
+def prepared_texts(dataset: Any, split: str, pairs: PairFormat) -> Any:
+    """A data set of texts with `input_ids` alone, without texts of fewer than two tokens.
+
+    Raises:
+        PluginError: there are neither token ids nor the column of text, or too many texts are too short.
+    """
+    names, tokenizer, source = dataset.column_names, pairs.tokenizer, pairs.source
+    if "input_ids" not in names and (source not in names or tokenizer is None):
+        what = f"no column {source!r}" if tokenizer is not None else "no tokenizer to make token ids with"
+        raise PluginError(
+            f"text2text: there is {what}; the data has {', '.join(names)}. Say which column holds the texts "
+            "(text2text:source=...), pass processing_class=tokenizer, or tokenize into input_ids."
+        )
+    if "input_ids" not in names:
+        assert tokenizer is not None
+        dataset = dataset.map(
+            lambda batch: {"input_ids": tokenizer(batch[source])["input_ids"]},
+            batched=True,
+            remove_columns=names,
+            desc="text2text: tokenizing",
+        )
+    elif "labels" in names:
+        logger.warning(
+            "text2text: objective=%s makes its own labels; the column of that name is ignored.", pairs.objective
+        )
+        dataset = dataset.remove_columns("labels")
+    objective = pairs.collator().text_objective
+    assert objective is not None
+    short = objective.inner_lengths(*ends_of(dataset))[0] < objectives.SHORTEST
+    if not short.any():
+        return dataset
+    if short.mean() > pairs.max_empty_share:
+        rows = ", ".join(map(str, np.flatnonzero(short)[:5]))
+        raise PluginError(
+            f"text2text: {int(short.sum())} of {len(short)} texts of the {split} set have fewer than two tokens (rows "
+            f"{rows}, ...), more than max_empty_share={pairs.max_empty_share}. Look at the data, or raise the option "
+            "to drop them."
+        )
+    logger.warning("text2text: dropped %d of %d texts, of fewer than two tokens.", int(short.sum()), len(short))
+    return dataset.select(np.flatnonzero(~short))

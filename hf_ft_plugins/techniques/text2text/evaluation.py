@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,19 +17,38 @@ from .loss import IGNORED, TokenMeanLoss
 from .metrics import decoded
 from .tokens import columns_of
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 logger = logging.getLogger(__name__)
 LONGEST_SHOWN = 200  # characters
 
 
 @contextlib.contextmanager
-def evaluating(options: Any, trainer: Any, dataloader: Any, prefix: str) -> Iterator[None]:
+def evaluating(
+    trainer: Trainer,
+    dataloader: Any,
+    prefix: str,
+    *,
+    examples: int = 0,
+    max_source: int | None = None,
+    max_target: int | None = None,
+) -> Iterator[None]:
     """Seq2SeqTrainer's evaluation as it would be on one process, of prompts alone; examples are printed at its end.
 
     Stock keeps the rows that are repeated to fill the last batch of several ranks, and takes the label-smoothed loss
     of causal models without the shift by one.
+
+    Args:
+        trainer: a Seq2SeqTrainer that generates; changed within alone.
+        dataloader: of the pass.
+        prefix: of its metrics; stands before the examples.
+        examples: how many are printed.
+        max_source, max_target: the collator's limits, in tokens.
     """
     tokenizer, smoother = trainer.processing_class, trainer.label_smoother
-    examples = _Examples(tokenizer, options.examples if trainer.is_world_process_zero() and tokenizer else 0)
+    shown = _Examples(tokenizer, examples if trainer.is_world_process_zero() and tokenizer else 0)
+    longest = _longest_reference(dataloader.dataset, max_source, max_target, causal=is_causal(trainer.model))
     # Trainer sets it again after the pass.
     trainer.gather_function = trainer.accelerator.gather_for_metrics
     if isinstance(trainer.compute_loss_func, TokenMeanLoss):
@@ -38,13 +57,13 @@ def evaluating(options: Any, trainer: Any, dataloader: Any, prefix: str) -> Iter
         with generate_from_prompts(
             trainer.model,
             pad_token_id=getattr(tokenizer, "pad_token_id", None),
-            default_new_tokens=_longest_reference(options, trainer, dataloader.dataset),
-            on_batch=examples.remember,
+            default_new_tokens=longest,
+            on_batch=shown.remember,
         ):
             yield
     finally:
         trainer.label_smoother = smoother
-    examples.show(prefix)
+    shown.show(prefix)
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,7 @@ class LossOfRealRows:
         return self.loss(outputs, labels)
 
 
-def _longest_reference(options: Any, trainer: Any, dataset: Any) -> int | None:
+def _longest_reference(dataset: Any, max_source: int | None, max_target: int | None, *, causal: bool) -> int | None:
     """Tokens of the longest target; None where it cannot be known."""
     if not hasattr(dataset, "__len__") or not len(dataset):
         return None
@@ -72,8 +91,7 @@ def _longest_reference(options: Any, trainer: Any, dataset: Any) -> int | None:
         return None
     if "input_ids" not in columns:
         return int(targets_alone(dataset).targets.max())
-    limits = options.max_source_length, options.max_target_length
-    lengths, _ = measured(dataset, *limits, causal=is_causal(trainer.model), missing=True)
+    lengths, _ = measured(dataset, max_source, max_target, causal=causal, missing=True)
     return int(lengths.targets.max()) or None
 
 

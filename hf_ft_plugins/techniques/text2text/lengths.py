@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .given import Rows, counts, row_ends
 from .loss import IGNORED
+from .rows import Rows, counts, row_ends
 from .tokens import chunks
 
 
@@ -33,16 +33,6 @@ class Lengths(NamedTuple):
 
 def no_lengths() -> Lengths:
     return Lengths(*(np.empty(0, np.int64) for _ in Lengths._fields))
-
-
-def pair_lengths(options: Any, dataset: Any, *, causal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target tokens of every pair that count, as the collator leaves them; int64 [rows] each.
-
-    Where a causal script has put prompt and target into `input_ids` and masked the labels, the target is what is not
-    masked.
-    """
-    lengths, _ = measured(dataset, options.max_source_length, options.max_target_length, causal=causal)
-    return lengths.sources, lengths.targets
 
 
 def measured(
@@ -118,10 +108,3 @@ def targets_alone(dataset: Any) -> Lengths:
     targets = [_wanted(rows) for rows in chunks(dataset, labels_alone=True)]
     wanted = np.concatenate([np.empty(0, np.int64), *targets])
     return Lengths(np.zeros_like(wanted), wanted, np.zeros_like(wanted), wanted)
-
-
-def packed_lengths(options: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """How wide the source and the target of every pair are in a packed row; int64 [rows] each."""
-    limits = options.max_source_length, options.max_target_length
-    lengths, _ = measured(dataset, *limits, causal=False, packed=True)
-    return lengths.source_slots, lengths.target_slots

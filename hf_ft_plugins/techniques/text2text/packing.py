@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ import torch
 from ...errors import PluginError
 from ...models.limits import longest_input
 from .arrays import Ragged
-from .lengths import packed_lengths
+from .lengths import measured
 from .loss import IGNORED
 from .segments import is_pack_aware, refuse_leaks
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 PAIRS_PER_ROW = 4  # longer rows waste less, but attention pays for every slot that a segment may not see
 
@@ -204,14 +207,20 @@ def new_packer(packing: str, arch: str, model: Any) -> PairPacker | Flattener | 
     return PairPacker(max_positions=longest_input(model))
 
 
-def refuse_unpacked(options: Any, trainer: Any) -> None:
+def refuse_unpacked(
+    trainer: Trainer, packing: str, *, max_source: int | None = None, max_target: int | None = None
+) -> None:
     """The checks of a trainer that is to train on packed rows, before it does.
+
+    Args:
+        packing: "pairs" or "flatten".
+        max_source, max_target: the collator's limits, in tokens.
 
     Raises:
         PluginError: its collator does not pack, it makes its model anew, some training pair cannot be packed, or its
             causal model leaks (`refuse_leaks`).
     """
-    packing, dataset = options.packing, trainer.train_dataset
+    dataset = trainer.train_dataset
     if getattr(trainer.data_collator, "packing", "none") != packing:
         raise PluginError(
             f"text2text: option packing={packing!r} has no effect on the script's own collator, "
@@ -223,6 +232,7 @@ def refuse_unpacked(options: Any, trainer: Any) -> None:
             "model=..., not model_init=..., or use packing='none'."
         )
     if packing == "pairs" and hasattr(dataset, "__len__"):
-        trainer.data_collator.packer.refuse(*packed_lengths(options, dataset))
+        lengths, _ = measured(dataset, max_source, max_target, causal=False, packed=True)
+        trainer.data_collator.packer.refuse(lengths.source_slots, lengths.target_slots)
     if packing == "flatten":
         refuse_leaks(trainer.model, trainer.data_collator.packer)

@@ -22,8 +22,8 @@ import torch
 from ...errors import PluginError
 from .batches import alike_steps, in_so_many, least_padded, padded_tokens
 from .collator import TextPairCollator
-from .given import LABELS
 from .lengths import Lengths, no_lengths, of_copies, of_pairs
+from .reading import LABELS
 
 logger = logging.getLogger(__name__)
 NAME = "text2text"
@@ -171,9 +171,9 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
                 f"{NAME}: {worker.num_workers} workers would each read the whole stream, or each another part of it. "
                 "Set dataloader_num_workers to 1: it reads and tokenizes ahead of the training."
             )
-        for held, batches in self._planned(int(self._epoch)):
+        for waiting, batches in self._planned(int(self._epoch)):
             for batch in batches[self.rank :: self.world_size]:
-                yield [held.examples[row] for row in batch]
+                yield [waiting.examples[row] for row in batch]
 
     def _planned(self, epoch: int) -> Iterator[tuple[Pairs, list[np.ndarray]]]:
         """Pool after pool: its pairs, and the batches of all ranks as positions among them."""
@@ -181,22 +181,22 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
             self.stream.set_epoch(epoch)
         tally = self.tally = Tally()
         rows = iter(self.stream)
-        held = Pairs([], no_lengths())
+        waiting = Pairs([], no_lengths())
         limits: dict[str, int] | None = None
         ended = False
         for number in itertools.count():
             # Pairs that filled no group are held over; where they are many, the pool must grow to fill one.
-            wanted = max(self.pool, 2 * len(held.examples)) - len(held.examples)
+            wanted = max(self.pool, 2 * len(waiting.examples)) - len(waiting.examples)
             fresh = list(itertools.islice(rows, wanted))
             ended = len(fresh) < wanted
-            held = held.joined(self._kept(fresh, tally))
-            if len(held.examples):
-                limits = limits or self._limits(held)
+            waiting = waiting.joined(self._kept(fresh, tally))
+            if len(waiting.examples):
+                limits = limits or self._limits(waiting)
                 random = np.random.default_rng((self.seed, epoch, number))
-                batches, rest = self._cut(held, limits, random, ended=ended)
-                self._count(held, batches, limits, tally)
-                yield held, batches
-                held = held.taken(rest)
+                batches, rest = self._cut(waiting, limits, random, ended=ended)
+                self._count(waiting, batches, limits, tally)
+                yield waiting, batches
+                waiting = waiting.taken(rest)
             if number == 0:
                 self._report(epoch, tally, "so far")
             if ended:
@@ -250,10 +250,10 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     def _cut(
-        self, held: Pairs, limits: dict[str, int], random: np.random.Generator, *, ended: bool
+        self, waiting: Pairs, limits: dict[str, int], random: np.random.Generator, *, ended: bool
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        order = random.permutation(len(held.examples))
-        lengths = held.lengths.at(order)
+        order = random.permutation(len(waiting.examples))
+        lengths = waiting.lengths.at(order)
         cut = least_padded(lengths.source_slots, lengths.target_slots, real_targets=lengths.targets, **limits)
         batches = [order[batch] for batch in cut]
         if ended:
@@ -264,11 +264,11 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
             batches = [batches[index] for index in random.permutation(len(batches))]
             rest = np.concatenate([order[:0], *batches[whole:]])
             batches = batches[:whole]
-        return alike_steps(batches, held.lengths.targets, self.per_step, random) if batches else [], rest
+        return alike_steps(batches, waiting.lengths.targets, self.per_step, random) if batches else [], rest
 
-    def _count(self, held: Pairs, batches: list[np.ndarray], limits: dict[str, int], tally: Tally) -> None:
+    def _count(self, waiting: Pairs, batches: list[np.ndarray], limits: dict[str, int], tally: Tally) -> None:
         went_out = np.concatenate([np.empty(0, np.int64), *batches])
-        sources, targets, source_slots, target_slots = held.lengths
+        sources, targets, source_slots, target_slots = waiting.lengths
         tokens = (sources + targets)[went_out]
         alone = int(((source_slots + target_slots)[went_out] > limits["max_tokens"]).sum())
         tally.pairs += len(np.unique(went_out))

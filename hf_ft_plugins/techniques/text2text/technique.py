@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+    from .loss import TokenMeanLoss
+    from .pair_format import PairFormat
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +87,24 @@ class Text2Text(Technique):
     def changes(self) -> frozenset[Change]:
         return frozenset({Change.GENERATION})
 
-    def ft_dataset(self, dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any) -> Any:
+    def ft_dataset(
+        self,
+        dataset: Any,
+        split: str,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        processing_class: Any,
+        collator: Any,
+    ) -> Any:
         from .data import prepared, reads_other_columns
 
         if not args.remove_unused_columns and reads_other_columns(collator, dataset):
             return None
-        return prepared(self, dataset, split, model, processing_class)
+        return prepared(dataset, split, self._pairs(model, processing_class))
 
-    def ft_collator(self, collator: Any, split: str, model: Any, args: Any, processing_class: Any) -> Any:
+    def ft_collator(
+        self, collator: Any, split: str, model: PreTrainedModel, args: TrainingArguments, processing_class: Any
+    ) -> Any:
         from .collator import TextPairCollator
 
         # The script's collator may pad with another tokenizer than what the trainer saves, such as a processor.
@@ -110,10 +126,8 @@ class Text2Text(Technique):
                 f"{self.name}: the trainer has no {'model' if model is None else 'tokenizer'}. "
                 f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}."
             )
-        return self.new_collator(
-            tokenizer,
-            model,
-            getattr(collator, "pad_to_multiple_of", None),
+        form = self._pairs(model, tokenizer, getattr(collator, "pad_to_multiple_of", None))
+        return form.collator(
             packing=self.packing if split == "train" else "none",
             seed=data_seed(args),
             for_evaluation=split != "train",
@@ -121,43 +135,25 @@ class Text2Text(Technique):
             given_decoder_inputs=not hasattr(getattr(collator, "model", None), "prepare_decoder_input_ids_from_labels"),
         )
 
-    def new_collator(
-        self,
-        tokenizer: Any,
-        model: Any,
-        pad_to_multiple_of: int | None = None,
-        *,
-        packing: Literal["none", "pairs", "flatten"] = "none",
-        seed: int = 0,
-        for_evaluation: bool = False,
-        given_decoder_inputs: bool = True,
-    ) -> Any:
-        """A `TextPairCollator` with this technique's options; `packing="pairs"` makes the model `pack_aware`."""
-        from .architecture import is_causal
-        from .collator import TextPairCollator
-        from .segments import pack_aware
+    def _pairs(self, model: PreTrainedModel, tokenizer: Any, pad_to_multiple_of: int | None = None) -> PairFormat:
+        from .pair_format import PairFormat
 
-        if packing == "pairs" and not is_causal(model):
-            pack_aware(model)
-        return TextPairCollator(
-            tokenizer,
+        return PairFormat(
             model,
+            tokenizer,
             source=self.source,
             target=self.target,
             source_prefix=self.source_prefix,
             max_source=self.max_source_length,
             max_target=self.max_target_length,
             pad_to_multiple_of=self.pad_to_multiple_of or pad_to_multiple_of,
-            packing=packing,
             objective=self.objective,
             noise_density=self.noise_density,
             mean_span_length=self.mean_span_length,
-            seed=seed,
-            for_evaluation=for_evaluation,
-            given_decoder_inputs=given_decoder_inputs,
+            max_empty_share=self.max_empty_share,
         )
 
-    def ft_metrics(self, args: Any, processing_class: Any) -> Any:
+    def ft_metrics(self, args: TrainingArguments, processing_class: Any) -> Any:
         if not self.metrics or processing_class is None or not getattr(args, "predict_with_generate", False):
             return None
         from .metrics import Seq2SeqGenerationMetrics
@@ -169,32 +165,46 @@ class Text2Text(Technique):
             return None
         return Seq2SeqGenerationMetrics(processing_class)
 
-    def ft_batch_sampler(self, trainer: Any, dataset: Any, sampler: Any) -> Any:
-        from .data import budgeted
+    def ft_batch_sampler(self, trainer: Trainer, dataset: Any, sampler: Any) -> Any:
+        from .budget import TokenBudget, budgeted
 
-        return budgeted(self, trainer, dataset, sampler)
+        budget = TokenBudget(self.target_tokens, self.max_tokens, self.pool, self.max_empty_share)
+        return budgeted(trainer, dataset, sampler, budget)
 
-    def ft_eval_sampler(self, trainer: Any, dataset: Any) -> Any:
+    def ft_eval_sampler(self, trainer: Trainer, dataset: Any) -> Any:
         from ...host.evaluation_order import in_order
 
         return in_order(trainer, dataset)
 
-    def ft_evaluation(self, trainer: Any, dataloader: Any, prefix: str) -> Any:
+    def ft_evaluation(self, trainer: Trainer, dataloader: Any, prefix: str) -> Any:
         if not getattr(trainer.args, "predict_with_generate", False):
             return None
         from .evaluation import evaluating
 
-        return evaluating(self, trainer, dataloader, prefix)
+        return evaluating(
+            trainer,
+            dataloader,
+            prefix,
+            examples=self.examples,
+            max_source=self.max_source_length,
+            max_target=self.max_target_length,
+        )
 
-    def ft_loss(self, trainer: Any, inputs: Any) -> Any:
+    def ft_loss(self, trainer: Trainer, inputs: Any) -> Any:
         from .forward import as_the_model_would
 
         return as_the_model_would(trainer, inputs)
 
-    def ft_trainer(self, trainer: Any) -> None:
+    def ft_loss_function(self, trainer: Trainer) -> TokenMeanLoss | None:
         from .architecture import is_causal
         from .loss import TokenMeanLoss
 
+        if trainer.compute_loss_func is not None:
+            logger.warning("%s: the script's own compute_loss_func stays.", self.name)
+            return None
+        return TokenMeanLoss(shift=is_causal(trainer.model), label_smoothing=trainer.args.label_smoothing_factor)
+
+    def ft_trainer(self, trainer: Trainer) -> None:
         if any(cls.__module__.partition(".")[0] == "trl" for cls in type(trainer).__mro__):
             raise PluginError(
                 f"{self.name}: {type(trainer).__name__} is TRL's, which batches and weighs its own data. "
@@ -203,13 +213,8 @@ class Text2Text(Technique):
         if self.packing != "none":
             from .packing import refuse_unpacked
 
-            refuse_unpacked(self, trainer)
-        if trainer.compute_loss_func is not None:
-            logger.warning("%s: the script's own compute_loss_func stays.", self.name)
-            return
-        trainer.compute_loss_func = TokenMeanLoss(
-            shift=is_causal(trainer.model), label_smoothing=trainer.args.label_smoothing_factor
-        )
+            limits = {"max_source": self.max_source_length, "max_target": self.max_target_length}
+            refuse_unpacked(trainer, self.packing, **limits)
 
 
 def _why_it_stays(collator: Any) -> str | None:

@@ -212,46 +212,6 @@ def _sentinels(tokenizer: Any) -> np.ndarray:
 # ---- a data set of texts ----
 
 
-def prepared_texts(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any) -> Any:
-    """The data set with `input_ids` alone, without texts of fewer than two tokens.
-
-    Raises:
-        PluginError: there are neither token ids nor the column of text, or too many texts are too short.
-    """
-    names = dataset.column_names
-    if "input_ids" not in names and (options.source not in names or tokenizer is None):
-        what = f"no column {options.source!r}" if tokenizer is not None else "no tokenizer to make token ids with"
-        raise PluginError(
-            f"text2text: there is {what}; the data has {', '.join(names)}. Say which column holds the texts "
-            "(text2text:source=...), pass processing_class=tokenizer, or tokenize into input_ids."
-        )
-    if "input_ids" not in names:
-        dataset = dataset.map(
-            lambda batch: {"input_ids": tokenizer(batch[options.source])["input_ids"]},
-            batched=True,
-            remove_columns=names,
-            desc="text2text: tokenizing",
-        )
-    elif "labels" in names:
-        logger.warning(
-            "text2text: objective=%s makes its own labels; the column of that name is ignored.", options.objective
-        )
-        dataset = dataset.remove_columns("labels")
-    objective = options.new_collator(tokenizer, model).text_objective
-    short = objective.inner_lengths(*ends_of(dataset))[0] < objectives.SHORTEST
-    if not short.any():
-        return dataset
-    if short.mean() > options.max_empty_share:
-        rows = ", ".join(map(str, np.flatnonzero(short)[:5]))
-        raise PluginError(
-            f"text2text: {int(short.sum())} of {len(short)} texts of the {split} set have fewer than two tokens (rows "
-            f"{rows}, ...), more than max_empty_share={options.max_empty_share}. Look at the data, or raise the option "
-            "to drop them."
-        )
-    logger.warning("text2text: dropped %d of %d texts, of fewer than two tokens.", int(short.sum()), len(short))
-    return dataset.select(np.flatnonzero(~short))
-
-
 def text_lengths(objective: TextObjective, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """Source and target tokens that `objective` makes of every text of a data set; int64 [rows] each."""
     inner, begun = objective.inner_lengths(*ends_of(dataset))

@@ -12,7 +12,8 @@ import torch
 
 from ...errors import PluginError
 from .arrays import Ragged, positions
-from .given import Rows, rows_of, where
+from .reading import rows_of
+from .rows import Rows, hiding, where
 
 CHUNK = 1 << 14  # rows read at once
 
@@ -117,13 +118,7 @@ def _mask(dataset: Any) -> _Flat | None:
     if not hasattr(kind, "value_type") or pyarrow.types.is_nested(kind.value_type):
         return None
     mask, sources = _flat(dataset, "attention_mask"), _flat(dataset, "input_ids")
-    if not np.array_equal(mask.lengths, sources.lengths):
-        row = int(np.flatnonzero(mask.lengths != sources.lengths)[0])
-        raise PluginError(
-            f"text2text: row {row} has an attention_mask of {mask.lengths[row]} and input_ids of "
-            f"{sources.lengths[row]} tokens. Make them of one length, or remove the mask."
-        )
-    return None if mask.values.all() else mask
+    return hiding(mask, sources.lengths, "row {}")
 
 
 def _column(dataset: Any, column: str, *, missing: bool = False) -> Any:

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from ...techniques.multitask import MultiTask
 from ...techniques.multitask.collator import MultiTaskCollator
 from ...techniques.multitask.data import multitask_dataset
-from ...techniques.multitask.model import MultiTaskModel
+from ...techniques.multitask.heads.model import MultiTaskModel
 from ...techniques.multitask.tasks import TaskSpec
 from ..example import Example
 
@@ -104,7 +104,7 @@ def tiny_setting() -> dict[str, Any]:
 
 def acted(technique: MultiTask, trainer: Any) -> bool:
     """Batches are drawn by our sampler, and each task's loss and the score of all are in the log."""
-    from ...techniques.multitask.sampler import MultiTaskSampler
+    from ...techniques.multitask.mixing.sampler import MultiTaskSampler
 
     entries = trainer.state.log_history
     drawn = isinstance(getattr(trainer, "train_batches", None), MultiTaskSampler)

@@ -169,7 +169,7 @@ def test_rwkv_is_as_it_was_after_it_was_evaluated():
     config = transformers.RwkvConfig(vocab_size=99, hidden_size=32, num_hidden_layers=6, rescale_every=2)
     model = transformers.RwkvForCausalLM(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.train(False)(input_ids=IDS)
+    model.eval()(input_ids=IDS)
     removal = remove_layers(model, [1])
     model(input_ids=IDS)
     removal.restore()
@@ -183,7 +183,7 @@ def _small(name, **settings):
     cls = getattr(transformers, name)
     sizes = {"vocab_size": 99, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
     torch.manual_seed(0)
-    return cls(cls.config_class(**sizes, num_attention_heads=2, **settings)).train(False)
+    return cls(cls.config_class(**sizes, num_attention_heads=2, **settings)).eval()
 
 
 @pytest.mark.parametrize("what", ["choices", "sound"])
@@ -198,7 +198,7 @@ def test_padding_counts_in_no_model(what):
         real[..., 6:] = 0
         wanted = score_layers(model, [{name: given[..., :6]}])["block_influence"]
     else:
-        model = model_of("Wav2Vec2ForSequenceClassification", "wav2vec2").train(False)
+        model = model_of("Wav2Vec2ForSequenceClassification", "wav2vec2").eval()
         name = model.main_input_name
         given = trial_inputs(model)[name]
         half = given.shape[1] // 2

@@ -41,7 +41,7 @@ def language_trainer(folder, *techniques, **changes):
 
 
 def logits(model):
-    model.train(False)
+    model.eval()
     with torch.no_grad():
         return model(input_ids=IDS).logits
 

@@ -312,7 +312,7 @@ def test_a_side_that_is_not_there():
 
 def test_a_mode_of_its_own_of_each_module_is_kept():
     model = model_of("LlamaForCausalLM", "llama").train(True)
-    model.model.embed_tokens.train(False)
+    model.model.embed_tokens.eval()
     before = told(model)
     choose_layers(model, [{"input_ids": IDS, "labels": IDS}], 1)
     assert told(model) == before

@@ -164,7 +164,7 @@ def planted():
     for number, layer in enumerate(grown.model.layers):
         layer.self_attn.layer_idx = number
     grown.config.num_hidden_layers = 6
-    return grown.train(False), [batch() for _ in range(2)]
+    return grown.eval(), [batch() for _ in range(2)]
 
 
 @pytest.mark.parametrize("method", ["perplexity", "block_influence", "angular"])

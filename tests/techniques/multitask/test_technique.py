@@ -1,26 +1,23 @@
-"""Multi-task: several data sets as one, batches with the labels of several tasks, one model, and the whole run."""
+"""A whole run of several tasks: losses, balances, mixes, resuming, logs, and what the technique refuses."""
 
-import copy
 import math
 
 import pytest
 import torch
-from torch.utils.data import IterableDataset
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, T5Config, T5Model, Trainer
+from transformers import Trainer
 
 from hf_ft_plugins.errors import ConflictError, PluginError
+from hf_ft_plugins.host.stash import stash_of
 from hf_ft_plugins.techniques.multitask import (
     MultiTask,
     MultiTaskCollator,
     MultiTaskMetrics,
     MultiTaskModel,
     TaskSpec,
-    multitask_dataset,
-    with_labels,
 )
-from hf_ft_plugins.testing import difference, outcome, resumed, tiny_model, tiny_trainer
+from hf_ft_plugins.techniques.multitask.callback import CALLBACK
+from hf_ft_plugins.testing import difference, outcome, resumed, tiny_trainer
 from hf_ft_plugins.testing.examples.multitask import (
-    EXAMPLE,
     TASKS,
     tiny_moods,
     tiny_multitask_model,
@@ -28,270 +25,9 @@ from hf_ft_plugins.testing.examples.multitask import (
     tiny_tagged,
     tiny_tokenizer,
 )
+from tests.techniques.multitask.small_runs import both_evaluated, quiet
 
 datasets = pytest.importorskip("datasets")
-
-
-def quiet(model):
-    """Without dropout, so that two orders of the same work give the same numbers."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    return model
-
-
-def both_evaluated():
-    """Each data set evaluated by itself, under its name."""
-    sets = {"trees": tiny_tagged(8, seed=1), "moods": tiny_moods(6, seed=1)}
-    return {name: multitask_dataset(rows, TASKS, name, need_all=False) for name, rows in sets.items()}
-
-
-# ---- tasks and data ----
-
-
-def test_labels_are_read_from_the_data_in_a_sure_order():
-    tasks = {"tag": TaskSpec(kind="token"), "parse": TaskSpec(kind="dependency"), "mood": TaskSpec(kind="sequence")}
-    found = with_labels(tasks, {"trees": tiny_tagged(), "moods": tiny_moods()})
-    assert found["tag"].labels == ("ADJ", "ADV", "DET", "NAME", "NOUN", "VERB")
-    assert found["parse"].labels == ("dep", "root")
-    named = datasets.Dataset.from_dict({"tokens": [["a"]], "tag": [[1]]}).cast_column(
-        "tag", datasets.List(datasets.ClassLabel(names=["Z", "A"]))
-    )
-    assert with_labels({"tag": TaskSpec(kind="token")}, named)["tag"].labels == ("Z", "A")
-
-
-def test_data_sets_become_one_without_a_copy():
-    trees, moods = tiny_tagged(5), tiny_moods(3)
-    rows = multitask_dataset({"trees": trees, "moods": moods}, TASKS)
-    assert rows.sizes == [5, 3]
-    assert [rows[position].source for position in range(8)] == ["trees"] * 5 + ["moods"] * 3
-    assert rows[6].row is moods[1]
-    assert rows[0].tasks == ("tag", "parse")
-    # A data set named as a task teaches this task alone.
-    assert multitask_dataset({"tag": trees, "parse": trees, "mood": moods}, TASKS).tasks["parse"] == ("parse",)
-
-
-def changed(rows, index, **columns):
-    return [row | columns if place == index else row for place, row in enumerate(rows)]
-
-
-BAD_ROWS = {
-    "has 3 words and 2 labels in column 'tag'": {
-        "tokens": ["a", "the", "Rome"],
-        "tag": ["DET"] * 2,
-    },
-    "the label 'NUON'.*Did you mean 'NOUN'": {"tag": ["NUON"] * 3},
-    "2 roots": {"head": [0, 0, 1]},
-    "a cycle": {"head": [0, 3, 2]},
-    "no words|empty": {"tokens": [], "tag": [], "head": [], "deprel": []},
-}
-
-
-@pytest.mark.parametrize("words", BAD_ROWS)
-def test_bad_rows_are_named_before_training_begins(words, tmp_path):
-    plain = {
-        "tokens": ["a", "the", "Rome"],
-        "tag": ["DET", "DET", "NAME"],
-        "head": [0, 1, 2],
-        "deprel": ["root", "dep", "dep"],
-    }
-    rows = changed(tiny_tagged(6), 2, **plain)
-    setting = tiny_setting()
-    setting["train_dataset"] = {"trees": rows, "moods": tiny_moods()}
-    tiny_trainer(tmp_path / "good", MultiTask(), **setting)
-    setting["train_dataset"] = {"trees": changed(rows, 2, **BAD_ROWS[words]), "moods": tiny_moods()}
-    with pytest.raises(PluginError, match=words) as refusal:
-        tiny_trainer(tmp_path / "bad", MultiTask(), **setting)
-    assert "row 2 of the train data 'trees'" in str(refusal.value)
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(tiny_tagged(3))
-
-
-REFUSED = {
-    "no train data for task 'mood'": {"train_dataset": {"trees": tiny_tagged()}},
-    "have no row": {"train_dataset": {"trees": tiny_tagged(), "moods": []}},
-    "are streamed": {"train_dataset": {"trees": Stream(), "moods": tiny_moods()}},
-    "the labels of no task": {
-        "train_dataset": {"trees": tiny_tagged(), "moods": [{"tokens": ["a"], "feeling": "sad"}]}
-    },
-    "has one task. Make a model of several": {"model": tiny_model()},
-    "has no tokenizer": {"processing_class": None, "data_collator": None},
-    "the trainer has a compute_loss_func or": {"label_smoothing_factor": 0.1},
-}
-
-
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_cannot_be_is_refused_when_the_trainer_is_built(words, tmp_path):
-    with pytest.raises(PluginError, match=words):
-        tiny_trainer(tmp_path, MultiTask(), **(tiny_setting() | REFUSED[words]))
-
-
-def test_label_sets_that_differ_between_splits_are_refused(tmp_path):
-    setting = tiny_setting()
-    setting["eval_dataset"] = {
-        "trees": [row | {"deprel": ["root"] + ["obj"] * (len(row["tokens"]) - 1)} for row in tiny_tagged(4)],
-        "moods": tiny_moods(),
-    }
-    with pytest.raises(PluginError, match=r"row 0 of the trees data has the label 'obj' for task 'parse'"):
-        tiny_trainer(tmp_path, MultiTask(), **setting)
-
-
-def test_kinds_and_names_of_tasks_are_checked():
-    with pytest.raises(PluginError, match="Did you mean 'dependency'"):
-        TaskSpec(kind="dependancy")
-    with pytest.raises(PluginError, match="two tasks of one name"):
-        with_labels({"ner": TaskSpec(kind="token", labels=("O",)), "NER": TaskSpec(kind="token", labels=("O",))})
-
-
-# ---- batches ----
-
-
-def test_a_batch_has_the_labels_of_every_task_that_a_row_of_it_teaches():
-    model = tiny_multitask_model()
-    rows = multitask_dataset({"trees": tiny_tagged(), "moods": tiny_moods()}, model.specs)
-    batch = MultiTaskCollator(tiny_tokenizer(), model)([rows[0], rows[25]])
-    assert list(batch["labels"]) == ["tag", "parse", "mood"]
-    assert (batch["labels"]["tag"][1] == -100).all()
-    assert batch["labels"]["mood"].tolist()[0] == -100
-    alone = MultiTaskCollator(tiny_tokenizer(), model)([rows[25]])
-    assert list(alone["labels"]) == ["mood"]
-
-
-def test_words_of_several_tokens_and_words_without_any_keep_their_places():
-    collator = MultiTaskCollator(tiny_tokenizer(), tiny_multitask_model())
-    batch = collator([{"tokens": ["the", "cat", "", "sees"], "tag": ["DET", "NOUN", "ADV", "VERB"]}])
-    # [CLS] the c ##at [UNK] sees [SEP]
-    assert batch["word_ids"].tolist() == [[-1, 0, 1, 1, 2, 3, -1]]
-
-
-def test_a_row_that_is_too_long_is_cut_and_counted(caplog):
-    row = {"tokens": ["cat"] * 40, "tag": ["NOUN"] * 40, "head": list(range(40)), "deprel": ["root"] + ["dep"] * 39}
-    collator = MultiTaskCollator(tiny_tokenizer(), tiny_multitask_model(), max_length=12)
-    batch = collator([row])
-    # Two tokens a word, between [CLS] and [SEP].
-    assert (batch["labels"]["tag"] != -100).sum() == 5
-    assert (batch["labels"]["parse"] == -100).all()
-    assert sum(collator.too_long.values()) == 1
-    assert "more than 12 tokens" in caplog.text
-    collator.training = False
-    assert (collator([row])["labels"]["tag"] != -100).sum() == 40
-
-
-# ---- the model ----
-
-
-def test_joint_heads_give_the_losses_that_each_task_has_alone():
-    model = quiet(tiny_multitask_model())
-    rows = tiny_tagged(6)
-    collator = MultiTaskCollator(tiny_tokenizer(), model)
-    joint = model(**collator(rows))
-    for task in ("tag", "parse"):
-        batch = collator(rows)
-        batch["labels"] = {task: batch["labels"][task]}
-        assert torch.equal(model(**batch).task_sums[task], joint.task_sums[task])
-
-
-def test_a_saved_model_is_the_same_model_and_keeps_its_labels(tmp_path):
-    model = tiny_multitask_model().train(False)
-    model.save_pretrained(tmp_path)
-    again = MultiTaskModel.from_pretrained(tmp_path)
-    assert again.specs == model.specs
-    batch = MultiTaskCollator(tiny_tokenizer(), model)(tiny_tagged(4))
-    for task, predicted in model(**batch).predictions.items():
-        assert torch.equal(predicted, again(**batch).predictions[task])
-    assert isinstance(AutoModel.from_pretrained(tmp_path), MultiTaskModel)
-
-
-def test_a_head_that_a_checkpoint_lacks_is_made_anew(tmp_path):
-    model = tiny_multitask_model()
-    model.save_pretrained(tmp_path)
-    config = copy.deepcopy(model.config)
-    config.tasks["topic"] = TaskSpec(kind="sequence", labels=("x", "y")).to_dict()
-    again = MultiTaskModel.from_pretrained(tmp_path, config=config)
-    assert 0 < again.heads["topic"].linear.weight.std() < 0.1
-    assert torch.equal(again.heads["mood"].linear.weight, model.heads["mood"].linear.weight)
-
-
-def test_a_model_that_reads_forward_reads_last_tokens_and_keeps_its_language_head(tmp_path):
-    """Its sequences are read where everything before is seen; tied embeddings stay tied."""
-    config = LlamaConfig(
-        vocab_size=20,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        intermediate_size=32,
-        tie_word_embeddings=True,
-    )
-    plain = LlamaForCausalLM(config).train(False)
-    tasks = {"text": TaskSpec(kind="causal_lm"), "mood": TaskSpec(kind="sequence", labels=("x", "y"))}
-    model = MultiTaskModel.from_encoder(plain.model, tasks).train(False)
-    assert model.config.word_pooling == "last"
-    ids = torch.arange(1, 7)[None]
-    labels = {"text": ids, "mood": torch.tensor([1])}
-    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
-    expected = plain(input_ids=ids, labels=ids)
-    assert torch.equal(out.predictions["text"], expected.logits.argmax(-1))
-    assert (out.task_sums["text"] / out.task_items["text"]).item() == pytest.approx(float(expected.loss), rel=1e-5)
-    other = ids.clone()
-    other[0, -1] = 9
-    changed_end = model(input_ids=other, attention_mask=torch.ones_like(ids)).predictions["mood"]
-    assert not torch.equal(changed_end, out.predictions["mood"])
-    model.save_pretrained(tmp_path)
-    again = MultiTaskModel.from_pretrained(tmp_path).train(False)
-    assert again.heads["text"].linear.weight is again.get_input_embeddings().weight
-    found = again(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
-    assert torch.equal(found.loss, out.loss)
-
-
-def test_an_encoder_with_a_decoder_is_refused_with_the_mend():
-    config = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=20)
-    with pytest.raises(PluginError, match="T5EncoderModel"):
-        MultiTaskModel.from_encoder(T5Model(config), {"mood": TaskSpec(kind="sequence", labels=("x", "y"))})
-
-
-@pytest.mark.parametrize(
-    ("task", "made"), [("tag", "BertForTokenClassification"), ("mood", "BertForSequenceClassification")]
-)
-def test_an_exported_task_is_a_plain_model_with_the_same_outputs(task, made, tmp_path):
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-
-    model = tiny_multitask_model().train(False)
-    plain = model.export(task)
-    assert type(plain).__name__ == made
-    assert tuple(plain.config.id2label.values()) == TASKS[task].labels
-    plain.save_pretrained(tmp_path)
-    auto = AutoModelForTokenClassification if task == "tag" else AutoModelForSequenceClassification
-    plain = auto.from_pretrained(tmp_path)
-    batch = MultiTaskCollator(tiny_tokenizer(), model)([{"tokens": ["the", "old", "Rome"]}])
-    logits = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    ours = model(**batch)
-    if task == "tag":
-        assert torch.equal(logits[:, 1:4].argmax(-1), ours.predictions["tag"])
-    else:
-        assert torch.allclose(logits, ours.predictions["mood"], atol=1e-6)
-    with pytest.raises(PluginError, match="transformers has no class"):
-        model.export("parse")
-
-
-def test_adapters_train_with_whole_heads_and_keep_them(tmp_path):
-    peft = pytest.importorskip("peft")
-    setting = tiny_setting()
-    config = peft.LoraConfig(target_modules=["query", "value"], modules_to_save=list(TASKS))
-    setting["model"] = peft.get_peft_model(setting["model"], config)
-    trainer = tiny_trainer(tmp_path, MultiTask(mix="uniform"), **setting)
-    trainer.train()
-    assert EXAMPLE.acted(EXAMPLE.technique, trainer)
-    trainer.model.save_pretrained(tmp_path / "adapter")
-    again = peft.PeftModel.from_pretrained(tiny_multitask_model(), tmp_path / "adapter")
-    batch = MultiTaskCollator(tiny_tokenizer(), TASKS)(tiny_tagged(4))
-    trained, loaded = trainer.model.train(False)(**batch), again.train(False)(**batch)
-    assert torch.allclose(trained.loss, loaded.loss)
 
 
 # ---- the loss ----
@@ -388,6 +124,19 @@ def test_an_idle_head_stays_as_it_is(tmp_path):
 
 
 # ---- whole runs ----
+
+
+def test_what_is_idle_in_a_step_has_no_gradient_when_the_optimizer_steps(tmp_path):
+    """On several ranks it has one of 0, which momentum and weight decay would make a change of."""
+    trainer = tiny_trainer(tmp_path, MultiTask(mix="uniform"), **tiny_setting())
+    callback = stash_of(trainer)[CALLBACK]
+    callback.weigh([trainer.data_collator([row for row in trainer.train_dataset if "mood" in row.tasks][:2])])
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    callback.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+    heads = trainer.model.heads
+    assert all(parameter.grad is None for name in ("tag", "parse") for parameter in heads[name].parameters())
+    assert all(parameter.grad is not None for parameter in heads["mood"].parameters())
 
 
 BALANCED = ["sum", "uncertainty", "dwa", "gradnorm", "famo", "pcgrad", "cagrad"]
@@ -504,7 +253,7 @@ def test_trls_trainers_are_refused_by_name(trainer, tmp_path):
 
     trl = pytest.importorskip("trl")
     with pytest.raises(PluginError, match=f"multitask: {trainer} is TRL's"):
-        refuse_unfit(MultiTask(), object.__new__(getattr(trl, trainer)))
+        refuse_unfit(object.__new__(getattr(trl, trainer)), mix="uniform", balance="sum", batches="homogeneous")
 
 
 def test_transfer_leaves_the_heads_of_several_tasks_alone(tmp_path):

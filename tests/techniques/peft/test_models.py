@@ -65,7 +65,7 @@ def logits(model, rows):
     batch = transformers.default_data_collator(rows)
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     with torch.no_grad():
-        return model.train(False)(**batch).logits
+        return model.eval()(**batch).logits
 
 
 def off(found, wanted):

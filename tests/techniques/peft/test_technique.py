@@ -72,7 +72,7 @@ def learn(model, steps=5):
 
 
 def logits(model):
-    model.train(False)
+    model.eval()
     with torch.no_grad():
         return model(input_ids=IDS).logits[:, -IDS.shape[1] :]
 

@@ -8,8 +8,6 @@ import torch
 from transformers import (
     BartConfig,
     BartForCausalLM,
-    BartForConditionalGeneration,
-    ByT5Tokenizer,
     DataCollatorForSeq2Seq,
     EvalPrediction,
     LlamaConfig,
@@ -23,44 +21,34 @@ from transformers import (
     ProphetNetConfig,
     ProphetNetForConditionalGeneration,
     Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
     default_data_collator,
 )
 
-from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import Seq2SeqGenerationMetrics, TextPairCollator
+from hf_ft_plugins.techniques.text2text.architecture import new_decoder_start
+from hf_ft_plugins.techniques.text2text.loss import Asked, TokenMeanLoss
 from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
+from tests.techniques.text2text import small_models
+from tests.techniques.text2text.small_models import SIZE, TOKENIZER, bart, seeded
 
 datasets = pytest.importorskip("datasets")
 
-TOKENIZER = ByT5Tokenizer()
-SIZE = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-SIZE |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 384}
-SIZE |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "max_position_embeddings": 64, "dropout": 0.0}
 LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 LLAMA |= {"vocab_size": 384, "pad_token_id": 0, "num_key_value_heads": 2, "eos_token_id": 1}
 
 
-def seeded(make):
-    torch.manual_seed(0)
-    return make()
-
-
 def mbart():
-    return seeded(lambda: MBartForConditionalGeneration(MBartConfig(**SIZE)))
-
-
-def bart():
-    return seeded(lambda: BartForConditionalGeneration(BartConfig(**SIZE, decoder_start_token_id=2)))
+    return seeded(lambda: MBartForConditionalGeneration(MBartConfig(**SIZE, max_position_embeddings=64)))
 
 
 def m2m100():
-    return seeded(lambda: M2M100ForConditionalGeneration(M2M100Config(**SIZE, decoder_start_token_id=2)))
+    config = M2M100Config(**SIZE, max_position_embeddings=64, decoder_start_token_id=2)
+    return seeded(lambda: M2M100ForConditionalGeneration(config))
 
 
 def bart_decoder(**changes):
-    return seeded(lambda: BartForCausalLM(BartConfig(**SIZE, **changes)))
+    return seeded(lambda: BartForCausalLM(BartConfig(**SIZE, max_position_embeddings=64, **changes)))
 
 
 def prophetnet():
@@ -103,22 +91,10 @@ def padded(number=8):
 
 def trainer_of(folder, model, rows, *techniques, collator=None, trainer_class=Seq2SeqTrainer, **changes):
     # Two batches to a step, which then has all rows.
-    settings = {
-        "max_steps": 1,
-        "per_device_train_batch_size": 100,
-        "gradient_accumulation_steps": 2,
-        "report_to": "none",
-        "use_cpu": True,
-    }
-    settings |= {"disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "learning_rate": 0.0}
-    evaluation = changes.pop("eval_dataset", rows)
-    return (with_plugins(trainer_class, *techniques) if techniques else trainer_class)(
-        model=model,
-        args=Seq2SeqTrainingArguments(output_dir=str(folder), **(settings | changes)),
-        train_dataset=rows,
-        eval_dataset=evaluation,
-        data_collator=collator,
-        processing_class=TOKENIZER,
+    settings = {"max_steps": 1, "per_device_train_batch_size": 100, "gradient_accumulation_steps": 2}
+    settings |= {"logging_steps": 1, "learning_rate": 0.0, "eval_dataset": rows} | changes
+    return small_models.trainer_of(
+        folder, model, rows, *techniques, collator=collator, trainer_class=trainer_class, **settings
     )
 
 
@@ -143,7 +119,7 @@ def test_the_decoders_input_is_what_the_model_makes_of_the_labels(new_model):
 def test_the_labels_are_those_that_were_given_whatever_the_model_does_with_them():
     model = m2m100()
     batch = TextPairCollator(TOKENIZER, model)(in_languages())
-    model.train(False)
+    model.eval()
     made = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
     given = model(**batch).loss
     assert given.item() == pytest.approx(made.item(), rel=1e-6)
@@ -209,7 +185,7 @@ def test_asking_draws_no_random_number_and_leaves_the_model_in_its_mode(tmp_path
     trainer = trainer_of(tmp_path, model, tiny_pairs(8), "text2text")
     batch = trainer.data_collator(tiny_pairs(8))
     model.train()
-    model.encoder.dropout.train(False)
+    model.encoder.dropout.eval()
     torch.manual_seed(3)
     np.random.seed(3)
     trainer.compute_loss(model, dict(batch))
@@ -233,7 +209,7 @@ def test_decoders_of_encoder_decoders_families_are_causal_models(says, tmp_path)
     trainer = trainer_of(tmp_path, model, rows, "text2text")
     assert trainer.data_collator.arch == "causal"
     batch = trainer.data_collator(rows)
-    model.train(False)
+    model.eval()
     scores = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     by_hand = torch.nn.functional.cross_entropy(scores[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert first_loss(trainer) == pytest.approx(by_hand.item(), rel=1e-5)
@@ -306,7 +282,11 @@ def test_rows_without_a_reference_have_no_score_and_it_is_said(caplog):
 # ---- the batch size of the present try, and data that is read row by row ----
 
 
-@pytest.mark.parametrize("spec", ["text2text", "text2text:target_tokens=90", "text2text:max_tokens=150"])
+# Either limit alone is kept by the other one, which follows the number of pairs.
+BOTH = "text2text:target_tokens=90,max_tokens=400"
+
+
+@pytest.mark.parametrize("spec", ["text2text", "text2text:target_tokens=90", "text2text:max_tokens=150", BOTH])
 def test_batches_shrink_with_the_batch_size_until_they_fit(spec, tmp_path, monkeypatch):
     tried = []
     # It collects Python's garbage before each attempt.
@@ -356,3 +336,30 @@ def test_rows_that_a_transform_makes_are_the_rows(tmp_path):
         losses[name] = first_loss(trainer)
         assert trainer.train_batches.source_lengths.tolist() == [3, 4, 2] * 4, name
     assert losses == dict.fromkeys(losses, pytest.approx(losses["by hand"], rel=1e-6))
+
+
+def test_a_batch_without_a_target_adds_nothing_to_a_loss_of_the_models_own():
+    loss = TokenMeanLoss(shift=False, asked=Asked(own=True))
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    labels = torch.full((2, 3), -100)
+    found = loss({"loss": torch.tensor(float("nan")), "logits": logits}, labels, num_items_in_batch=4)
+    found.backward()
+    assert found == 0
+    assert not logits.grad.any(), "DDP waits for a gradient of every parameter"
+
+
+def test_labels_that_trainer_has_filled_with_padding_are_no_reference(caplog):
+    pytest.importorskip("sacrebleu")
+    generated = np.array([[5, 6, 1], [5, 6, 1]])
+    labels = np.array([[5, 6, 1], [TOKENIZER.pad_token_id] * 3])
+    scores = Seq2SeqGenerationMetrics(TOKENIZER)(EvalPrediction(predictions=generated, label_ids=labels))
+    assert "1 of 2 rows have no reference" in caplog.text
+    assert scores["exact_match"] == 1.0
+
+
+def test_a_row_without_a_label_has_padding_behind_what_begins_it():
+    labels = torch.tensor([[7, 8, 9, 3], [-100, -100, -100, -100]])
+    made = new_decoder_start(mbart(), None, 0)(labels)
+    assert made[0].tolist() == [3, 7, 8, 9]
+    assert made[1, 1:].tolist() == [0, 0, 0]
+    assert (labels[1] == -100).all(), "the labels are left as they are"

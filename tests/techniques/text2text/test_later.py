@@ -4,45 +4,27 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    ByT5Tokenizer,
     DataCollatorForSeq2Seq,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
     WhisperConfig,
     WhisperForConditionalGeneration,
     default_data_collator,
 )
 
-from hf_ft_plugins import with_plugins
 from hf_ft_plugins.testing.examples.text2text import tiny_pairs
+from tests.techniques.text2text import small_models
+from tests.techniques.text2text.small_models import SIZE, TOKENIZER, bart
 
 datasets = pytest.importorskip("datasets")
 
-TOKENIZER = ByT5Tokenizer()
-SIZE = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-SIZE |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 384}
-SIZE |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "dropout": 0.0, "decoder_start_token_id": 2}
 TEXTS = ["ab", "cdefg", "h", "ij", "klm"]
 ROWS = {"source": TEXTS, "target": [text[::-1] for text in TEXTS]}
 
 
-def bart():
-    torch.manual_seed(0)
-    return BartForConditionalGeneration(BartConfig(**SIZE, max_position_embeddings=64, init_std=0.5))
-
-
 def trainer_of(folder, model, rows, collator=None, eval_dataset=None, **changes):
-    settings = {"output_dir": str(folder), "max_steps": 1, "logging_steps": 1, "report_to": "none", "use_cpu": True}
-    settings |= {"save_strategy": "no", "disable_tqdm": True, "learning_rate": 0.0, "per_device_eval_batch_size": 2}
-    return with_plugins(Seq2SeqTrainer, "text2text:examples=0,metrics=false")(
-        model=model,
-        args=Seq2SeqTrainingArguments(**(settings | changes)),
-        train_dataset=rows,
-        eval_dataset=eval_dataset,
-        data_collator=collator,
-        processing_class=TOKENIZER,
+    settings = {"max_steps": 1, "logging_steps": 1, "learning_rate": 0.0, "per_device_eval_batch_size": 2} | changes
+    technique = "text2text:examples=0,metrics=false"
+    return small_models.trainer_of(
+        folder, model, rows, technique, collator=collator, eval_dataset=eval_dataset, **settings
     )
 
 
@@ -69,7 +51,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_texts_given_later_have_a_prediction_each(form, tmp_path):
     raw = datasets.Dataset.from_dict(ROWS)
-    trainer = trainer_of(tmp_path, bart(), raw, predict_with_generate=True, generation_max_length=6)
+    trainer = trainer_of(tmp_path, bart(init_std=0.5), raw, predict_with_generate=True, generation_max_length=6)
     found = trainer.predict(FORMS[form](raw)).predictions
     assert len(found) == len(TEXTS)
     for row, text in zip(found, TEXTS, strict=True):
@@ -79,7 +61,7 @@ def test_texts_given_later_have_a_prediction_each(form, tmp_path):
 
 def test_texts_given_later_are_scored_as_those_given_at_the_start(tmp_path):
     raw, other = datasets.Dataset.from_dict(ROWS), datasets.Dataset.from_dict({"source": TEXTS, "target": TEXTS})
-    trainer = trainer_of(tmp_path, bart(), raw, eval_dataset=raw)
+    trainer = trainer_of(tmp_path, bart(init_std=0.5), raw, eval_dataset=raw)
     expected = trainer.evaluate()["eval_loss"]
     assert trainer.evaluate(raw)["eval_loss"] == expected
     assert trainer.evaluate({"one": raw})["eval_one_loss"] == expected
@@ -102,7 +84,7 @@ def test_a_collator_of_the_scripts_own_reads_the_texts_itself(column, tmp_path):
     """Of the technique's column, and of one that it does not know; reference: the model's loss of that batch."""
     raw = datasets.Dataset.from_dict({"en": TEXTS, column: TEXTS, "target": ROWS["target"]})
     changes = {"remove_unused_columns": False, "per_device_train_batch_size": 5, "per_device_eval_batch_size": 5}
-    trainer = trainer_of(tmp_path, bart(), raw, of_texts, raw, **changes)
+    trainer = trainer_of(tmp_path, bart(init_std=0.5), raw, of_texts, raw, **changes)
     model = trainer.model.eval()
     with torch.no_grad():
         expected = float(model(**of_texts(list(raw))).loss)
@@ -115,7 +97,7 @@ def test_a_collator_of_the_scripts_own_reads_the_texts_itself(column, tmp_path):
 def test_sounds_without_labels_are_predicted(tmp_path):
     sounds = {"num_mel_bins": 4, "max_source_positions": 10, "max_target_positions": 20}
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(WhisperConfig(**SIZE, **sounds))
+    model = WhisperForConditionalGeneration(WhisperConfig(**SIZE, decoder_start_token_id=2, **sounds))
     train = datasets.Dataset.from_list([{"input_features": [[0.5] * 20] * 4, "labels": [5, 6, 1]}] * 3)
     test = train.remove_columns("labels")
     trainer = trainer_of(tmp_path, model, train, default_data_collator, test, predict_with_generate=True)
@@ -128,13 +110,13 @@ def test_labels_may_be_called_label_and_a_mask_may_be_of_fractions(form, tmp_pat
     pairs = tiny_pairs(6)
     rows = [{"input_ids": [0, *row["input_ids"]], "label": row["labels"]} for row in pairs]
     rows = [{**row, "attention_mask": [0.0] + [1.0] * (len(row["input_ids"]) - 1)} for row in rows]
-    stock = DataCollatorForSeq2Seq(TOKENIZER, bart())(
+    stock = DataCollatorForSeq2Seq(TOKENIZER, bart(init_std=0.5))(
         [{"labels": row["label"]} | {name: row[name] for name in ("input_ids", "attention_mask")} for row in rows]
     )
     with torch.no_grad():
-        expected = float(bart().eval()(**stock).loss)
+        expected = float(bart(init_std=0.5).eval()(**stock).loss)
     # Two batches to a step, which then has all rows.
     changes = {"per_device_train_batch_size": 100, "gradient_accumulation_steps": 2}
-    trainer = trainer_of(tmp_path, bart(), FORMS[form](datasets.Dataset.from_list(rows)), **changes)
+    trainer = trainer_of(tmp_path, bart(init_std=0.5), FORMS[form](datasets.Dataset.from_list(rows)), **changes)
     trainer.train()
     assert next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry) == pytest.approx(expected)

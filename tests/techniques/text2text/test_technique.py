@@ -28,7 +28,7 @@ from hf_ft_plugins.techniques.text2text import (
     TokenTable,
 )
 from hf_ft_plugins.techniques.text2text.batches import padded_tokens
-from hf_ft_plugins.techniques.text2text.lengths import pair_lengths
+from hf_ft_plugins.techniques.text2text.lengths import measured
 from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
 
 datasets = pytest.importorskip("datasets")
@@ -118,7 +118,7 @@ def test_causal_pairs_of_equal_length_are_put_one_behind_the_other():
     batch = TextPairCollator(TOKENIZER, tiny_llama())(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1], [5, 6, 8, 1, PAD, PAD]]
     assert batch["labels"][0].tolist() == [-100, -100, -100, 8, 9, 1]
-    assert [lengths.tolist() for lengths in pair_lengths(Text2Text(), rows, causal=True)] == [[3, 2], [3, 2]]
+    assert [lengths.tolist() for lengths in measured(rows, causal=True)[0][:2]] == [[3, 2], [3, 2]]
 
 
 def test_another_techniques_order_is_kept_but_for_what_comes_within_a_pool():
@@ -406,5 +406,5 @@ def test_the_scripts_own_collator_stays(tmp_path, caplog):
 def test_masked_causal_rows_are_measured_by_what_is_not_masked():
     rows = [{"input_ids": [5, 6, 7, 1], "labels": [-100, -100, 7, 1]}, {"input_ids": [5, 1], "labels": [-100, 1]}]
     for data in (rows, datasets.Dataset.from_list(rows)):
-        source, target = pair_lengths(Text2Text(), data, causal=True)
+        source, target = measured(data, causal=True)[0][:2]
         assert (source.tolist(), target.tolist()) == ([2, 1], [2, 1])

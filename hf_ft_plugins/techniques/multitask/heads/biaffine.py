@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, leaky_relu
 from transformers import initialization
 
-from ...errors import PluginError
-from .tasks import NAME
+from ....errors import PluginError
+from ..tasks import NAME
 
 SLOPE = 0.1
 

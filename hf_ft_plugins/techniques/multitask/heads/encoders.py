@@ -7,9 +7,9 @@ from typing import Any
 from transformers import MODEL_MAPPING, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
-from ...errors import PluginError
-from ...models.inputs import main_input_name
-from .tasks import NAME
+from ....errors import PluginError
+from ....models.inputs import main_input_name
+from ..tasks import NAME
 
 
 def encoder_of(config: Any, attention: str | None = None) -> PreTrainedModel:
@@ -40,13 +40,13 @@ def refuse_encoder(model: Any) -> None:
         )
     if model.config.is_encoder_decoder:
         alone = _encoder_class(model.config)
-        mend = (
+        advice = (
             f"Pass its encoder as a model: {alone}.from_pretrained(...)."
             if alone
             else "transformers has no class of its encoder alone, by which a saved model could be loaded: use another, "
             "such as T5EncoderModel.from_pretrained(...) or a BERT."
         )
-        raise PluginError(f"{called} has an encoder and a decoder, and tasks are heads on one of them. {mend}")
+        raise PluginError(f"{called} has an encoder and a decoder, and tasks are heads on one of them. {advice}")
     head = next((name for name in ("classifier", "score", "lm_head", "qa_outputs") if hasattr(model, name)), None)
     if head is not None:
         raise PluginError(

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...errors import PluginError
-from .tasks import NAME
+from ....errors import PluginError
+from ..tasks import NAME
 
 Pooling = Literal["first", "last", "mean"]
 

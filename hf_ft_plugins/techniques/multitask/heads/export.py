@@ -12,9 +12,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ...errors import PluginError
-from ...models.heads import backbone_of, output_layers
-from .tasks import NAME
+from ....errors import PluginError
+from ....models.heads import backbone_of, output_layers
+from ..tasks import NAME
 
 CLASSES = {
     "sequence": (AutoModelForSequenceClassification, "single_label_classification"),

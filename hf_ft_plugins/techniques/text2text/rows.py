@@ -1,4 +1,4 @@
-"""What rows of token ids say beside their ids: which of them count, and whatever else the model takes.
+"""`Rows`: the token ids of one batch's rows, which of them count, and whatever else the model takes.
 
 A script may have padded its rows itself, left or right: the attention mask says so, not the ids. Labels of -100 are
 no target, wherever they stand.
@@ -7,9 +7,8 @@ no target, wherever they stand.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from .loss import IGNORED
 
 # Columns that say nothing that the ids do not.
 REDUNDANT = {"token_type_ids", "special_tokens_mask", "length", "decoder_input_ids"}
-IDS, LABELS, MASK, STARTED = "input_ids", ("labels", "label"), "attention_mask", "decoder_input_ids"
+MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -195,124 +194,36 @@ def _windows(rows: Ragged, counted: np.ndarray, longest: int) -> _Window:
     return _Window(starts, lengths, np.where(rows.lengths <= longest, 0, over), np.maximum(ends - 1, 0))
 
 
-# ---- reading ----
+class Masks(Protocol):
+    """Attention masks of rows: `values`, 1 where an id counts, and each row's number of them."""
+
+    @property
+    def values(self) -> np.ndarray: ...
+
+    @property
+    def lengths(self) -> np.ndarray: ...
 
 
-def rows_of(examples: Sequence[Mapping[str, Any]], *, takes: frozenset[str] | None, texts: Sequence[str] = ()) -> Rows:
-    """Examples that have `input_ids`, with whatever else they hold that the model takes.
+M = TypeVar("M", bound=Masks)
+
+
+def hiding(masks: M, sources: np.ndarray, row_name: str) -> M | None:
+    """The masks; None where they hide no id.
 
     Args:
-        takes: names of the model's inputs; None: not known.
-        texts: columns that hold the texts of which the ids were made.
+        sources: int64 [rows], the number of each row's `input_ids`.
+        row_name: of a row in errors, with `{}` for its number.
 
     Raises:
-        PluginError: a row has no `input_ids`, columns are not as long as each other, or one cannot be batched.
+        PluginError: a mask is not as long as its row.
     """
-    first = examples[0]
-    sources = Ragged.from_rows(column(examples, IDS))
-    label = next((name for name in LABELS if any(example.get(name) is not None for example in examples)), None)
-    targets = None if label is None else _labels([example.get(label) for example in examples], sources)
-    rows = Rows(sources, targets, mask=_mask(examples, sources))
-    for name in first:
-        if name in (IDS, *LABELS, *texts) or (name == MASK and (rows.mask is not None or _is_flat(first[name]))):
-            continue
-        _read_column(rows, name, [example.get(name) for example in examples], takes)
-    return rows
-
-
-def column(examples: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    """The values of a column, one each example.
-
-    Raises:
-        PluginError: an example has none.
-    """
-    values = [example.get(name) for example in examples]
-    # Not `None in values`: rows may be arrays, which compare one by one.
-    row = next((row for row, value in enumerate(values) if value is None), None)
-    if row is not None:
+    if not np.array_equal(masks.lengths, sources):
+        row = int(np.flatnonzero(masks.lengths != sources)[0])
         raise PluginError(
-            f"text2text: example {row} of the batch has no {name!r}, only {', '.join(examples[row])}. Name the "
-            "columns with source=... and target=..., and drop rows without a value."
+            f"text2text: {row_name.format(row)} has an attention_mask of {masks.lengths[row]} and input_ids of "
+            f"{sources[row]} tokens. Make them of one length, or remove the mask."
         )
-    return values
-
-
-def _labels(given: list[Any], sources: Ragged) -> Ragged:
-    """A row may have no label where others do; then it has none to score."""
-    beside = all(value is None or len(value) == length for value, length in zip(given, sources.lengths, strict=True))
-    return Ragged.from_rows(
-        [
-            value if value is not None else [IGNORED] * (int(length) if beside else 0)
-            for value, length in zip(given, sources.lengths, strict=True)
-        ]
-    )
-
-
-def _is_flat(value: Any) -> bool:
-    return value is None or np.ndim(value[0] if len(value) else 0) == 0
-
-
-def _mask(examples: Sequence[Mapping[str, Any]], sources: Ragged) -> Ragged | None:
-    given = [example.get(MASK) for example in examples]
-    if all(one is None for one in given) or not all(_is_flat(one) for one in given):
-        return None
-    mask = Ragged.from_rows(
-        [[1] * int(length) if one is None else one for one, length in zip(given, sources.lengths, strict=True)]
-    )
-    if not np.array_equal(mask.lengths, sources.lengths):
-        row = int(np.flatnonzero(mask.lengths != sources.lengths)[0])
-        raise PluginError(
-            f"text2text: example {row} of the batch has an attention_mask of {mask.lengths[row]} and input_ids of "
-            f"{sources.lengths[row]} tokens. Make them of one length, or remove the mask."
-        )
-    return None if mask.values.all() else mask
-
-
-def _read_column(rows: Rows, name: str, values: list[Any], takes: frozenset[str] | None) -> None:
-    taken = name in takes if takes is not None else name.startswith("decoder_") or name == "position_ids"
-    if name == MASK:
-        taken = True
-    if not taken or any(isinstance(value, (str, type(None))) for value in values):
-        if name in REDUNDANT or all(np.ndim(value) == 0 for value in values):
-            return
-        raise PluginError(_unknown(name))
-    arrays = [np.asarray(value) for value in values]
-    if not all(array.dtype.kind in "iubf" or array.size == 0 for array in arrays):
-        raise PluginError(_unknown(name))
-    sizes = [array.shape for array in arrays]
-    flat = all(array.ndim == 1 for array in arrays)
-    if flat and not name.startswith("decoder_") and [size[0] for size in sizes] == rows.sources.lengths.tolist():
-        rows.beside_source[name] = arrays
-    elif flat and rows.targets is not None and [size[0] for size in sizes] == rows.targets.lengths.tolist():
-        rows.beside_target[name] = arrays
-    elif len(set(sizes)) == 1:
-        rows.stacked[name] = _tensor(np.stack(arrays))
-    else:
-        raise PluginError(_unknown(name))
-
-
-def _unknown(name: str) -> str:
-    return (
-        f"text2text: the examples have the columns {name}, which the collator does not know how to batch. Remove them, "
-        "or keep the script's own collator."
-    )
-
-
-def padded(
-    rows: list[np.ndarray], fill: int, *, multiple: int | None = None, left: bool = False, width: int = 0
-) -> torch.Tensor:
-    """[rows, width] of arrays of any length, `fill` behind them (before them if `left`); int64 or float32."""
-    width = max([width, *map(len, rows)])
-    width = -(-width // multiple) * multiple if multiple else width
-    dtype = np.float32 if any(row.dtype.kind == "f" for row in rows) else np.int64
-    result = np.full((len(rows), width), fill, dtype=dtype)
-    for row, values in zip(result, rows, strict=True):
-        row[width - len(values) if left else 0 : width if left else len(values)] = values
-    return torch.from_numpy(result)
-
-
-def _tensor(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32 if values.dtype.kind == "f" else np.int64))
+    return None if masks.values.all() else masks
 
 
 # ---- what does not go into a shared row ----

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import PluginError
+from ....errors import PluginError
 from . import mixes
 
 logger = logging.getLogger(__name__)
@@ -146,20 +146,20 @@ class LearnedQuotas:
 
     def tell(self, block: int, losses: Sequence[float | None]) -> None:
         """The mean loss of each source in a block; see `MultiTaskSampler.tell`."""
-        if block != len(self.told):
-            raise PluginError(f"multitask: losses of block {block} are told, those of {len(self.told)} come next.")
+        if block != len(self.losses):
+            raise PluginError(f"multitask: losses of block {block} are told, those of {len(self.losses)} come next.")
         self._check(losses)
         for name, loss in zip(self.names, losses, strict=True):
             if loss is not None and not math.isfinite(loss):
                 logger.warning("multitask: the loss of %r in block %d is %s; the mix leaves it out.", name, block, loss)
-        self.told.append([float(x) if x is not None and math.isfinite(x) else None for x in losses])
+        self.losses.append([float(x) if x is not None and math.isfinite(x) else None for x in losses])
 
-    def load(self, told: Sequence[Sequence[float | None]]) -> None:
-        """Take up what was told; all else follows from it."""
-        for losses in told:
+    def load(self, losses_of_blocks: Sequence[Sequence[float | None]]) -> None:
+        """Take up the losses of all blocks so far; all else follows from them."""
+        for losses in losses_of_blocks:
             self._check(losses)
         nothing: list[float | None] = [None] * len(self.sizes)
-        self.told = [list(losses) for losses in told]
+        self.losses = [list(losses) for losses in losses_of_blocks]
         self._first, self._before, self._now = nothing, nothing, nothing
         # Of each block that is settled; `_drawn` has one more, the end of the last.
         self._shares: list[np.ndarray] = []
@@ -180,13 +180,13 @@ class LearnedQuotas:
             self._drawn.append(apportioned(self._expected, total, at_least=self._drawn[-1]))
 
     def _learned(self, block: int) -> np.ndarray:
-        if block - 2 >= len(self.told):
+        if block - 2 >= len(self.losses):
             raise PluginError(
                 f"multitask: block {block} is drawn, but the losses of block {block - 2} were not told. Call "
                 "tell(block, losses) after each block, and let the data loader read ahead by less than "
                 f"update_every={self.update_every} micro-steps."
             )
-        new = self.told[block - 2]
+        new = self.losses[block - 2]
         measured = [loss is not None for loss in new]
         self._before = _where(measured, self._now, self._before)
         self._now = _where(measured, new, self._now)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization
 
-from .tasks import ABSENT
+from ..tasks import ABSENT
 
 
 class LinearChain(nn.Module):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import PluginError
+from ....errors import PluginError
 
 MIXES = (
     "proportional",

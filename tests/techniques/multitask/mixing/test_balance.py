@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.multitask.balance import FAMO, dwa_weights, gradnorm_update, uncertainty_loss
-from hf_ft_plugins.techniques.multitask.surgery import _cagrad, surgery_weights
+from hf_ft_plugins.techniques.multitask.mixing.balance import FAMO, dwa_weights, gradnorm_update, uncertainty_loss
+from hf_ft_plugins.techniques.multitask.mixing.balancer import Balancer
+from hf_ft_plugins.techniques.multitask.mixing.gradient_surgery import _cagrad, surgery_weights
 from hf_ft_plugins.testing.examples.multitask import tiny_multitask_model, tiny_tagged, tiny_tokenizer
 
 
@@ -28,7 +29,7 @@ def test_uncertainty_is_the_papers_and_the_models_loss_is_the_same():
 
     from hf_ft_plugins.techniques.multitask import MultiTaskCollator
 
-    model = tiny_multitask_model().train(False)
+    model = tiny_multitask_model().eval()
     model.learn_balance()
     batch = MultiTaskCollator(tiny_tokenizer(), model)(tiny_tagged(4))
     with torch.no_grad():
@@ -237,3 +238,12 @@ def test_a_task_without_a_gradient_and_a_task_alone_weigh_one(method):
     assert weights[1] == 1.0
     assert torch.isfinite(weights).all()
     assert surgery_weights(method, torch.ones(1, 1), 0).tolist() == [1.0]
+
+
+def test_weights_of_famo_sum_to_the_number_of_tasks():
+    """So that the learning rate means what it does under a plain sum."""
+    balancer = Balancer("famo", 3)
+    for step in range(3):
+        balancer.after_step([4.0 - step, 6.0, 1.0], [2, 3, 1], step)
+        assert sum(balancer.weights) == pytest.approx(3.0)
+    assert balancer.weights != [1.0] * 3

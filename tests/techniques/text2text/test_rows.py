@@ -13,31 +13,25 @@ from transformers import (
     LlamaForCausalLM,
     MBartConfig,
     MBartForConditionalGeneration,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
 )
 
-from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.text2text import (
     PooledBudgetBatches,
-    Text2Text,
     TextPairCollator,
     TokenTable,
     generate_from_prompts,
     pack_aware,
 )
-from hf_ft_plugins.techniques.text2text.lengths import measured, pair_lengths
+from hf_ft_plugins.techniques.text2text.lengths import measured
 from hf_ft_plugins.testing.examples.text2text import tiny_t5
+from tests.techniques.text2text import small_models
+from tests.techniques.text2text.small_models import SIZE, TOKENIZER
 
 datasets = pytest.importorskip("datasets")
 
-TOKENIZER = ByT5Tokenizer()
 PAD, EOS = TOKENIZER.pad_token_id, TOKENIZER.eos_token_id
 TEXTS = [("ab", "xyz"), ("abcdef", "x"), ("a", "xyzuv"), ("abc", "xy")]
-SIZE = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
-SIZE |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 384}
-SIZE |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
 
 
 def tiny_llama():
@@ -130,16 +124,8 @@ def test_padded_rows_give_what_the_stock_collator_gives(kind, multiple, tmp_path
 
 
 def trainer_of(folder, model, rows, collator=None, spec="text2text", **changes):
-    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True}
-    settings |= {"disable_tqdm": True, "save_strategy": "no"}
-    return with_plugins(Seq2SeqTrainer, spec)(
-        model=model,
-        args=Seq2SeqTrainingArguments(output_dir=str(folder), **(settings | changes)),
-        train_dataset=rows,
-        eval_dataset=rows,
-        data_collator=collator,
-        processing_class=TOKENIZER,
-    )
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "eval_dataset": rows} | changes
+    return small_models.trainer_of(folder, model, rows, spec, collator=collator, **settings)
 
 
 def test_control_without_the_mask_the_loss_of_padded_rows_is_another():
@@ -170,7 +156,7 @@ def test_padding_is_not_told_by_the_ids_where_it_is_the_end_of_sequence():
     stock = DataCollatorForSeq2Seq(tokenizer)([dict(row) for row in rows])
     same(TextPairCollator(tokenizer, tiny_llama())(rows), dict(stock))
     by_hand = [len(ids(target)) for _, target in TEXTS]
-    assert pair_lengths(Text2Text(), rows, causal=True)[1].tolist() == by_hand
+    assert measured(rows, causal=True)[0].targets.tolist() == by_hand
 
 
 def test_what_the_model_takes_by_name_is_padded_and_what_it_does_not_take_is_not_guessed():
@@ -230,7 +216,7 @@ def test_only_what_counts_is_counted_and_the_slots_are_those_of_the_batch(side):
         assert int(lengths.source_slots.max()) == batch["input_ids"].shape[1]
         assert int(lengths.target_slots.max()) == batch["labels"].shape[1]
     for rows in (joined(side), datasets.Dataset.from_list(joined(side))):
-        sources, targets = pair_lengths(Text2Text(), rows, causal=True)
+        sources, targets = measured(rows, causal=True)[0][:2]
         assert targets.tolist() == real[1]
         assert sources.tolist() == [each - 1 for each in real[0]]
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import PluginError
-from .tasks import ABSENT, NAME
+from ....errors import PluginError
+from ..tasks import ABSENT, NAME
 
 
 def maximum_spanning_tree(scores: np.ndarray) -> np.ndarray:

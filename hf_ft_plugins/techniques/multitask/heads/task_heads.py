@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, pad
 from transformers import initialization
 
-from ...errors import PluginError
-from ...technique import nearest
+from ....errors import PluginError
+from ....technique import nearest
+from ..tasks import ABSENT, NAME
 from .biaffine import BiaffineScorer
 from .crf import LinearChain
-from .tasks import ABSENT, NAME
 from .trees import maximum_spanning_trees
 
 

@@ -26,11 +26,12 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from ...errors import PluginError
+from ....errors import PluginError
+from ..label_names import with_labels
+from ..tasks import NAME, WORD_KINDS, TaskSpec
 from .encoders import encoder_of, refuse_encoder
 from .pooling import pool_sequence, pool_words
 from .task_heads import make_head
-from .tasks import NAME, WORD_KINDS, TaskSpec, with_labels
 
 
 class MultiTaskConfig(PreTrainedConfig):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import PluginError
-from .tasks import NAME
+from ....errors import PluginError
+from ..tasks import NAME
 
 METHODS = ("pcgrad", "cagrad")
 INSTALL = 'pip install "hf-ft-plugins[multitask]"'

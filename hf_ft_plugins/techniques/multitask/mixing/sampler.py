@@ -23,8 +23,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from ...errors import PluginError
-from ...technique import nearest
+from ....errors import PluginError
+from ....technique import nearest
 from . import mixes
 from .permutation import KeyedPermutation, key_of, permuted
 from .quotas import FixedQuotas, LearnedQuotas
@@ -262,7 +262,7 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
         """
         if not isinstance(self._quotas, LearnedQuotas):
             return {}
-        return {"update_every": self._quotas.update_every, "told": [list(losses) for losses in self._quotas.told]}
+        return {"update_every": self._quotas.update_every, "told": [list(losses) for losses in self._quotas.losses]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state; shares and counts follow from it.

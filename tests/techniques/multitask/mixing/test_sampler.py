@@ -13,10 +13,10 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch.utils.data import ConcatDataset, DataLoader
 
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.multitask import mixes
-from hf_ft_plugins.techniques.multitask.permutation import KeyedPermutation, key_of, permuted
-from hf_ft_plugins.techniques.multitask.quotas import FixedQuotas
-from hf_ft_plugins.techniques.multitask.sampler import MultiTaskSampler
+from hf_ft_plugins.techniques.multitask.mixing import mixes
+from hf_ft_plugins.techniques.multitask.mixing.permutation import KeyedPermutation, key_of, permuted
+from hf_ft_plugins.techniques.multitask.mixing.quotas import FixedQuotas
+from hf_ft_plugins.techniques.multitask.mixing.sampler import MultiTaskSampler
 
 SIZES = (1000, 333, 77, 50)
 OFFSETS = (0, 1000, 1333, 1410)
@@ -217,7 +217,7 @@ def test_the_order_follows_from_seed_epoch_and_place_alone(unit):
 
 
 def test_blocks_end_with_the_epoch(monkeypatch):
-    monkeypatch.setattr("hf_ft_plugins.techniques.multitask.sampler.BLOCK", {"batch": 16, "example": 16})
+    monkeypatch.setattr("hf_ft_plugins.techniques.multitask.mixing.sampler.BLOCK", {"batch": 16, "example": 16})
     sampler = MultiTaskSampler(SIZES, 8, mix="annealed", epochs=3)
     blocks = [sampler.block_of(step) for step in range(3 * sampler.steps)]
     per_epoch = -(-sampler.steps // 16)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.multitask.trees import maximum_spanning_tree, maximum_spanning_trees, tree_error
+from hf_ft_plugins.techniques.multitask.heads.trees import maximum_spanning_tree, maximum_spanning_trees, tree_error
 
 
 def is_tree(heads):

@@ -1,0 +1,171 @@
+"""A trainer's batches by a budget of tokens, as its arguments and its collator ask `batches.py` or `streaming.py`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import PluginError
+from ...technique import data_seed
+from .architecture import NAME, is_causal
+from .batches import TokenBudgetBatchSampler
+from .collator import TextPairCollator
+from .lengths import Lengths, measured, targets_alone
+from .pair_format import no_column
+from .streaming import POOL, PooledBudgetBatches
+from .texts import text_lengths
+from .tokens import columns_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """What one batch may hold, for a rank.
+
+    Attributes:
+        target_tokens: real target tokens at which a batch ends; None: as many as the trainer's number of pairs has on
+            average.
+        max_tokens: most padded slots, of source and target; None: twice those of that many pairs.
+        pool: pairs that are sorted together; None: all, of a stream or in a sampler's order `streaming.POOL`.
+        max_empty_share: of a stream, an error past this share of rows without a target.
+    """
+
+    target_tokens: int | None = None
+    max_tokens: int | None = None
+    pool: int | None = None
+    max_empty_share: float = 0.01
+
+
+def pairs_in_batch(trainer: Trainer) -> tuple[int, float]:
+    """How many pairs a batch is to hold on average, and what share that is of what the script asked for.
+
+    `auto_find_batch_size` asks for fewer after a batch that did not fit.
+    """
+    args = trainer.args
+    asked: int = args.train_batch_size
+    if not args.auto_find_batch_size:
+        return asked, 1.0
+    # The one place where Trainer says the batch size of the present try.
+    tried: int = trainer._train_batch_size
+    return tried, tried / asked
+
+
+def _scaled(limit: int | None, share: float) -> int | None:
+    return None if limit is None else max(1, int(limit * share))
+
+
+def lengths_of(dataset: Any, collator: Any, *, causal: bool) -> Lengths | None:
+    """Of what a collator makes of a data set with token ids; None where only the script's own collator can tell.
+
+    Raises:
+        PluginError: a `TextPairCollator` is to collate rows without ids.
+    """
+    ours, names = isinstance(collator, TextPairCollator), columns_of(dataset)
+    if ours and collator.text_objective is not None:
+        sources, targets = text_lengths(collator.text_objective, dataset)
+        return Lengths(sources, targets, sources, targets)
+    if "input_ids" not in names:
+        if ours:
+            raise PluginError(no_column(collator.source, names))
+        return targets_alone(dataset) if "labels" in names else None
+    limits = (collator.max_source, collator.max_target) if ours else (None, None)
+    packed = ours and collator.packing != "none"
+    return measured(dataset, *limits, causal=causal, packed=packed)[0]
+
+
+def budgeted(
+    trainer: Trainer, dataset: Any, sampler: Any, budget: TokenBudget
+) -> TokenBudgetBatchSampler | PooledBudgetBatches | None:
+    """The training batches of a trainer; None, with a warning, for a stream that the script's own collator reads.
+
+    Args:
+        trainer: its collator tells the lengths, its arguments the number of pairs and the seed.
+        dataset: the training set, with token ids; a stream may have texts.
+        sampler: whose order to keep; None: pairs are shuffled here.
+        budget: of each batch.
+    """
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return pooled(trainer, dataset, budget)
+    args = trainer.args
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if strategy != "random":
+        logger.warning("%s: train_sampling_strategy=%r has no effect: the budget cuts the batches.", NAME, strategy)
+    lengths = lengths_of(dataset, trainer.data_collator, causal=is_causal(trainer.model))
+    if lengths is None:
+        logger.warning(
+            "%s: its rows hold neither input_ids nor labels, so the script's own collator reads them, in batches of a "
+            "fixed number of pairs.",
+            NAME,
+        )
+        return None
+    sources, targets, *slots = lengths
+    pairs, share = pairs_in_batch(trainer)
+    width = lengths.source_slots + lengths.target_slots
+    enough = _scaled(budget.target_tokens, share) or max(1, round(pairs * float(targets.mean())))
+    most = _scaled(budget.max_tokens, share) or max(1, round(2 * pairs * float(width.mean())))
+    alone = int((width > most).sum())
+    if alone:
+        logger.warning("%s: %d pairs exceed max_tokens=%d; each is a batch of its own.", NAME, alone, most)
+    batches = TokenBudgetBatchSampler(
+        sources,
+        targets,
+        source_slots=slots[0],
+        target_slots=slots[1],
+        sampler=sampler,
+        # Another technique's order is kept but for what comes within one pool.
+        pool=budget.pool or (None if sampler is None else POOL),
+        target_tokens=enough,
+        max_tokens=most,
+        per_step=args.gradient_accumulation_steps * max(1, args.world_size),
+        seed=data_seed(args),
+    )
+    logger.info(
+        "%s: %d pairs in %d batches of about %d real target tokens, at most %d padded slots each.",
+        NAME,
+        len(sources),
+        len(batches),
+        enough,
+        most,
+    )
+    return batches
+
+
+def pooled(trainer: Trainer, stream: Any, budget: TokenBudget) -> PooledBudgetBatches | None:
+    """The training batches of a trainer whose data is a stream; None, with a warning, where it has its own collator.
+
+    Raises:
+        PluginError: no `max_steps`, or several workers.
+    """
+    args = trainer.args
+    if not isinstance(trainer.data_collator, TextPairCollator):
+        logger.warning("%s: the script's own collator reads the stream, in batches of a fixed number of pairs.", NAME)
+        return None
+    if args.max_steps <= 0:
+        raise PluginError(f"{NAME}: a stream cut by a budget has no known number of steps. Set max_steps.")
+    if args.dataloader_num_workers > 1:
+        raise PluginError(
+            f"{NAME}: dataloader_num_workers={args.dataloader_num_workers} with streaming data: workers would each "
+            "read the whole stream, or each another part of it. Set it to 1: it reads and tokenizes ahead."
+        )
+    world_size = max(1, args.world_size)
+    pairs, share = pairs_in_batch(trainer)
+    return PooledBudgetBatches(
+        stream,
+        trainer.data_collator,
+        max_tokens=_scaled(budget.max_tokens, share),
+        target_tokens=_scaled(budget.target_tokens, share),
+        pairs=pairs,
+        pool=budget.pool or POOL,
+        per_step=args.gradient_accumulation_steps * world_size,
+        rank=args.process_index,
+        world_size=world_size,
+        seed=data_seed(args),
+        max_empty_share=budget.max_empty_share,
+    )

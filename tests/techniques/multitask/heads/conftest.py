@@ -1,0 +1,11 @@
+"""Every test of heads begins with the same random numbers, and computes on one thread."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
