@@ -23,7 +23,7 @@ LABELS = ("thumbs", "rating", "choice")
 TYPES = (*LABELS, "edit", "regenerate", "copy", "accept", "correction", "dwell", "abandon", "continue")
 LOWEST, HIGHEST = 1.0, 5.0
 # What chat templates read of a turn beside its role, its content and its calls.
-TOLD = ("name", "tool_call_id", "reasoning_content", "thinking")
+TEMPLATE_FIELDS = ("name", "tool_call_id", "reasoning_content", "thinking")
 
 
 class MalformedError(ValueError):
@@ -45,8 +45,8 @@ class Message:
         content: its text.
         tool_calls, tools: of an assistant's turn, as chat templates take them.
         model_id: which model wrote it.
-        told: what else chat templates read of it, some of `TOLD`.
-        then: turns that belong to the same answer: what its tools returned, and what it said after.
+        template_fields: what else chat templates read of it, some of `TEMPLATE_FIELDS`.
+        continuation: turns that belong to the same answer: what its tools returned, and what it said after.
 
     Raises:
         MalformedError: an id is empty, the message is its own parent, the role is another, or the content is no text.
@@ -59,8 +59,8 @@ class Message:
     tool_calls: list[Any] | None = None
     tools: list[Any] | None = None
     model_id: str | None = None
-    told: dict[str, str] | None = None
-    then: list[dict[str, Any]] | None = None
+    template_fields: dict[str, str] | None = None
+    continuation: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if not self.id or not isinstance(self.id, str):
@@ -176,7 +176,7 @@ def message_of(record: dict[str, Any]) -> Message:
         record.get("tool_calls"),
         record.get("tools"),
         record.get("model_id"),
-        {key: record[key] for key in TOLD if record.get(key)} or None,
+        {key: record[key] for key in TEMPLATE_FIELDS if record.get(key)} or None,
     )
 
 

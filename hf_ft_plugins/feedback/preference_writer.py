@@ -19,7 +19,9 @@ import numpy as np
 from . import signal_noise as noise
 from .log_store import APART
 from .near_duplicates import near_duplicates, signatures
-from .signals import RULES, Preference, Vote
+from .prompt_preferences import Preference
+from .signals import RULES
+from .votes import Vote
 
 Kind = Literal["pairs", "labels"]
 KINDS: tuple[Kind, Kind] = ("pairs", "labels")

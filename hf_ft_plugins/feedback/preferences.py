@@ -23,13 +23,16 @@ from typing import Any
 
 from ..errors import OptionError, PluginError
 from . import signal_noise as noise
+from .agreement import Findings
 from .formats import messages_and_events
 from .log_files import NAME, Reading, files_of
-from .log_store import STARTS, Group, Store
+from .log_store import STARTS, Store
 from .personal_data import Scrubber
 from .preference_writer import HEAD, KINDS, Kind, Waiting
+from .prompt_group import Group
+from .prompt_preferences import preferences_of
 from .report import reasons, summary
-from .signals import DEFAULT_SIGNALS, OPT_IN_SIGNALS, Findings, preferences
+from .signals import DEFAULT_SIGNALS, OPT_IN_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +288,7 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
     for group in store.groups():
         of_eval = _split(group, held_out, findings)
         context = None
-        for preference in preferences(group, store.raters, findings):
+        for preference in preferences_of(group, store.raters, findings):
             if context is None:
                 context, last = group.context(), group.turns[group.prompt][HEAD - 5 :]
             kind: Kind = "pairs" if preference.label is None else "labels"

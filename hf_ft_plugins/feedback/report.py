@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import PluginError
+from .agreement import Findings
 from .events import TYPES
 from .log_files import NAME, Reading
 from .log_store import Store
 from .personal_data import Scrubber
 from .preference_writer import Written
 from .signal_noise import effective_size
-from .signals import RULES, Findings
+from .signals import RULES
 
 BECAME = ("pair", "positive", "negative")
 # KTO, eq. 8 (arXiv 2402.01306): lambda_D n_D / (lambda_U n_U) lies between these.

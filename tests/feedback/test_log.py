@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from hf_ft_plugins.errors import OptionError, PluginError
+from hf_ft_plugins.feedback import prompt_preferences, signals
 from hf_ft_plugins.feedback import signal_noise as noise
-from hf_ft_plugins.feedback import signals
 from hf_ft_plugins.feedback.events import Event, MalformedError, Message, timestamp
 from hf_ft_plugins.feedback.near_duplicates import near_duplicates, signatures
 from hf_ft_plugins.feedback.personal_data import Scrubber
@@ -411,7 +411,7 @@ def test_most_pairs_of_one_prompt(log):
     names = [f"c.{n}" for n in range(40)]
     choice = {"type": "choice", "value": "c.0", "candidates": names}
     pairs, _, _ = found(log(conversation(*[f"answer number {n}" for n in range(40)]), [choice]))
-    assert len(pairs) == signals.MOST_PAIRS
+    assert len(pairs) == prompt_preferences.MOST_PAIRS
 
 
 def test_context_is_the_ancestors_and_the_completion_one_turn_with_its_calls(log):

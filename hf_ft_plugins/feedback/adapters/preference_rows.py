@@ -107,8 +107,8 @@ def _compared(place: str, record: Record, layout: Compared, reading: Reading, to
     if questions and all(answer and len(answer) == len(questions) for answer in answers):
         # Arena's tables: all of a conversation's questions in one column, and all answers to them.
         prompt, _ = _asked({**record, str(column(record, "question")): questions[0]}, with_answer=False)
-        told = [one for one in prompt.turns if one["role"] == "system"]
-        sides = [told + _exchanges(list(zip(questions, answer, strict=True))) for answer in answers if answer]
+        system = [one for one in prompt.turns if one["role"] == "system"]
+        sides = [system + _exchanges(list(zip(questions, answer, strict=True))) for answer in answers if answer]
         if any(not answer[-1] for answer in answers if answer):
             raise UnfitError("rows without an answer")
     else:
@@ -204,26 +204,26 @@ def _asked(record: Record, *, with_answer: bool) -> tuple[Prompt, Turns]:
     Args:
         with_answer: whether the answer, which no other column holds, is looked for there.
     """
-    question, told, said = listed(value(record, "question")), listed(value(record, "turns")), []
+    question, before, answer = listed(value(record, "question")), listed(value(record, "turns")), []
     if isinstance(question, dict) and isinstance(question.get("full_text"), str):
         # WebGPT's.
         question = question["full_text"]
     as_turns = not isinstance(question, str)
-    if told and (with_answer or not question):
-        turns = turns_of(told, "user")
+    if before and (with_answer or not question):
+        turns = turns_of(before, "user")
         if turns[-1]["role"] == "assistant":
-            turns, said = turns[:-1], turns[-1:]
+            turns, answer = turns[:-1], turns[-1:]
         as_turns = True
     elif isinstance(question, (list, dict)) and question:
         turns = turns_of(question, "user")
     else:
         # A context that is a text is what the question is about.
-        turns = _question(question, value(record, "input") or (told if isinstance(told, str) else None))
+        turns = _question(question, value(record, "input") or (before if isinstance(before, str) else None))
     turns = [*_exchanges(value(record, "history")), *turns]
     system = text_of(value(record, "system"))
     if system.strip() and not (turns and turns[0]["role"] == "system"):
         turns = [{"role": "system", "content": system}, *turns]
-    return Prompt(turns, as_turns), said
+    return Prompt(turns, as_turns), answer
 
 
 def _question(question: Any, about: Any) -> Turns:
