@@ -7,7 +7,8 @@
   names, too), scrubadub, and phonenumbers alone. Planted in the same replies are addresses, numbers and keys in the
   forms in which people write them; what is still readable afterwards was missed. Decoys are dates, versions, prices,
   order numbers; what is replaced in them is a false alarm.
-- streaming JSON: `log_files.py` against ijson, on a list of records in one file.
+- streaming JSON: `log_files.py` against ijson, on a list of records in one file, and on lists that Python, pandas and
+  databases write. Not run here: 200 kB of opening brackets take ijson all memory that there is.
 - store on disk: `spool.py` against sqlite3, pyarrow and duckdb: 100,000 texts go in one by one, and
   come out in groups of twelve neighbours, as conversations do.
 
@@ -316,7 +317,7 @@ DECOYS = (
         "ISBN 978-3-16-148410-0",
         "chapter 12, section 3.4.1.2",
         "at 12:45",
-        "std::vector<int>",
+        "std::vector",
     ),
     *("room 0123", "it cost 1 299.00", "commit 4f2a9c1d8e", "10-20-30 and 5/6", "@property", "the years 1914-1918"),
 )
@@ -334,22 +335,23 @@ def personal_data_results(rounds: int) -> Iterator[Result]:
     decoys = [f"{text[:60]} {value}, {text[60:120]}" for value in DECOYS for text in draw.sample(texts, 5)]
     work = [answer for _, answer in replies()][:1500]
 
-    def quality(replaced: Replace) -> tuple[dict[str, float], float]:
-        """The share of the planted values that cannot be read any more, by kind; and of decoys that were touched."""
+    def quality(replaced: Replace, mark: str = "<") -> tuple[dict[str, float], float]:
+        """The share of the planted values that cannot be read any more, by kind; and of decoys that got a mark."""
         hidden: dict[str, list[bool]] = {}
         for kind, value, text in planted:
             hidden.setdefault(kind, []).append(value not in replaced(text))
-        touched = sum(replaced(text) != text for text in decoys) / len(decoys)
+        touched = sum(mark in replaced(text) for text in decoys) / len(decoys)
         return {kind: sum(found) / len(found) for kind, found in hidden.items()}, touched
 
     scrub = Scrubber()
-    found, touched = quality(scrub)
     for name, make in (("presidio_analyzer", presidio), ("scrubadub", scrubadub), ("phonenumbers", phonenumbers)):
         if not installed(name):
             continue
         replaced = make()
-        theirs, theirs_touched = quality(replaced)
-        kinds = ("PHONE",) if name == "phonenumbers" else tuple(PLANTED)
+        theirs, theirs_touched = quality(replaced, "{" if name == "scrubadub" else "<")
+        only_phones = name == "phonenumbers"
+        found, touched = quality(scrub, "<PHONE>" if only_phones else "<")
+        kinds = ("PHONE",) if only_phones else tuple(PLANTED)
         mine, others = (sum(one[kind] for kind in kinds) / len(kinds) for one in (found, theirs))
         of = {
             "texts": len(work),
@@ -368,6 +370,26 @@ def personal_data_results(rounds: int) -> Iterator[Result]:
         yield counted(
             f"personal data, decoys touched, {name}", touched, theirs_touched, "not more", touched <= theirs_touched
         )
+    if installed("phonenumbers"):
+        yield from foreign_phones(scrub)
+
+
+def foreign_phones(scrub: Replace) -> Iterator[Result]:
+    """Numbers of all countries as phonenumbers writes them, from whose tables and not from our forms they come."""
+    import phonenumbers as library
+
+    matched = phonenumbers()
+    forms = library.PhoneNumberFormat
+    for name, form, most_fewer in (("+49 30 123456", forms.INTERNATIONAL, 0.05), ("+4930123456", forms.E164, 0.05)):
+        examples = [library.example_number(region) for region in sorted(library.SUPPORTED_REGIONS)]
+        written = [library.format_number(one, form) for one in examples if one is not None]
+        ours, theirs = (
+            sum(number not in replaced(f"Call {number} today.") for number in written) / len(written)
+            for replaced in (scrub, matched)
+        )
+        gate = f"at most {most_fewer} fewer"
+        metric = f"personal data, numbers of all countries as {name}"
+        yield counted(metric, ours, theirs, gate, ours >= theirs - most_fewer, numbers=len(written))
 
 
 def presidio() -> Replace:
@@ -456,7 +478,46 @@ def streaming_results(rounds: int) -> Iterator[Result]:
             raise RuntimeError("the two read another number of records")
         backend = ijson.backend_name if hasattr(ijson, "backend_name") else ijson.backend
         of = {"records": len(records), "mib": file.stat().st_size >> 20, "backend": str(backend)}
-        yield timed("streaming JSON, ijson", ours, theirs, rounds, 0.5, **of)
+        yield timed("streaming JSON, ijson", ours, theirs, rounds, 1.25, **of)
+    ours_read, theirs_read = (sum(reads(read, content) for content in WRITTEN) for read in (read_by_us, read_by_ijson))
+    metric = f"streaming JSON, of {len(WRITTEN)} lists as exports write them, read rightly, ijson"
+    yield counted(metric, ours_read, theirs_read, "all of them", ours_read == len(WRITTEN))
+
+
+# Python's and pandas' NaN, a byte order mark, an id beyond 64 bits, half of a surrogate pair, a plain one.
+WRITTEN = (
+    b'[{"score": NaN}]',
+    b'\xef\xbb\xbf[{"id": 1}]',
+    b'[{"id": 123456789012345678901234567890}]',
+    b'[{"text": "\\ud83d"}]',
+    b'[{"text": "\\ud83d\\ude00", "score": 0.5}]',
+)
+
+
+def reads(read: Callable[[Path], list[Any]], content: bytes) -> bool:
+    """Whether a list is read as Python's own `json` reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "log.json"
+        file.write_bytes(content)
+        try:
+            # NaN equals nothing, and is compared as a text.
+            return repr(read(file)) == repr(json.loads(content.decode("utf-8-sig")))
+        except ValueError:
+            return False
+
+
+def read_by_us(file: Path) -> list[Any]:
+    return [record for _, record in records_of([file], Reading())]
+
+
+def read_by_ijson(file: Path) -> list[Any]:
+    import ijson
+
+    with file.open("rb") as stream:
+        try:
+            return list(ijson.items(stream, "item", use_float=True))
+        except ijson.JSONError as error:
+            raise ValueError(str(error)) from error
 
 
 # The store on disk

@@ -5,7 +5,6 @@ So the same beginning of two records is one prompt, and their answers are candid
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 from .events import ROLES, TEMPLATE_FIELDS, MalformedError, Message, UnfitError
+from .python_literals import python_literal
 
 Turn = dict[str, Any]
 ROLE_NAMES = {
@@ -78,10 +78,10 @@ def listed(given: Any) -> Any:
     if not isinstance(given, str) or not WRITTEN.match(given):
         return given
     found: Any = None
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, python_literal):
         try:
             found = read(given)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, RecursionError):
             continue
         break
     if found is None:

@@ -10,7 +10,7 @@ what is optional may be missing.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -69,6 +69,9 @@ class Message:
             raise MalformedError(f"a message's role is one of {', '.join(ROLES)}, not {_shown(self.role)}")
         if not isinstance(self.content, str):
             raise MalformedError(f"a message's content is a text, not a {type(self.content).__name__}")
+        for key, text in (self.template_fields or {}).items():
+            if not isinstance(text, str):
+                raise MalformedError(f"a message's {key} is a text, not a {type(text).__name__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,11 @@ class Event:
                 raise MalformedError("an edit has the edited text as text_after")
         elif kind == "dwell" and not isinstance(self.dwell_ms, (int, float)):
             raise MalformedError("dwell has the time in milliseconds as dwell_ms")
+        if self.text_after is not None and not isinstance(self.text_after, str):
+            raise MalformedError(f"text_after is a text, not a {type(self.text_after).__name__}")
+        place = self.shown_position
+        if place is not None and (isinstance(place, bool) or not isinstance(place, int) or place < 0):
+            raise MalformedError(f"a shown_position is a whole number from 0, not {_shown(place)}")
         if self.message_id is None and kind != "choice":
             raise MalformedError(f"an event of type {kind} has a message_id")
         if self.propensity is not None and not (isinstance(self.propensity, (int, float)) and 0 < self.propensity <= 1):
@@ -153,7 +161,7 @@ def timestamp(value: Any) -> float:
                 raise MalformedError("a time is a number of seconds or a text in ISO 8601") from None
         else:
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise MalformedError("a time is a number of seconds or a text in ISO 8601")
     # In seconds this would be the year 5138.
     return value / 1000 if value > 1e11 else float(value)
