@@ -65,6 +65,8 @@ class Message:
     def __post_init__(self) -> None:
         if not self.id or not isinstance(self.id, str):
             raise MalformedError(f"a message's id is a text that is not empty, not {self.id!r}")
+        if not isinstance(self.parent_id, str | None):
+            raise MalformedError(f"a message's parent_id is a text, not a {type(self.parent_id).__name__}")
         if self.role not in ROLES:
             raise MalformedError(f"a message's role is one of {', '.join(ROLES)}, not {_shown(self.role)}")
         if not isinstance(self.content, str):
@@ -116,6 +118,9 @@ class Event:
             raise MalformedError(f"an event's type is one of {', '.join(TYPES)}, not {_shown(kind)}")
         if not self.id or not isinstance(self.id, str):
             raise MalformedError(f"an event's id is a text that is not empty, not {self.id!r}")
+        for name in (self.user, self.message_id, *self.candidates):
+            if name is not None and not isinstance(name, str):
+                raise MalformedError(f"an event's user and message ids are texts, not a {type(name).__name__}")
         if kind == "thumbs":
             if value not in (1, -1):
                 raise MalformedError(f"thumbs have the value 1 or -1, not {_shown(value)}")

@@ -96,7 +96,7 @@ def number_of(given: Any) -> float | None:
     """A number, which tables of text hold as text; None of anything else."""
     try:
         number = float(given) if isinstance(given, (str, int, float)) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number
 
