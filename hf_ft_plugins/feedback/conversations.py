@@ -223,21 +223,21 @@ def turns_of(value: Any, role: str) -> list[Turn]:
     if isinstance(value, list):
         found: list[Turn] = []
         for one in value:
-            for said in _exchange(one) or [turn(one)]:
-                append(found, said)
+            for new in _exchange(one) or [turn(one)]:
+                append(found, new)
         return found
     raise MalformedError(f"a conversation is a text or a list of turns that is not empty, not a {type(value).__name__}")
 
 
-def append(turns: list[Turn], said: Turn) -> None:
+def append(turns: list[Turn], new: Turn) -> None:
     """Calls that follow a text of the assistant's, or other calls, are one turn with it."""
     last = turns[-1] if turns else {}
-    if last.get("role") != "assistant" or said["role"] != "assistant":
-        turns.append(said)
-    elif "tool_calls" in said and not said["content"]:
-        turns[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *said["tool_calls"]]}
+    if last.get("role") != "assistant" or new["role"] != "assistant":
+        turns.append(new)
+    elif "tool_calls" in new and not new["content"]:
+        turns[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *new["tool_calls"]]}
     else:
-        turns.append(said)
+        turns.append(new)
 
 
 def _exchange(record: Any) -> list[Turn]:
