@@ -38,7 +38,7 @@ BESIDE, REGENERATED = 0.1, 0.25
 CHILD = """
 import json, resource, sys, time
 start = time.perf_counter()
-from hf_ft_plugins.feedback.preferences import preferences_from_log
+from hf_ft_plugins.feedback import preferences_from_log
 found = preferences_from_log(sys.argv[1], folder=sys.argv[2])
 took = time.perf_counter() - start
 unit = 1 if sys.platform == "darwin" else 1024

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .events import TOLD
+from .events import TEMPLATE_FIELDS
 
 AT_ONCE = 10_000
 
@@ -21,12 +21,12 @@ def dataset_of(file: Path, kind: str, split: str | None) -> Any:
 
     content = file.read_bytes()
     # Arrow has one type for all rows' calls, and None for what a turn does not have; JSON has what was written.
-    more = any(f'"{key}": '.encode() in content for key in ("tool_calls", *TOLD))
+    more = any(f'"{key}": '.encode() in content for key in ("tool_calls", *TEMPLATE_FIELDS))
     message = Json() if more else {"role": Value("string"), "content": Value("string")}
-    told = ("prompt", "chosen", "rejected") if kind == "pairs" else ("prompt", "completion")
+    texts = ("prompt", "chosen", "rejected") if kind == "pairs" else ("prompt", "completion")
     features = Features(
         {
-            **{column: List(message) for column in told},
+            **{column: List(message) for column in texts},
             **({"label": Value("bool")} if kind == "labels" else {}),
             "behavior_weight": Value("float32"),
             "behavior_eps": Value("float32"),

@@ -35,17 +35,18 @@ def inspect(
 ) -> None:
     """What a log gives, what was dropped and why, how sure and how balanced it is."""
     # Not before: `hf-ft list` reads this file too.
-    from . import report as reports
     from .preferences import preferences_from_log
+    from .report import write
     from .signals import DEFAULT_SIGNALS
+    from .token_lengths import token_lengths
 
     chosen = tuple(signals.split("+")) if signals is not None else DEFAULT_SIGNALS
     with tempfile.TemporaryDirectory() as work:
         found = preferences_from_log(log, format=format, signals=chosen, folder=out or work)
         report = found.report
         if tokenizer is not None:
-            report["tokens"] = reports.measured(found.folder, tokenizer, max_length)
-        page = reports.write(report, found.folder) if out is not None else None
+            report["tokens"] = token_lengths(found.folder, tokenizer, max_length)
+        page = write(report, found.folder) if out is not None else None
     if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
         return

@@ -5,14 +5,14 @@ So the same beginning of two records is one prompt, and their answers are candid
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
-from .events import ROLES, TOLD, MalformedError, Message, UnfitError
+from .events import ROLES, TEMPLATE_FIELDS, MalformedError, Message, UnfitError
+from .python_literals import python_literal
 
 Turn = dict[str, Any]
 ROLE_NAMES = {
@@ -78,10 +78,10 @@ def listed(given: Any) -> Any:
     if not isinstance(given, str) or not WRITTEN.match(given):
         return given
     found: Any = None
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, python_literal):
         try:
             found = read(given)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, RecursionError):
             continue
         break
     if found is None:
@@ -139,11 +139,11 @@ def turn(record: dict[str, Any]) -> Turn:
         content = record.get("refusal")
     if content is None and not calls:
         raise UnfitError("turns without content")
-    told = {key: record[key] for key in TOLD if record.get(key) and isinstance(record[key], str)}
+    fields = {key: record[key] for key in TEMPLATE_FIELDS if record.get(key) and isinstance(record[key], str)}
     if record.get("reasoning") and isinstance(record["reasoning"], str):
         # So servers call it since vLLM 0.12; chat templates do not.
-        told.setdefault("reasoning_content", record["reasoning"])
-    return {"role": role, "content": text_of(content), **({"tool_calls": calls_of(calls)} if calls else {}), **told}
+        fields.setdefault("reasoning_content", record["reasoning"])
+    return {"role": role, "content": text_of(content), **({"tool_calls": calls_of(calls)} if calls else {}), **fields}
 
 
 def calls_of(value: Any) -> list[Any]:
@@ -223,21 +223,21 @@ def turns_of(value: Any, role: str) -> list[Turn]:
     if isinstance(value, list):
         found: list[Turn] = []
         for one in value:
-            for said in _exchange(one) or [turn(one)]:
-                append(found, said)
+            for new in _exchange(one) or [turn(one)]:
+                append(found, new)
         return found
     raise MalformedError(f"a conversation is a text or a list of turns that is not empty, not a {type(value).__name__}")
 
 
-def append(turns: list[Turn], said: Turn) -> None:
+def append(turns: list[Turn], new: Turn) -> None:
     """Calls that follow a text of the assistant's, or other calls, are one turn with it."""
     last = turns[-1] if turns else {}
-    if last.get("role") != "assistant" or said["role"] != "assistant":
-        turns.append(said)
-    elif "tool_calls" in said and not said["content"]:
-        turns[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *said["tool_calls"]]}
+    if last.get("role") != "assistant" or new["role"] != "assistant":
+        turns.append(new)
+    elif "tool_calls" in new and not new["content"]:
+        turns[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *new["tool_calls"]]}
     else:
-        turns.append(said)
+        turns.append(new)
 
 
 def _exchange(record: Any) -> list[Turn]:
@@ -263,12 +263,18 @@ def chained(
 
 
 def message(
-    one: Turn, parent: str | None, then: list[Turn] | None = None, tools: Any = None, model: str | None = None
+    one: Turn, parent: str | None, continuation: list[Turn] | None = None, tools: Any = None, model: str | None = None
 ) -> Message:
     """The `Message` of a turn, and of those that belong to the same answer."""
-    told = {key: one[key] for key in TOLD if key in one}
-    said = [parent, one["role"], one["content"], one.get("tool_calls"), *filter(None, (told, then, tools))]
-    digest = blake2b(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=12)
+    fields = {key: one[key] for key in TEMPLATE_FIELDS if key in one}
+    everything = [
+        parent,
+        one["role"],
+        one["content"],
+        one.get("tool_calls"),
+        *filter(None, (fields, continuation, tools)),
+    ]
+    digest = blake2b(json.dumps(everything, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=12)
     return Message(
         id=digest.hexdigest(),
         parent_id=parent,
@@ -277,6 +283,6 @@ def message(
         tool_calls=one.get("tool_calls"),
         tools=tools or None,
         model_id=model or None,
-        told=told or None,
-        then=then or None,
+        template_fields=fields or None,
+        continuation=continuation or None,
     )

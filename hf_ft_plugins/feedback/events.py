@@ -10,7 +10,7 @@ what is optional may be missing.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ LABELS = ("thumbs", "rating", "choice")
 TYPES = (*LABELS, "edit", "regenerate", "copy", "accept", "correction", "dwell", "abandon", "continue")
 LOWEST, HIGHEST = 1.0, 5.0
 # What chat templates read of a turn beside its role, its content and its calls.
-TOLD = ("name", "tool_call_id", "reasoning_content", "thinking")
+TEMPLATE_FIELDS = ("name", "tool_call_id", "reasoning_content", "thinking")
 
 
 class MalformedError(ValueError):
@@ -45,8 +45,8 @@ class Message:
         content: its text.
         tool_calls, tools: of an assistant's turn, as chat templates take them.
         model_id: which model wrote it.
-        told: what else chat templates read of it, some of `TOLD`.
-        then: turns that belong to the same answer: what its tools returned, and what it said after.
+        template_fields: what else chat templates read of it, some of `TEMPLATE_FIELDS`.
+        continuation: turns that belong to the same answer: what its tools returned, and what it said after.
 
     Raises:
         MalformedError: an id is empty, the message is its own parent, the role is another, or the content is no text.
@@ -59,16 +59,21 @@ class Message:
     tool_calls: list[Any] | None = None
     tools: list[Any] | None = None
     model_id: str | None = None
-    told: dict[str, str] | None = None
-    then: list[dict[str, Any]] | None = None
+    template_fields: dict[str, str] | None = None
+    continuation: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if not self.id or not isinstance(self.id, str):
             raise MalformedError(f"a message's id is a text that is not empty, not {self.id!r}")
+        if not isinstance(self.parent_id, str | None):
+            raise MalformedError(f"a message's parent_id is a text, not a {type(self.parent_id).__name__}")
         if self.role not in ROLES:
             raise MalformedError(f"a message's role is one of {', '.join(ROLES)}, not {_shown(self.role)}")
         if not isinstance(self.content, str):
             raise MalformedError(f"a message's content is a text, not a {type(self.content).__name__}")
+        for key, text in (self.template_fields or {}).items():
+            if not isinstance(text, str):
+                raise MalformedError(f"a message's {key} is a text, not a {type(text).__name__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,9 @@ class Event:
             raise MalformedError(f"an event's type is one of {', '.join(TYPES)}, not {_shown(kind)}")
         if not self.id or not isinstance(self.id, str):
             raise MalformedError(f"an event's id is a text that is not empty, not {self.id!r}")
+        for name in (self.user, self.message_id, *self.candidates):
+            if name is not None and not isinstance(name, str):
+                raise MalformedError(f"an event's user and message ids are texts, not a {type(name).__name__}")
         if kind == "thumbs":
             if value not in (1, -1):
                 raise MalformedError(f"thumbs have the value 1 or -1, not {_shown(value)}")
@@ -129,6 +137,11 @@ class Event:
                 raise MalformedError("an edit has the edited text as text_after")
         elif kind == "dwell" and not isinstance(self.dwell_ms, (int, float)):
             raise MalformedError("dwell has the time in milliseconds as dwell_ms")
+        if self.text_after is not None and not isinstance(self.text_after, str):
+            raise MalformedError(f"text_after is a text, not a {type(self.text_after).__name__}")
+        place = self.shown_position
+        if place is not None and (isinstance(place, bool) or not isinstance(place, int) or place < 0):
+            raise MalformedError(f"a shown_position is a whole number from 0, not {_shown(place)}")
         if self.message_id is None and kind != "choice":
             raise MalformedError(f"an event of type {kind} has a message_id")
         if self.propensity is not None and not (isinstance(self.propensity, (int, float)) and 0 < self.propensity <= 1):
@@ -153,7 +166,7 @@ def timestamp(value: Any) -> float:
                 raise MalformedError("a time is a number of seconds or a text in ISO 8601") from None
         else:
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise MalformedError("a time is a number of seconds or a text in ISO 8601")
     # In seconds this would be the year 5138.
     return value / 1000 if value > 1e11 else float(value)
@@ -176,7 +189,7 @@ def message_of(record: dict[str, Any]) -> Message:
         record.get("tool_calls"),
         record.get("tools"),
         record.get("model_id"),
-        {key: record[key] for key in TOLD if record.get(key)} or None,
+        {key: record[key] for key in TEMPLATE_FIELDS if record.get(key)} or None,
     )
 
 

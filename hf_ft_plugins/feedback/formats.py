@@ -28,7 +28,7 @@ from .adapters import (
 )
 from .adapters.preference_rows import rows
 from .events import Event, MalformedError, Message, event_of, message_of
-from .log_files import NAME, Reading, files_of, records_of
+from .log_files import NAME, UNREADABLE, Reading, files_of, not_of_this_format, records_of
 from .transcripts import HUMAN
 
 Record = dict[str, Any]
@@ -57,6 +57,8 @@ def _own(records: Iterator[tuple[str, Record]], reading: Reading, reread: Any) -
             item = message_of(record) if "role" in record else event_of(record)
         except MalformedError as error:
             reading.mark_broken(place, str(error))
+        except UNREADABLE as error:
+            reading.mark_broken(place, not_of_this_format(error))
         else:
             yield item
 

@@ -23,6 +23,8 @@ KEYS = 8
 EARLY = 10_000
 CHUNK = 1 << 20
 BROKEN = object()
+# What a converter raises of a record whose values are of other kinds than those of its format.
+UNREADABLE = (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RecursionError)
 
 
 @dataclass
@@ -118,10 +120,15 @@ def converted(
             reading.left_out[str(error)] += 1
         except MalformedError as error:
             reading.mark_broken(place, str(error))
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            reading.mark_broken(place, f"not a record of this format ({type(error).__name__}: {error})"[:200])
+        except UNREADABLE as error:
+            reading.mark_broken(place, not_of_this_format(error))
         else:
             yield from found
+
+
+def not_of_this_format(error: Exception) -> str:
+    """Why a record could not be read, for its place in the report."""
+    return f"not a record of this format ({type(error).__name__}: {error})"[:200]
 
 
 def _records(file: Path, reading: Reading, strict: bool) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -189,6 +196,11 @@ def _listed(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
             item, end = decode(buffer, place)
             # A number at the buffer's end may go on.
             whole = end < len(buffer)
+        except RecursionError:
+            raise PluginError(
+                f"{NAME}: item {number + 1} of {file} is nested too deeply to be read. Leave it out, or write one "
+                "record a line (.jsonl), where it costs itself alone."
+            ) from None
         except ValueError:
             whole = False
         if whole:

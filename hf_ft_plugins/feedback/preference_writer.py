@@ -19,7 +19,9 @@ import numpy as np
 from . import signal_noise as noise
 from .log_store import APART
 from .near_duplicates import near_duplicates, signatures
-from .signals import RULES, Preference, Vote
+from .prompt_preferences import Preference
+from .signals import RULES
+from .votes import Vote
 
 Kind = Literal["pairs", "labels"]
 KINDS: tuple[Kind, Kind] = ("pairs", "labels")
@@ -287,7 +289,7 @@ class Waiting:
         apart = APART.encode()
         # As bytes: millions of lines need neither be decoded nor encoded again.
         with self.file.open("rb", buffering=BUFFER) as lines, target.open("wb", buffering=BUFFER) as out:
-            for row, (line, (kept, other_way, weighs, wrong, said, held_out)) in enumerate(
+            for row, (line, (kept, other_way, weighs, wrong, its_signal, for_eval)) in enumerate(
                 zip(lines, flags, strict=True)
             ):
                 if not kept:
@@ -305,8 +307,8 @@ class Waiting:
                 else:
                     texts = b'"completion": [%b], "label": %b' % (first, b"false" if other_way else b"true")
                 known = (
-                    f'"behavior_weight": {weighs:.6g}, "behavior_eps": {wrong:.6g}, "signal": "{said}", '
-                    f'"split": "{"eval" if held_out else "train"}"'
+                    f'"behavior_weight": {weighs:.6g}, "behavior_eps": {wrong:.6g}, "signal": "{its_signal}", '
+                    f'"split": "{"eval" if for_eval else "train"}"'
                 )
                 if tools:
                     events = b'%b, "tools": %b' % (events, tools)

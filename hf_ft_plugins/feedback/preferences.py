@@ -23,13 +23,16 @@ from typing import Any
 
 from ..errors import OptionError, PluginError
 from . import signal_noise as noise
+from .agreement import Findings
 from .formats import messages_and_events
 from .log_files import NAME, Reading, files_of
-from .log_store import STARTS, Group, Store
+from .log_store import STARTS, Store
 from .personal_data import Scrubber
 from .preference_writer import HEAD, KINDS, Kind, Waiting
+from .prompt_group import Group
+from .prompt_preferences import preferences_of
 from .report import reasons, summary
-from .signals import DEFAULT_SIGNALS, OPT_IN_SIGNALS, Findings, preferences
+from .signals import DEFAULT_SIGNALS, OPT_IN_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -278,14 +281,14 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
     rows: dict[Kind, Waiting] = {kind: Waiting(work / kind, kind) for kind in KINDS}
 
     @lru_cache(1 << 16)
-    def held_out(who: str) -> bool:
+    def is_for_eval(who: str) -> bool:
         drawn = blake2b(who.encode("utf-8", "replace"), key=seed.to_bytes(8, "little", signed=True), digest_size=8)
         return int.from_bytes(drawn.digest(), "little") < eval_share * 2**64
 
     for group in store.groups():
-        of_eval = _split(group, held_out, findings)
+        of_eval = _split(group, is_for_eval, findings)
         context = None
-        for preference in preferences(group, store.raters, findings):
+        for preference in preferences_of(group, store.raters, findings):
             if context is None:
                 context, last = group.context(), group.turns[group.prompt][HEAD - 5 :]
             kind: Kind = "pairs" if preference.label is None else "labels"
@@ -297,12 +300,12 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
     return findings, rows
 
 
-def _split(group: Group, held_out: Any, findings: Findings) -> bool:
+def _split(group: Group, is_for_eval: Any, findings: Findings) -> bool:
     """Whether a prompt's rows are for evaluation; users of the other split leave it, so that splits share nothing."""
-    said = [group.turns[row] for row in group.before]
+    turns = [group.turns[row] for row in group.before]
     # A system prompt is that of thousands of conversations.
-    began = next((turn for turn in said if not turn.startswith(STARTS["system"])), said[0])
-    sides = [held_out(began if act.user is None else act.user) for act in group.acts]
+    began = next((turn for turn in turns if not turn.startswith(STARTS["system"])), turns[0])
+    sides = [is_for_eval(began if act.user is None else act.user) for act in group.acts]
     if True not in sides:
         return False
     if False not in sides:

@@ -10,27 +10,23 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import PluginError
+from .agreement import Findings
 from .events import TYPES
-from .log_files import NAME, Reading
+from .log_files import Reading
 from .log_store import Store
 from .personal_data import Scrubber
 from .preference_writer import Written
 from .signal_noise import effective_size
-from .signals import RULES, Findings
+from .signals import RULES
 
 BECAME = ("pair", "positive", "negative")
 # KTO, eq. 8 (arXiv 2402.01306): lambda_D n_D / (lambda_U n_U) lies between these.
 KTO_BALANCE = (1.0, 4 / 3)
-# Rows whose tokens are counted; a share of them has a standard error of 1 % at most.
-MEASURED = 2_500
-MEASURED_BATCH = 8
 
 
 def summary(
@@ -176,47 +172,6 @@ def reasons(report: dict[str, Any]) -> str:
         f"It was read as {report['format']}, and no record says which answer is good or better; the first has the keys "
         f"{', '.join(report['lines']['keys'])}. If it is another format, name it (`--format`)."
     )
-
-
-def measured(folder: Path, tokenizer: str, max_length: int) -> dict[str, Any]:
-    """How many completions would be cut at `max_length` tokens, and how much of batches of 8 would be padding.
-
-    Counts the first 2,500 rows of each kind. Prompt and completion go through the tokenizer's chat template; where it
-    has none, they are joined by line ends, and the report says so.
-
-    Raises:
-        PluginError: there is no such tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise PluginError(f"{NAME}: {tokenizer!r} holds no tokenizer ({error}). Name a model's folder.") from error
-    found: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length}
-    found["chat_template"] = bool(loaded.chat_template)
-    for kind, sides in (("pairs", ("chosen", "rejected")), ("labels", ("completion",))):
-        with (folder / f"{kind}.jsonl").open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in islice(lines, MEASURED)]
-        if not rows:
-            continue
-        lengths = np.array([[_tokens(loaded, row["prompt"] + row[side]) for side in sides] for row in rows])
-        # Both sides of a pair are padded to the longest of the batch.
-        batches = [np.minimum(lengths[at : at + MEASURED_BATCH], max_length) for at in range(0, len(rows), 8)]
-        padded = sum(int(batch.max()) * batch.size for batch in batches)
-        found[kind] = {
-            "rows": len(rows),
-            "cut": round(float((lengths > max_length).any(axis=1).mean()), 4),
-            "padding": round(1 - sum(int(batch.sum()) for batch in batches) / padded, 4),
-            "median_tokens": float(np.median(lengths)),
-        }
-    return found
-
-
-def _tokens(tokenizer: Any, turns: list[dict[str, Any]]) -> int:
-    if tokenizer.chat_template:
-        return len(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
-    return len(tokenizer("\n".join(turn["content"] for turn in turns))["input_ids"])
 
 
 def write(report: dict[str, Any], folder: Path) -> Path:

@@ -29,7 +29,7 @@ MARKUP = (
 )
 # Of Llama 2 and Mistral: a question, with the system's words in the first, and the answer.
 INSTRUCTION = re.compile(r"(?:<s>)?\s*\[INST\](.*?)\[/INST\](.*?)(?:</s>\s*|\Z|(?=\[INST\]))", re.DOTALL)
-TOLD = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+SYSTEM_PROMPT = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 BEGINNING = re.compile(r"\s*(?:<\|begin_of_text\|>|<s>|<bos>)?\s*")
 END = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|</s>)\s*\Z")
 
@@ -56,10 +56,10 @@ def turns_in(text: str) -> Turns | None:
 def _instructed(text: str) -> Turns:
     turns: Turns = []
     for one in INSTRUCTION.finditer(text):
-        told = TOLD.match(one[1])
-        if told:
-            turns.append({"role": "system", "content": told[1].strip()})
-        turns.append({"role": "user", "content": one[1][told.end() if told else 0 :].strip()})
+        system = SYSTEM_PROMPT.match(one[1])
+        if system:
+            turns.append({"role": "system", "content": system[1].strip()})
+        turns.append({"role": "user", "content": one[1][system.end() if system else 0 :].strip()})
         if one[2].strip():
             turns.append({"role": "assistant", "content": one[2].strip()})
     return turns

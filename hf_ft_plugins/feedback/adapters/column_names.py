@@ -79,10 +79,10 @@ def label_of(given: Any) -> bool | None:
     """A label as a bool; None where it says neither."""
     if isinstance(given, (list, dict)):
         return None
-    said = spelled(given)
-    number = number_of(said)
-    said = number if number is not None else said
-    return True if said in GOOD else False if said in BAD else None
+    word = spelled(given)
+    number = number_of(word)
+    label = word if number is None else number
+    return True if label in GOOD else False if label in BAD else None
 
 
 def spelled(given: Any) -> Any:
@@ -96,7 +96,7 @@ def number_of(given: Any) -> float | None:
     """A number, which tables of text hold as text; None of anything else."""
     try:
         number = float(given) if isinstance(given, (str, int, float)) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number
 
@@ -207,16 +207,16 @@ class Compared:
         Raises:
             UnfitError: the verdict is none of those that are known.
         """
-        said = [record[name] for name in self.verdict]
-        if not said:
+        verdicts = [record[name] for name in self.verdict]
+        if not verdicts:
             return 0
-        numbers = [number_of(one) for one in said]
-        if len(said) == 2:
+        numbers = [number_of(one) for one in verdicts]
+        if len(verdicts) == 2:
             first, second = numbers
             if first is None or second is None:
                 raise UnfitError("rows whose verdict is unknown")
             return TIE if first == second else int(second > first)
-        verdict = numbers[0] if numbers[0] is not None else spelled(said[0])
+        verdict = numbers[0] if numbers[0] is not None else spelled(verdicts[0])
         if isinstance(verdict, (list, dict)):
             raise UnfitError("rows whose verdict is unknown")
         for found, known in ((0, self.first), (1, self.second), (TIE, self.ties)):
@@ -284,7 +284,7 @@ def _annotated(data: Record, annotation: Record) -> list[Record]:
             # By the names of the texts' tags, where the columns have them.
             names = str(result.get("to_name")).split(",")
             names = names if len(names) == 2 and set(names) <= data.keys() else ["answer1", "answer2"]
-            asked = {key: said for key, said in data.items() if key not in names}
+            asked = {key: text for key, text in data.items() if key not in names}
             answers = {"answer1": data[names[0]], "answer2": data[names[1]]}
             rows.append({**asked, **answers, "selected": result["value"]["selected"]})
     return rows

@@ -61,13 +61,15 @@ def _ratings(record: Record) -> list[Record]:
         return [{**record, **{name: _read(record.get(name)) for name in ("data", "meta", "snapshot")}}]
     record = {**record, "chat": _read(record["chat"])}
     chat_id = str(record.get("id") or "chat")
-    said = record["chat"]["history"].get("messages") or {}
+    by_id = record["chat"]["history"].get("messages") or {}
     found = []
-    for about, message in said.items():
+    for about, message in by_id.items():
         given = message.get("annotation") or {}
         if given.get("rating") is None:
             continue
-        others = [one for name, one in said.items() if name != about and one.get("parentId") == message.get("parentId")]
+        others = [
+            one for name, one in by_id.items() if name != about and one.get("parentId") == message.get("parentId")
+        ]
         data = {"rating": given["rating"], "sibling_model_ids": [_model_of(one) for one in others]}
         found.append(
             {
@@ -99,25 +101,25 @@ def open_webui(records: Any, reading: Reading, reread: Any) -> Iterator[Message 
         snapshot = (record.get("snapshot") or {}).get("chat") or {}
         # The chat's row in the database, which holds the chat.
         chat = snapshot.get("chat") or snapshot
-        said = (chat.get("history") or {}).get("messages") or {}
-        if about not in said:
+        by_id = (chat.get("history") or {}).get("messages") or {}
+        if about not in by_id:
             raise UnfitError("feedback whose snapshot lacks the message")
         rating, event = int(float(data["rating"])), str(record["id"])
         ts = timestamp(record.get("updated_at") or record.get("created_at"))
         chat_id = str(record["meta"].get("chat_id") or snapshot.get("id") or record["id"])
-        path, parent, remarks = _path(said, about, _system_of(chat), chat_id)
-        answer = _turns(said[about], remarks)
-        judged = _below(answer, parent, len(answer) - 1, f"{chat_id}/{about}", _model_of(said[about]))
+        path, parent, remarks = _path(by_id, about, _system_of(chat), chat_id)
+        answer = _turns(by_id[about], remarks)
+        judged = _below(answer, parent, len(answer) - 1, f"{chat_id}/{about}", _model_of(by_id[about]))
         yield from path
         yield from judged
         yield Event(event, ts, record.get("user_id"), judged[-1].id, "thumbs", rating)
-        siblings = _siblings(said, about, data.get("sibling_model_ids") or ())
+        siblings = _siblings(by_id, about, data.get("sibling_model_ids") or ())
         if siblings and (rating == 1 or len(siblings) == 1):
-            whole = {one: _turns(said[one], remarks) for one in (about, *siblings)}
+            whole = {one: _turns(by_id[one], remarks) for one in (about, *siblings)}
             ids = []
             for one, turns in whole.items():
                 name = f"{chat_id}/{one}" if len(turns) == 1 else f"{chat_id}/{one}/whole"
-                made = _below(turns, parent, 0, name, _model_of(said[one]))
+                made = _below(turns, parent, 0, name, _model_of(by_id[one]))
                 if not (one == about and len(turns) == 1):
                     yield from made
                 ids.append(made[-1].id)
@@ -128,14 +130,16 @@ def open_webui(records: Any, reading: Reading, reread: Any) -> Iterator[Message 
     return converted(records, reading, convert)
 
 
-def _path(said: dict[str, Record], about: str, system: str, chat_id: str) -> tuple[list[Message], str | None, set[str]]:
-    """The messages before an answer, the id of the last of them, and what is to be said of them."""
-    line, row = [], said[about].get("parentId")
-    while row in said and row not in line:
+def _path(
+    by_id: dict[str, Record], about: str, system: str, chat_id: str
+) -> tuple[list[Message], str | None, set[str]]:
+    """The messages before an answer, the id of the last of them, and what has to be guessed of them."""
+    line, row = [], by_id[about].get("parentId")
+    while row in by_id and row not in line:
         line.append(row)
-        row = said[row].get("parentId")
+        row = by_id[row].get("parentId")
     remarks: set[str] = set()
-    turns = [_turns(said[one], remarks) for one in line[::-1]]
+    turns = [_turns(by_id[one], remarks) for one in line[::-1]]
     # A parent that the export lacks is one that the log lacks.
     parent = None if row is None else f"{chat_id}/{row}"
     messages: list[Message] = []
@@ -145,7 +149,7 @@ def _path(said: dict[str, Record], about: str, system: str, chat_id: str) -> tup
         # Messages' ids are unique within their chat, and those below another system prompt are others.
         chat_id, parent = f"{chat_id}/{digest}", messages[0].id
     for one, found in zip(line[::-1], turns, strict=True):
-        made = _below(found, parent, len(found) - 1, f"{chat_id}/{one}", _model_of(said[one]))
+        made = _below(found, parent, len(found) - 1, f"{chat_id}/{one}", _model_of(by_id[one]))
         messages += made
         parent = made[-1].id
     return messages, parent, remarks
@@ -158,13 +162,13 @@ def _below(turns: list[Turn], parent: str | None, prompt: int, identity: str, mo
     return [*before, replace(last, id=identity, parent_id=before[-1].id if before else parent)]
 
 
-def _siblings(said: dict[str, Record], about: str, models: Any) -> list[str]:
+def _siblings(by_id: dict[str, Record], about: str, models: Any) -> list[str]:
     return [
         identity
-        for identity, message in said.items()
+        for identity, message in by_id.items()
         if identity != about
         and message["role"] == "assistant"
-        and message.get("parentId") == said[about].get("parentId")
+        and message.get("parentId") == by_id[about].get("parentId")
         and _model_of(message) in models
     ]
 

@@ -42,20 +42,20 @@ def rows(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Even
         tools = tools_of(value(record, "tools"))
         layout = None if layouts.is_pair(record) or layouts.is_label(record) else layouts.ranking(record)
         if isinstance(layout, Compared):
-            said: set[str] = {*layout.answers, *layout.verdict}
+            judged_columns: set[str] = {*layout.answers, *layout.verdict}
             found = _compared(place, record, layout, reading, tools)
         elif isinstance(layout, Ranked):
-            said = {layout.answers, str(layout.order)}
+            judged_columns = {layout.answers, str(layout.order)}
             found = _ranked(place, record, layout, reading, tools)
         elif any(column(record, role) is not None for role in ("chosen", "rejected")):
-            said = set()
+            judged_columns = set()
             found = compared(place, list(_sides(record, reading)), 0, reading, tools=tools)
         elif column(record, "label") is None:
             raise MalformedError("no row of answers that are preferred, labelled or ranked")
         else:
-            said = set()
+            judged_columns = set()
             found = _labelled(place, record, reading, tools)
-        reading.unread.update(record.keys() - READ - said)
+        reading.unread.update(record.keys() - READ - judged_columns)
         return found
 
     return converted(records, reading, convert)
@@ -64,8 +64,8 @@ def rows(records: Any, reading: Reading, reread: Any) -> Iterator[Message | Even
 def _sides(record: Record, reading: Reading) -> Iterator[Turns]:
     """The conversation with the chosen answer, then that with the rejected one, or those."""
     apart = column(record, "chosen") is not None
-    prompt, said = _asked(record, with_answer=not apart)
-    chosen = value(record, "chosen") if apart else said or value(record, "answer")
+    prompt, last = _asked(record, with_answer=not apart)
+    chosen = value(record, "chosen") if apart else last or value(record, "answer")
     rejected = value(record, "rejected")
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer is None:
@@ -80,7 +80,7 @@ def _sides(record: Record, reading: Reading) -> Iterator[Turns]:
         prompt = Prompt([*prompt.turns, {"role": "user", "content": begin.strip()}])
         answers = [one[len(begin) :].strip() for one in answers]
     sides = _joined(prompt, answers, reading)
-    if apart and said and not any(_alike(said[-1], side[-1]) for side in sides):
+    if apart and last and not any(_alike(last[-1], side[-1]) for side in sides):
         raise UnfitError("conversations that end with an answer, beside a chosen and a rejected one")
     yield from sides
 
@@ -91,8 +91,8 @@ def _labelled(place: str, record: Record, reading: Reading, tools: Any) -> Itera
     if label is None:
         raise UnfitError("rows without a label" if given is None else "labels that are neither good nor bad")
     apart = column(record, "answer") is not None
-    prompt, said = _asked(record, with_answer=not apart)
-    answer = value(record, "answer") if apart else said
+    prompt, last = _asked(record, with_answer=not apart)
+    answer = value(record, "answer") if apart else last
     if not answer and answer != "":
         raise UnfitError("rows without an answer")
     (turns,) = _joined(prompt, [answer], reading)
@@ -107,8 +107,8 @@ def _compared(place: str, record: Record, layout: Compared, reading: Reading, to
     if questions and all(answer and len(answer) == len(questions) for answer in answers):
         # Arena's tables: all of a conversation's questions in one column, and all answers to them.
         prompt, _ = _asked({**record, str(column(record, "question")): questions[0]}, with_answer=False)
-        told = [one for one in prompt.turns if one["role"] == "system"]
-        sides = [told + _exchanges(list(zip(questions, answer, strict=True))) for answer in answers if answer]
+        system = [one for one in prompt.turns if one["role"] == "system"]
+        sides = [system + _exchanges(list(zip(questions, answer, strict=True))) for answer in answers if answer]
         if any(not answer[-1] for answer in answers if answer):
             raise UnfitError("rows without an answer")
     else:
@@ -204,26 +204,26 @@ def _asked(record: Record, *, with_answer: bool) -> tuple[Prompt, Turns]:
     Args:
         with_answer: whether the answer, which no other column holds, is looked for there.
     """
-    question, told, said = listed(value(record, "question")), listed(value(record, "turns")), []
+    question, before, answer = listed(value(record, "question")), listed(value(record, "turns")), []
     if isinstance(question, dict) and isinstance(question.get("full_text"), str):
         # WebGPT's.
         question = question["full_text"]
     as_turns = not isinstance(question, str)
-    if told and (with_answer or not question):
-        turns = turns_of(told, "user")
+    if before and (with_answer or not question):
+        turns = turns_of(before, "user")
         if turns[-1]["role"] == "assistant":
-            turns, said = turns[:-1], turns[-1:]
+            turns, answer = turns[:-1], turns[-1:]
         as_turns = True
     elif isinstance(question, (list, dict)) and question:
         turns = turns_of(question, "user")
     else:
         # A context that is a text is what the question is about.
-        turns = _question(question, value(record, "input") or (told if isinstance(told, str) else None))
+        turns = _question(question, value(record, "input") or (before if isinstance(before, str) else None))
     turns = [*_exchanges(value(record, "history")), *turns]
     system = text_of(value(record, "system"))
     if system.strip() and not (turns and turns[0]["role"] == "system"):
         turns = [{"role": "system", "content": system}, *turns]
-    return Prompt(turns, as_turns), said
+    return Prompt(turns, as_turns), answer
 
 
 def _question(question: Any, about: Any) -> Turns:

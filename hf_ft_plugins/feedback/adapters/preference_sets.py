@@ -16,6 +16,8 @@ from ..log_files import Reading, converted
 from .column_names import NEITHER, spelled
 
 Record = dict[str, Any]
+# Each reaction becomes an event; OpenAssistant had 13,500 volunteers.
+MOST_VOTERS = 100_000
 # Arena writes them so.
 WINNERS: dict[Any, int | str] = {"model_a": 0, "model_b": 1, "a": 0, "b": 1, **NEITHER}
 
@@ -117,4 +119,7 @@ def _emojis(record: Record) -> dict[str, int]:
     if "name" in emojis:
         # As in the data set on the Hub: two lists.
         emojis = dict(zip(emojis["name"], emojis["count"], strict=True))
-    return {name: int(count) for name, count in emojis.items()}
+    counts = {name: int(count) for name, count in emojis.items()}
+    if max(counts.values(), default=0) > MOST_VOTERS:
+        raise MalformedError(f"more reactions to one message than {MOST_VOTERS:,} voters can give")
+    return counts

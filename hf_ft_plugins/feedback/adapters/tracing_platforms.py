@@ -164,10 +164,10 @@ def _scored(
         yield Event(identity, ts, user, about, "rating", 1 + 4 * (number - low) / (high - low))
 
 
-def _exchange(identity: str, given: Any, told: Any) -> Iterator[Message]:
+def _exchange(identity: str, given: Any, returned: Any) -> Iterator[Message]:
     """The prompt's turns and, named `identity`, the answer."""
     prompt = _turns_in(given, INPUT_KEYS, "user")
-    answer = _turns_in(told, OUTPUT_KEYS, "assistant")
+    answer = _turns_in(returned, OUTPUT_KEYS, "assistant")
     if prompt is None or answer is None:
         # Its feedback will be counted as being about nothing.
         raise UnfitError("runs or traces whose input or output holds no text")

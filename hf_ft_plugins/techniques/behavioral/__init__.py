@@ -10,9 +10,9 @@ _HOMES = {
     "behavioral_forward": "model_forward",
     "fitted_dataset": "fit_to_length",
     "flip_probabilities": "flip_probabilities",
-    "load_feedback": "..feedback.preferences",
-    "load_good_answers": "..feedback.preferences",
-    "preferences_from_log": "..feedback.preferences",
+    "load_feedback": "..feedback",
+    "load_good_answers": "..feedback",
+    "preferences_from_log": "..feedback",
 }
 __all__ = list(_HOMES)
 __getattr__ = lazily(__name__, _HOMES)

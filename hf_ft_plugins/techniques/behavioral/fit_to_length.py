@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import PluginError
-from ...feedback.adapters.column_names import label_of
+from ...feedback import label_of
 from .collator import MASK, NAME
 
 logger = logging.getLogger(__name__)

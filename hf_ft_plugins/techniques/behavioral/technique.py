@@ -64,7 +64,7 @@ class Behavioral(Technique):
 
         contract = contract_of(trainer_class)
         if self.log is not None and split == "train":
-            from ...feedback.preferences import load_feedback, load_good_answers
+            from ...feedback import load_feedback, load_good_answers
 
             if contract == "sft":
                 dataset = load_good_answers(self.log, "train")

@@ -8,7 +8,7 @@ from trl import KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.feedback.preferences import load_good_answers, preferences_from_log
+from hf_ft_plugins.feedback import load_good_answers, preferences_from_log
 from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_tokenizer
 
 Q, GOOD, BAD, SYSTEM = "Name a colour.", "Blue is one.", "I know none.", "Be short."
