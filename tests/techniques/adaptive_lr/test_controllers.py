@@ -56,6 +56,19 @@ def test_greedy_raises_while_improving_and_lowers_while_not_within_its_bounds():
     assert down[-1] == ("keep", 0.8)
 
 
+def test_greedy_forgives_as_many_values_as_its_patience():
+    found = follow(ControllerSettings(controller="greedy", patience=1), [1, 2, 2, 2])
+    assert [action for action, _ in found] == ["raise", "keep", "cut", "cut"]
+
+
+@pytest.mark.parametrize("greater", [False, True])
+def test_an_improvement_is_more_than_min_delta(greater):
+    sign = 1 if greater else -1
+    for change, action in ((0.5, "cut"), (0.75, "keep")):
+        found = follow(ControllerSettings(patience=1, min_delta=0.5), [1.0, 1.0 + sign * change], greater)
+        assert found[-1][0] == action
+
+
 def test_a_metric_that_is_better_when_greater_is_not_cut_while_it_rises():
     rising = [0.1, 0.2, 0.3, 0.4, 0.5]
     assert {action for action, _ in follow(ControllerSettings(patience=1), rising, greater=True)} == {"keep"}

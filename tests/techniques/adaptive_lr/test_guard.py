@@ -78,6 +78,13 @@ def test_after_several_dropped_steps_the_rate_is_cut_once(tmp_path):
     assert trainer.optimizer.param_groups[0][lr_scale.KEY] == {"adaptive-lr": 0.3}
 
 
+def test_steps_dropped_before_a_cut_do_not_cut_again(tmp_path):
+    options = AdaptiveLR(patience=99, max_nonfinite_share=0.9)
+    trainer = tiny_trainer(tmp_path, options, callbacks=[Poison(range(3, 9))])
+    trainer.train()
+    assert actions(trainer) == ["drop", "drop", "drop", "cut"] * 2
+
+
 def test_past_a_share_the_run_ends_with_a_message_and_finite_weights(tmp_path):
     trainer = tiny_trainer(tmp_path, AdaptiveLR(patience=99), callbacks=[Poison(range(2, 99))], max_steps=60)
     with pytest.raises(NonFiniteGradientsError, match=r"max_nonfinite_share=0\.2") as raised:

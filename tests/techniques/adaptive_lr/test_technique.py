@@ -81,10 +81,11 @@ def test_an_evaluation_before_training_is_no_decision(tmp_path):
     assert actions(trainer) == []
 
 
-def test_decisions_begin_after_the_warm_up(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), warmup_steps=7)
+@pytest.mark.parametrize(("warmup_steps", "decided"), [(7, [9, 12]), (6, [6, 9])])
+def test_decisions_begin_after_the_warm_up(warmup_steps, decided, tmp_path):
+    trainer = tiny_trainer(tmp_path, AdaptiveLR.example(), warmup_steps=warmup_steps)
     trainer.train()
-    assert steps_of_actions(trainer) == [9, 12]
+    assert steps_of_actions(trainer) == decided
 
 
 class AppliedRates(TrainerCallback):
@@ -121,15 +122,18 @@ def test_a_stock_run_that_gets_worse_is_stopped_early(tmp_path):
     assert trainer.state.best_model_checkpoint
 
 
+class WeightsAtEvaluations(TrainerCallback):
+    """The parameters after what was decided at each evaluation, by step."""
+
+    def __init__(self):
+        self.at = {}
+
+    def on_evaluate(self, args, state, control, *, model, **kwargs):
+        self.at[state.global_step] = {name: value.clone() for name, value in model.named_parameters()}
+
+
 def test_rollback_returns_to_the_best_weights_and_ends_with_them(tmp_path):
-    class Weights(TrainerCallback):
-        def __init__(self):
-            self.at = {}
-
-        def on_evaluate(self, args, state, control, *, model, **kwargs):
-            self.at[state.global_step] = {name: value.clone() for name, value in model.named_parameters()}
-
-    weights = Weights()
+    weights = WeightsAtEvaluations()
     technique = AdaptiveLR(controller="rollback", patience=2, min_delta=1e9, max_cuts=1, stop=False)
     trainer = tiny_trainer(tmp_path, technique, callbacks=[weights])
     trainer.train()
@@ -229,9 +233,12 @@ def test_rollback_survives_layers_that_begin_to_train_and_buffers_that_cannot_be
             model.classifier.requires_grad_(state.global_step >= 7)
 
     model = tiny_model()
-    model.classifier.requires_grad_(False)
     model.register_buffer("constant", torch.ones(1).expand(3))
     options = AdaptiveLR(controller="rollback", patience=1, min_delta=1e9, max_cuts=3, stop=False)
-    trainer = tiny_trainer(tmp_path, options, model=model, callbacks=[Unfreezes()])
+    weights = WeightsAtEvaluations()
+    trainer = tiny_trainer(tmp_path, options, model=model, callbacks=[Unfreezes(), weights])
     trainer.train()
     assert actions(trainer).count("rollback") == 3
+    # It trains from step 7 on, so the values at step 9 are the first that a later rollback can return to.
+    assert torch.equal(weights.at[12]["classifier.weight"], weights.at[9]["classifier.weight"])
+    assert not torch.equal(weights.at[9]["classifier.weight"], weights.at[6]["classifier.weight"])
