@@ -372,8 +372,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
             )
             self._controller = replace(self._controller, scale=scale)
             lr_scale.set_scale(optimizer, NAME, scale)
-            share = f"{nonfinite.CUT_AFTER} of {nonfinite.CUT_WINDOW} steps"
-            self._record(state, "cut", scale=scale, reason=f"{share} had gradients that are not finite")
+            self._record(state, "cut", scale=scale, reason=nonfinite.CUT_REASON)
         self._remember(state)
 
     def on_optimizer_step(

@@ -19,6 +19,7 @@ from .settings import NAME
 
 CUT_AFTER = 3  # dropped steps ...
 CUT_WINDOW = 20  # ... among this many steps, since the last such cut
+CUT_REASON = f"{CUT_AFTER} of {CUT_WINDOW} steps had gradients that are not finite"
 SHARE_WINDOW = 100  # optimizer steps
 SCALER_SEARCH = 16  # steps; fp16's scaler starts at 2**16 and halves its scale at every step that it skips
 
