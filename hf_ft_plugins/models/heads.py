@@ -57,7 +57,7 @@ class HeadReport:
         return f"; taken for the same class: {_shown(self.guessed)}" if self.guessed else ""
 
     def log(self, technique: str) -> None:
-        """A warning where something of the model was replaced, or classes are held for the same by a guess."""
+        """A warning where something of the model was replaced, or classes are taken for the same by a guess."""
         logger.log(logging.WARNING if self.replaced or self.guessed else logging.INFO, "%s: %s", technique, self)
 
 
@@ -111,10 +111,10 @@ def fit_head(model: Any, labels: Labels, technique: str, seed: int = 0) -> HeadR
     config, base = model.config, bare(model)
     before, outputs = names_in(config), len(labels.names)
     rows = _rows(before, labels)
-    said = list(zip(rows, _said_by(labels, before), strict=True))
-    names = tuple(name if row is None or _says_more(name, before[row]) else before[row] for row, name in said)
+    wanted = list(zip(rows, _wanted_names(labels, before), strict=True))
+    names = tuple(name if row is None or _is_another(name, before[row]) else before[row] for row, name in wanted)
     guessed = tuple(
-        f"{name} = {before[row]}" for row, name in said if row is not None and not written_alike(name, before[row])
+        f"{name} = {before[row]}" for row, name in wanted if row is not None and not written_alike(name, before[row])
     )
     replaced: list[str] = []
     if list(rows) != list(range(len(before))):
@@ -149,11 +149,11 @@ def _rows(before: Sequence[str], labels: Labels) -> list[int | None]:
     return places if complete else match(wanted, before, abbreviated=False)
 
 
-def _said_by(labels: Labels, before: Sequence[str]) -> Sequence[str]:
+def _wanted_names(labels: Labels, before: Sequence[str]) -> Sequence[str]:
     return before if are_placeholders(labels.names) and len(before) == len(labels.names) else labels.names
 
 
-def _says_more(name: str, before: str) -> bool:
+def _is_another(name: str, before: str) -> bool:
     """Whether it is the name of another class, which takes the place of the one before."""
     return match([name], [before]) == [None]
 
@@ -170,11 +170,11 @@ def _layers_to_change(
     raise PluginError(
         f"{technique}: the data has {outputs} labels ({_shown(labels.names)}) and the model, a "
         f"{type(bare(model)).__name__}, {len(before)} outputs, {why}. Its outputs are {_shown(before)}. "
-        f"{_mend_without_change(labels, before, rows, adapted)}"
+        f"{_how_to_fit(labels, before, rows, adapted)}"
     )
 
 
-def _mend_without_change(labels: Labels, before: Sequence[str], rows: Sequence[int | None], adapted: bool) -> str:
+def _how_to_fit(labels: Labels, before: Sequence[str], rows: Sequence[int | None], adapted: bool) -> str:
     if len(rows) != len(before):
         load = f"Load it with AutoModelFor...Classification.from_pretrained(..., num_labels={len(rows)}"
         return f"{load}) before it gets them." if adapted else f"{load}, ignore_mismatched_sizes=True)."
@@ -197,7 +197,7 @@ def output_layers(model: Any, outputs: int) -> list[str]:
     """
     base, backbone = bare(model), backbone_of(model)
     inside = set() if backbone is base else {id(module) for module in backbone.modules()}
-    # Where the backbone is not named, only a layer of the model itself can be told from one inside the backbone.
+    # Where the backbone is not named, only a direct child of the model is known to lie outside the backbone.
     named = base.named_children() if backbone is base else base.named_modules()
     found = [
         path

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 LABEL_COLUMNS = ("labels", "label", "label_ids")
-# Rows by which columns and transforms are told apart.
+# Rows that are compared to find the column of the labels, and whether a transform changes them.
 SHOWN = 16
 PADDING = -100
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...errors import PluginError
-from .technique import AdaptiveLR
+from .settings import NAME
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 WEIGHTS_FILE = "hf_ft_adaptive_lr_best.safetensors"
 
@@ -45,7 +48,7 @@ def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor])
                 tensor.copy_(weights[name])
 
 
-def write_weights(best: dict[str, torch.Tensor], args: Any, step: int) -> None:
+def write_weights(best: dict[str, torch.Tensor], args: TrainingArguments, step: int) -> None:
     """Write the best weights beside the checkpoint of `step`, where there is one (in a Trainer that is no host)."""
     from safetensors.torch import save_file
 
@@ -54,19 +57,19 @@ def write_weights(best: dict[str, torch.Tensor], args: Any, step: int) -> None:
         save_file(best, file)
 
 
-def read_weights(args: Any, step: int) -> dict[str, torch.Tensor]:
+def read_weights(args: TrainingArguments, step: int) -> dict[str, torch.Tensor]:
     """What `write_weights` wrote; a `PluginError` where it is not there."""
     from safetensors.torch import load_file
 
     file = _file(args, step)
     if not file.is_file():
         raise PluginError(
-            f"{AdaptiveLR.name}: the best weights of the interrupted run are not at {file}, so controller=rollback "
+            f"{NAME}: the best weights of the interrupted run are not at {file}, so controller=rollback "
             "cannot go on. Keep the checkpoint under output_dir, or use with_plugins(Trainer, ...), whose checkpoints "
             "hold them wherever they are."
         )
     return load_file(file)
 
 
-def _file(args: Any, step: int) -> Path:
+def _file(args: TrainingArguments, step: int) -> Path:
     return Path(args.output_dir) / f"checkpoint-{step}" / WEIGHTS_FILE

@@ -1,4 +1,4 @@
-"""The decisions: plain functions from (options, state, value of the metric) to (new state, decision).
+"""The decisions: plain functions from (settings, state, value of the metric) to (new state, decision).
 
 - `plateau`: cut the rate when the metric has stopped improving; after the last cut, stop. As torch's
   ReduceLROnPlateau and Keras' callback of that name, but as a factor on any base schedule, with few large cuts and an
@@ -15,37 +15,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
+
+from .settings import ControllerSettings
 
 Action = Literal["keep", "cut", "raise", "rollback", "stop"]
 
 
-class ControllerOptions(Protocol):
-    """The options of `AdaptiveLR` that decisions depend on."""
-
-    @property
-    def controller(self) -> str: ...
-    @property
-    def cut_factor(self) -> float: ...
-    @property
-    def cut_patience(self) -> int: ...
-    @property
-    def min_delta(self) -> float: ...
-    @property
-    def max_cuts(self) -> int: ...
-    @property
-    def lowest_scale(self) -> float: ...
-    @property
-    def max_scale(self) -> float: ...
-    @property
-    def cooldown(self) -> int: ...
-    @property
-    def stop(self) -> bool: ...
-
-
 @dataclass(frozen=True)
 class ControllerState:
-    """Everything a decision depends on besides the options and the new value.
+    """Everything a decision depends on besides the settings and the new value.
 
     Attributes:
         scale: the factor on the base schedule, 1.0 at the start.
@@ -53,7 +32,7 @@ class ControllerState:
         bad: values since then that were no better.
         cuts: cuts so far.
         cooldown: values still to let pass after a cut before `bad` counts again.
-        stopped: the run has been told to stop.
+        stopped: whether the run was stopped.
     """
 
     scale: float = 1.0
@@ -83,57 +62,57 @@ def is_better(value: float, best: float | None, *, greater: bool, min_delta: flo
 
 
 def decide(
-    options: ControllerOptions, state: ControllerState, value: float, *, greater: bool, warming_up: bool
+    settings: ControllerSettings, state: ControllerState, value: float, *, greater: bool, warming_up: bool
 ) -> tuple[ControllerState, Decision]:
     """The next state and the decision for one new value of the metric.
 
     While the base schedule warms up, the best value is kept and nothing else happens.
     """
-    improved = is_better(value, state.best, greater=greater, min_delta=options.min_delta)
+    improved = is_better(value, state.best, greater=greater, min_delta=settings.min_delta)
     if improved:
         state = replace(state, best=value)
     if state.stopped or warming_up:
         return replace(state, bad=0), Decision("keep", "warming up" if warming_up else "stopped", improved)
-    if options.controller == "greedy":
-        return _greedy(options, state, value, improved)
-    return _plateau(options, state, value, improved)
+    if settings.controller == "greedy":
+        return _greedy(settings, state, value, improved)
+    return _plateau(settings, state, value, improved)
 
 
 def _plateau(
-    options: ControllerOptions, state: ControllerState, value: float, improved: bool
+    settings: ControllerSettings, state: ControllerState, value: float, improved: bool
 ) -> tuple[ControllerState, Decision]:
     if improved:
         return replace(state, bad=0), Decision("keep", f"{value:.6g} is the best so far", improved=True)
     if state.cooldown > 0:
         return replace(state, bad=0, cooldown=state.cooldown - 1), Decision("keep", "cooling down")
     bad = state.bad + 1
-    if bad < options.cut_patience:
+    if bad < settings.cut_patience:
         return replace(state, bad=bad), Decision("keep", f"{value:.6g} is no better, {bad} in a row")
     reason = f"{_described(value)} is no better than {_described(state.best)}, {bad} in a row"
-    if state.cuts < options.max_cuts and state.scale > options.lowest_scale:
+    if state.cuts < settings.max_cuts and state.scale > settings.lowest_scale:
         cut = replace(
             state,
-            scale=max(state.scale * options.cut_factor, options.lowest_scale),
+            scale=max(state.scale * settings.cut_factor, settings.lowest_scale),
             bad=0,
             cuts=state.cuts + 1,
-            cooldown=options.cooldown,
+            cooldown=settings.cooldown,
         )
-        return cut, Decision("rollback" if options.controller == "rollback" else "cut", reason)
-    if options.stop:
+        return cut, Decision("rollback" if settings.controller == "rollback" else "cut", reason)
+    if settings.stop:
         return replace(state, bad=0, stopped=True), Decision("stop", f"{reason}, after {state.cuts} cuts")
     return replace(state, bad=0), Decision("keep", f"{reason}, and the last cut has been made")
 
 
 def _greedy(
-    options: ControllerOptions, state: ControllerState, value: float, improved: bool
+    settings: ControllerSettings, state: ControllerState, value: float, improved: bool
 ) -> tuple[ControllerState, Decision]:
     bad = 0 if improved else state.bad + 1
     if improved:
-        scale = min(state.scale / options.cut_factor, options.max_scale)
+        scale = min(state.scale / settings.cut_factor, settings.max_scale)
         action: Action = "raise"
         reason = f"{value:.6g} is the best so far"
-    elif bad > options.cut_patience:
-        scale = max(state.scale * options.cut_factor, options.lowest_scale)
+    elif bad > settings.cut_patience:
+        scale = max(state.scale * settings.cut_factor, settings.lowest_scale)
         action = "cut"
         reason = f"{_described(value)} is no better than {_described(state.best)}"
     else:

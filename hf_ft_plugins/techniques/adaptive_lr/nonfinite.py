@@ -14,10 +14,18 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
+from ...errors import PluginError
+from .settings import NAME
+
 CUT_AFTER = 3  # dropped steps ...
 CUT_WINDOW = 20  # ... among this many steps, since the last such cut
+CUT_REASON = f"{CUT_AFTER} of {CUT_WINDOW} steps had gradients that are not finite"
 SHARE_WINDOW = 100  # optimizer steps
 SCALER_SEARCH = 16  # steps; fp16's scaler starts at 2**16 and halves its scale at every step that it skips
+
+
+class NonFiniteGradientsError(PluginError):
+    """Too large a share of the steps had gradients that are not finite; the weights are those of the last good step."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +100,13 @@ def is_hopeless(state: GuardState, step: int, max_steps: int, max_share: float) 
     window = min(SHARE_WINDOW, max_steps)
     recent = sum(old > step - window for old in state.recent)
     return recent > max(CUT_AFTER, math.floor(max_share * window))
+
+
+def too_many_dropped(state: GuardState, step: int, max_share: float) -> NonFiniteGradientsError:
+    """The error that ends a run when `is_hopeless`."""
+    return NonFiniteGradientsError(
+        f"{NAME}: the gradients of {state.total} of {step + 1} optimizer steps were not finite, more than "
+        f"max_nonfinite_share={max_share} of the latest. They were dropped: the weights are those of the last finite "
+        "step. Lower learning_rate, set max_grad_norm, prefer bf16 to fp16, or look for rows whose loss is not a "
+        "number."
+    )

@@ -2,7 +2,7 @@
 
 A controller (see `controllers.py`) watches one metric and multiplies the base schedule, whatever it is, by a factor;
 it begins after the schedule's warm-up. `plateau`, the default, cuts the rate when the metric stops improving and ends
-the run after the last cut, so that too high a base rate is mended and a run that has begun to overfit is not paid for.
+the run after the last cut, which corrects too high a base rate and saves the time of a run that has begun to overfit.
 
 A guard drops gradients that are not finite before they reach the weights (see `nonfinite.py`).
 """
@@ -10,20 +10,20 @@ A guard drops gradients that are not finite before they reach the weights (see `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ...technique import Technique, option
+from .settings import NAME, ControllerSettings, GuardSettings, WatchSettings, settings_from
 
-CUT_FACTOR = {"plateau": 0.3, "rollback": 0.3, "greedy": 0.9}
-CUT_PATIENCE = {"plateau": 2, "rollback": 2, "greedy": 0}
-MIN_SCALE = {"plateau": 0.01, "rollback": 0.01, "greedy": 0.1}
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLR(Technique):
     """The technique `adaptive-lr`: supplies an `AdaptiveLRCallback`, which can also be used alone."""
 
-    name: ClassVar[str] = "adaptive-lr"
+    name: ClassVar[str] = NAME
     summary: ClassVar[str] = "change the learning rate while training, by what the metric does; stop when it is done"
 
     controller: Literal["plateau", "greedy", "rollback"] = option(
@@ -37,7 +37,7 @@ class AdaptiveLR(Technique):
         "evaluated ('loss' asks for that); of several evaluation sets, eval_SET_METRIC",
     )
     greater_is_better: bool | None = option(
-        None, help="direction; default the script's own word in the arguments, else that of the metric's name"
+        None, help="direction; default what the script's arguments say, else what the metric's name says"
     )
     factor: float | None = option(None, help="one cut multiplies the rate by this; default 0.3, greedy 0.9")
     patience: int | None = option(
@@ -61,38 +61,19 @@ class AdaptiveLR(Technique):
     )
 
     def check(self) -> None:
-        self.require(self.factor is None or 0 < self.factor < 1, "factor", "it must lie between 0 and 1.")
-        self.require(
-            self.patience is None or self.patience >= (0 if self.controller == "greedy" else 1),
-            "patience",
-            "it must be at least 1 (greedy: 0).",
-        )
-        self.require(self.min_delta >= 0, "min_delta", "it must be 0 or more.")
-        self.require(self.max_cuts >= 0, "max_cuts", "it must be 0 or more.")
-        self.require(self.min_scale is None or 0 < self.min_scale <= 1, "min_scale", "it must lie in (0, 1].")
-        self.require(self.max_scale >= 1, "max_scale", "it must be 1 or more.")
-        self.require(self.cooldown >= 0, "cooldown", "it must be 0 or more.")
-        self.require(self.ema_steps >= 1, "ema_steps", "it must be 1 or more.")
-        self.require(0 < self.max_nonfinite_share <= 1, "max_nonfinite_share", "it must lie in (0, 1].")
+        options = self.options()
+        settings_from(ControllerSettings, options)
+        settings_from(WatchSettings, options)
+        settings_from(GuardSettings, options)
 
-    @property
-    def cut_factor(self) -> float:
-        return CUT_FACTOR[self.controller] if self.factor is None else self.factor
-
-    @property
-    def cut_patience(self) -> int:
-        return CUT_PATIENCE[self.controller] if self.patience is None else self.patience
-
-    @property
-    def lowest_scale(self) -> float:
-        return MIN_SCALE[self.controller] if self.min_scale is None else self.min_scale
-
-    def ft_callbacks(self) -> list[Any]:
+    def ft_callbacks(self) -> list[TrainerCallback]:
         from .callback import AdaptiveLRCallback
 
         return [AdaptiveLRCallback(**self.options())]
 
-    def ft_trainer(self, trainer: Any) -> None:
-        from .callback import refuse_unsupported
+    def ft_trainer(self, trainer: Trainer) -> None:
+        from .callback import AdaptiveLRCallback
+        from .unsupported import refuse_a_second, refuse_unsupported
 
-        refuse_unsupported(self, trainer)
+        refuse_unsupported(self.controller, settings_from(WatchSettings, self.options()), trainer)
+        refuse_a_second(trainer, AdaptiveLRCallback)

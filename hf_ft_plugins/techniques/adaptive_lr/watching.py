@@ -1,35 +1,35 @@
-"""What the adaptive learning rate watches and steers: which metric, in which direction, and what it cannot."""
+"""What the adaptive learning rate watches: which metric, and in which direction it is better."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import PluginError
-from ...metrics import direction, evaluation_key, set_names
-from .technique import AdaptiveLR
+from ...metrics import direction, evaluation_key
+from .settings import NAME, WatchSettings
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-NAME = AdaptiveLR.name
 TRAINING_LOSS = "loss"
-# These adapt the rate themselves, from quantities that a factor on it would falsify.
-SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
 
 
-def watched_metric(options: AdaptiveLR, args: Any) -> str:
-    """The metric to act on: the option, the arguments' `metric_for_best_model`, `eval_loss`, or the training loss."""
-    if options.metric is not None:
-        return options.metric
+def watched_metric(settings: WatchSettings, args: TrainingArguments) -> str:
+    """The metric to act on: the setting, the arguments' `metric_for_best_model`, `eval_loss`, or the training loss."""
+    if settings.metric is not None:
+        return settings.metric
     if args.eval_strategy == "no":
         return TRAINING_LOSS
     return evaluation_key(args.metric_for_best_model or "eval_loss")
 
 
-def is_named(options: AdaptiveLR, args: Any) -> bool:
-    """Whether the user or the script said which metric counts."""
-    return options.metric is not None or args.metric_for_best_model is not None
+def is_named(settings: WatchSettings, args: TrainingArguments) -> bool:
+    """Whether the user or the script named the metric."""
+    return settings.metric is not None or args.metric_for_best_model is not None
 
 
 def value_of(metric: str, metrics: dict[str, float]) -> float | None:
@@ -45,33 +45,8 @@ def refuse_absent_metric(metric: str, given: Iterable[str]) -> None:
     )
 
 
-def refuse_unnamed_of_several(options: AdaptiveLR, trainer: Any) -> None:
-    """Raise `PluginError` where there are several evaluation sets and nobody said which one's metric counts.
-
-    A script with an `evaluate` of its own may give a metric of all sets; there the first evaluation shows it.
-    """
-    sets = set_names(trainer.eval_dataset)
-    own = not _evaluate_of(type(trainer)).__module__.startswith("transformers.")
-    if not sets or own or watched_metric(options, trainer.args) != "eval_loss" or options.metric is not None:
-        return
-    first, *others = (f"eval_{name}_loss" for name in sets)
-    raise PluginError(
-        f"{NAME}: the evaluation sets are {', '.join(sets)}, so there is no eval_loss to watch. Name the metric that "
-        f"counts: {NAME}:metric={' or '.join([first, *others])}, or one of compute_metrics, as eval_{sets[0]}_..."
-    )
-
-
-def _evaluate_of(trainer_class: type) -> Any:
-    """The `evaluate` that runs: the most derived one that is not the host's."""
-    return next(
-        vars(kind)["evaluate"]
-        for kind in trainer_class.__mro__
-        if "evaluate" in vars(kind) and not kind.__module__.startswith("hf_ft_plugins.")
-    )
-
-
-def watched_direction(options: AdaptiveLR, args: Any, metric: str, sets: Iterable[str] = ()) -> bool:
-    """Whether greater is better: the option, the arguments' word on the same metric, or the metric's name.
+def watched_direction(settings: WatchSettings, args: TrainingArguments, metric: str, sets: Iterable[str] = ()) -> bool:
+    """Whether greater is better: the setting, what the arguments say of the same metric, or the metric's name.
 
     Args:
         sets: the names of the evaluation sets where there are several.
@@ -79,8 +54,8 @@ def watched_direction(options: AdaptiveLR, args: Any, metric: str, sets: Iterabl
     Raises:
         PluginError: none of them says.
     """
-    if options.greater_is_better is not None:
-        return options.greater_is_better
+    if settings.greater_is_better is not None:
+        return settings.greater_is_better
     if metric == TRAINING_LOSS:
         return False
     found = direction(metric, args, sets)
@@ -105,26 +80,75 @@ def watched_direction(options: AdaptiveLR, args: Any, metric: str, sets: Iterabl
     return found
 
 
-def refuse_arguments(options: AdaptiveLR, args: Any) -> None:
-    """Raise `PluginError` where these `TrainingArguments` leave nothing to watch or nothing to steer."""
-    if args.eval_strategy == "no" and options.metric not in (None, TRAINING_LOSS):
-        raise PluginError(
-            f"{NAME}: metric={options.metric!r} comes from evaluations, and eval_strategy='no'. "
-            "Set eval_strategy, or watch the training loss with metric=loss."
-        )
-    if watched_metric(options, args) == TRAINING_LOSS and args.logging_strategy == "no":
-        raise PluginError(
-            f"{NAME}: there is nothing to watch: eval_strategy='no' and logging_strategy='no'. Set one of them."
-        )
-    optim = str(getattr(args.optim, "value", args.optim))
-    if "layerwise" in optim:
-        raise PluginError(
-            f"{NAME}: optim={optim!r} steps inside the backward pass with a rate of its own, which no factor "
-            "reaches. Use the variant without layerwise."
-        )
+class Watch:
+    """The metric that one run is steered by, and what the run's evaluations have shown of it.
 
+    Attributes:
+        metric, greater: what is watched, and whether more of it is better; from `begin` on.
+        seen_keys: what evaluations gave so far.
+        metric_seen: whether the metric was among it.
+        fell_back: whether the training loss is watched since, because the metric was not.
+    """
 
-def tunes_itself(optimizer_class: Any) -> bool:
-    """Whether optimizers of this class adapt the learning rate themselves, by its name."""
-    name = getattr(optimizer_class, "__name__", "").lower().replace("_", "")
-    return any(word in name for word in SELF_TUNING_OPTIMIZERS)
+    metric: str
+    greater: bool
+
+    def __init__(self, settings: WatchSettings) -> None:
+        self.settings = settings
+        self.seen_keys: set[str] = set()
+        self.metric_seen = False
+        self.fell_back = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"keys": sorted(self.seen_keys), "seen": self.metric_seen, "fell_back": self.fell_back}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen_keys = set(state.get("keys", ()))
+        self.metric_seen = state.get("seen", False)
+        self.fell_back = state.get("fell_back", False)
+
+    def begin(self, args: TrainingArguments, step: int, sets: Iterable[str]) -> None:
+        """Training begins at `step`, with evaluation sets of these names where there are several."""
+        self._began_at, self._decided_at = step, -1
+        self.metric = TRAINING_LOSS if self.fell_back else watched_metric(self.settings, args)
+        self.greater = watched_direction(self.settings, args, self.metric, sets)
+
+    def is_repeated(self, step: int) -> bool:
+        """Whether an evaluation at `step` is the `eval_on_start` of a resumed run: the uninterrupted run has none."""
+        return step == self._began_at > 0
+
+    def value_in(self, metrics: dict[str, float], step: int) -> float | None:
+        """The value to decide on in what one evaluation gave; None where there is none."""
+        if any(key.startswith("eval_") for key in metrics):
+            # Others are the script's own, on its training or test set.
+            self.seen_keys |= set(metrics)
+        # One of several sets gives the metric; a second value at one step is the script's own evaluation of other data.
+        return None if self._decided_at == step else value_of(self.metric, metrics)
+
+    def decided(self, step: int) -> None:
+        """A value was acted on at `step`."""
+        self.metric_seen, self._decided_at = True, step
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether a whole round of evaluations did not give the metric."""
+        return bool(self.seen_keys) and not self.metric_seen and self.metric != TRAINING_LOSS
+
+    def fall_back(self, args: TrainingArguments) -> None:
+        """Watch the training loss from here on, with a warning.
+
+        Raises:
+            PluginError: the user or the script named the metric that is missing.
+        """
+        if is_named(self.settings, args):
+            refuse_absent_metric(self.metric, self.seen_keys)
+        logger.warning(
+            "%s: nobody named a metric, and the evaluation gives no %s; from here on %s. It gives %s: name one with "
+            "%s:metric=...",
+            NAME,
+            self.metric,
+            "nothing is watched" if args.logging_strategy == "no" else "the training loss is watched",
+            ", ".join(sorted(self.seen_keys)),
+            NAME,
+        )
+        self.metric, self.greater, self.fell_back = TRAINING_LOSS, False, True

@@ -2,6 +2,7 @@
 
 from ...lazy import lazily
 
+NAME = "task"
 _HOMES = {
     "Task": "technique",
     "TaskLoss": "losses",

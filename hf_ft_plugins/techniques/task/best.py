@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from ...errors import PluginError
+from ...host.stash import WithTrainer
 from ...metrics import direction, set_names
-from ...models.labels import Kind
+from . import NAME
 from .labels import has_no_labels
 from .metrics import BEST_METRIC, TaskMetrics
 
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
 logger = logging.getLogger(__name__)
 
-NAME = "task"
 
-
-def choose_metric(options: Any, trainer: Any, kind: Kind) -> None:
+def choose_metric(trainer: Trainer, *, metric: str | None = None, greater_is_better: bool | None = None) -> None:
     """Set `metric_for_best_model`, `greater_is_better` and `load_best_model_at_end` on the trainer's arguments.
 
     The script's own metric stays, but for its direction where its name says another than Trainer's default (any metric
     not called a loss is better when greater). The best model is loaded at the end where the arguments allow it; what
     changes of the script's is a warning. Evaluation sets without labels give no metric, so nothing is chosen by them.
+
+    Args:
+        metric: None: the script's `metric_for_best_model`, else the one of `BEST_METRIC` (of a script's own
+            `compute_metrics`: the loss).
+        greater_is_better: its direction; None: by its name.
 
     Raises:
         PluginError: neither the arguments nor the metric's name say when it is better.
@@ -31,10 +38,10 @@ def choose_metric(options: Any, trainer: Any, kind: Kind) -> None:
     args = trainer.args
     if args.eval_strategy == "no" or trainer.eval_dataset is None:
         return
-    metric = options.metric or args.metric_for_best_model or _default_metric(options, trainer, kind)
+    metric = metric or args.metric_for_best_model or _default_metric(trainer)
     if metric is None:
         return
-    greater = options.greater_is_better
+    greater = greater_is_better
     if greater is None:
         greater = direction(metric, args, set_names(trainer.eval_dataset))
     if greater is None:
@@ -47,32 +54,33 @@ def choose_metric(options: Any, trainer: Any, kind: Kind) -> None:
     if unfit is None:
         changes["load_best_model_at_end"] = True
     else:
-        logger.warning("%s: the run ends with its last weights, not with its best: %s", options.name, unfit)
+        logger.warning("%s: the run ends with its last weights, not with its best: %s", NAME, unfit)
     for name, value in changes.items():
         before = getattr(args, name)
         if before != value:
             # None and False are the defaults.
             level = logging.WARNING if before else logging.INFO
-            logger.log(level, "%s: %s was %s, is %s", options.name, name, before, value)
+            logger.log(level, "%s: %s was %s, is %s", NAME, name, before, value)
             setattr(args, name, value)
 
 
-def _default_metric(options: Any, trainer: Any, kind: Kind) -> str | None:
-    metric = BEST_METRIC[kind] if isinstance(trainer.compute_metrics, TaskMetrics) else "loss"
+def _default_metric(trainer: Trainer) -> str | None:
+    metrics = trainer.compute_metrics
+    metric = BEST_METRIC[metrics.kind] if isinstance(metrics, TaskMetrics) else "loss"
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
     first = next((name for name, dataset in sets.items() if not has_no_labels(dataset, trainer)), None)
     if first is None:
         logger.warning(
             "%s: the evaluation data have no labels, so no checkpoint is the best, and nothing is calibrated.",
-            options.name,
+            NAME,
         )
         return None
     # Trainer calls a metric of one of several sets by the set's name.
     return f"{first}_{metric}" if first else metric
 
 
-def cannot_load_best(args: Any) -> str | None:
-    """Why these arguments do not allow `load_best_model_at_end`, and the mend; None where they do."""
+def cannot_load_best(args: TrainingArguments) -> str | None:
+    """Why these arguments do not allow `load_best_model_at_end`, and what to change; None where they do."""
     if args.load_best_model_at_end or args.save_strategy == "best":
         return None
     if args.save_only_model and (getattr(args, "deepspeed", None) or getattr(args, "fsdp", None)):
@@ -94,7 +102,7 @@ def _value(strategy: Any) -> str:
     return str(getattr(strategy, "value", strategy))
 
 
-class BestMetricCallback(TrainerCallback):
+class BestMetricCallback(WithTrainer, TrainerCallback):
     """Checks at the first evaluation that the metric exists, and stops the run when it no longer improves.
 
     Its state is saved in the host's checkpoints, so that a resumed run stops where the uninterrupted one does, and a
@@ -107,7 +115,6 @@ class BestMetricCallback(TrainerCallback):
 
     def __init__(self, patience: int | None = 3, threshold: float = 0.0) -> None:
         self.patience, self.threshold = patience, threshold
-        self._trainer: Any = None
         self._restored = self._training = False
         self._seen: set[str] = set()
         self._forget()
@@ -115,13 +122,6 @@ class BestMetricCallback(TrainerCallback):
     def _forget(self) -> None:
         self.best: float | None = None
         self.bad, self.stopped = 0, False
-
-    def set_trainer(self, trainer: Any) -> None:
-        """Give the callback its trainer, which knows how many evaluation sets there are."""
-        self._trainer = trainer
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None}
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, evaluations since, and whether they stopped the run."""
@@ -132,7 +132,9 @@ class BestMetricCallback(TrainerCallback):
         self.best, self.bad, self.stopped = state["best"], state["bad"], state["stopped"]
         self._restored = True
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not self._restored:
             self._forget()
         self._restored, self._training, self._began_at, self._seen = False, True, state.global_step, set()
@@ -140,10 +142,20 @@ class BestMetricCallback(TrainerCallback):
         if self.stopped:
             control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._training = False
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: dict[str, float], **kwargs: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
         key = args.metric_for_best_model
         if not self._training or key is None or not any(name.startswith("eval_") for name in metrics):
             return
@@ -162,7 +174,7 @@ class BestMetricCallback(TrainerCallback):
         if key in metrics and not state.global_step == self._began_at > 0:
             self._judge(float(metrics[key]), args.greater_is_better, state, control)
 
-    def _judge(self, value: float, greater: bool, state: Any, control: Any) -> None:
+    def _judge(self, value: float, greater: bool, state: TrainerState, control: TrainerControl) -> None:
         gain = float("inf") if self.best is None else (value - self.best) * (1 if greater else -1)
         # A value that is not a number never improves, not even as the first.
         if value == value and gain > self.threshold:

@@ -15,7 +15,7 @@ from ...models.labels import Kind
 from .metrics import probabilities
 
 BINS = 15
-# Outside of this, what the half was fitted on was perfectly separable or pure noise.
+# A temperature outside of these means that the half was perfectly separable, or pure noise.
 COLDEST, HOTTEST = 0.05, 20.0
 FEWEST_ROWS = 20
 MOST_CUTS = 500
@@ -45,8 +45,8 @@ class Calibration:
 
     def as_config(self, folded: bool) -> dict[str, Any]:
         """What is saved in the model's config; `folded`: its weights are divided by the temperature already."""
-        told = asdict(self) | {"thresholds": list(self.thresholds) if self.thresholds else None}
-        return told | {"temperature_in_weights": folded}
+        values = asdict(self) | {"thresholds": list(self.thresholds) if self.thresholds else None}
+        return values | {"temperature_in_weights": folded}
 
 
 def halves(rows: int, seed: int, strata: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -115,23 +115,23 @@ def ece(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> float:
 
 def best_threshold(shares: np.ndarray, truth: np.ndarray, *, both_classes: bool) -> float:
     """The probability above which to say yes, for the highest F1; `both_classes`: for the mean of both classes' F1."""
-    # Evenly spaced ranks: more cuts than these tell no more and take quadratic time.
+    # Evenly spaced ranks: more cuts than these find no better one, and the time is quadratic in them.
     candidates = np.unique(np.quantile(shares, np.linspace(0, 1, min(len(shares), MOST_CUTS))))
     if len(candidates) < 2:
         return 0.5
     cuts = (candidates[1:] + candidates[:-1]) / 2
     scores = [f1(shares > cut, truth, both_classes=both_classes) for cut in cuts]
     best = np.flatnonzero(np.isclose(scores, max(scores)))
-    # Of equally good ones the nearest to 0.5, which owes least to the sample.
+    # The nearest to 0.5 of those that are equally good: it depends least on the sample.
     return float(min(cuts[best], key=lambda cut: abs(cut - 0.5)))
 
 
 def f1(chosen: np.ndarray, truth: np.ndarray, *, both_classes: bool) -> float:
     """F1 of a yes, or the mean of a yes' and a no's; 0 where there is none."""
 
-    def of(said: np.ndarray, true: np.ndarray) -> float:
-        either = said.sum() + true.sum()
-        return float(2 * (said & true).sum() / either) if either else 0.0
+    def of(predicted: np.ndarray, true: np.ndarray) -> float:
+        either = predicted.sum() + true.sum()
+        return float(2 * (predicted & true).sum() / either) if either else 0.0
 
     return (of(chosen, truth) + of(~chosen, ~truth)) / 2 if both_classes else of(chosen, truth)
 

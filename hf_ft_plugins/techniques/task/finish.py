@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +17,17 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from ...host.log_notes import log_into_last_entry
+from ...host.stash import WithTrainer
 from ...models.heads import output_layers
 from ...models.inputs import bare
 from ...models.labels import Kind
-from . import calibration, report
+from . import NAME, calibration, report
 from .calibration import Calibration
+from .labels import kind_of
 from .metrics import evaluate, flat_predictions
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -30,73 +35,78 @@ CONFIG_KEY = "hf_ft_task"
 PROBED_ROWS = 64
 
 
-class FinishCallback(TrainerCallback):
-    """Runs `finish` when training ends; takes the technique and what it predicts."""
+class FinishCallback(WithTrainer, TrainerCallback):
+    """Runs `finish` when training ends, before what only reports or exports.
+
+    Args:
+        calibrate: fit a temperature and thresholds on half of the evaluation set.
+        worst_examples: how many examples of the highest loss the report lists.
+    """
 
     end_phase = "calibrate"
 
-    def __init__(self, options: Any, kind: Kind) -> None:
-        self.options, self.kind = options, kind
-        self._trainer: Any = None
+    def __init__(self, *, calibrate: bool = True, worst_examples: int = 50) -> None:
+        self.calibrate, self.worst_examples = calibrate, worst_examples
 
-    def set_trainer(self, trainer: Any) -> None:
-        """Give the callback the trainer whose model it is to calibrate."""
-        self._trainer = trainer
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None}
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        finish(self.options, self._trainer, self.kind)
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kind = kind_of(self._trainer.model)
+        finish(self._trainer, kind, calibrate=self.calibrate, worst_examples=self.worst_examples)
 
 
-def finish(options: Any, trainer: Any, kind: Kind) -> None:
-    """Calibrate `trainer.model` in place and write the report to `output_dir/task`. Every rank takes part."""
-    name, dataset = options.name, trainer.eval_dataset
+def finish(trainer: Trainer, kind: Kind, *, calibrate: bool = True, worst_examples: int = 50) -> None:
+    """Calibrate `trainer.model` in place and write the report to `output_dir/task`. Every rank takes part.
+
+    Args:
+        kind: what the model predicts.
+        calibrate, worst_examples: see `FinishCallback`.
+    """
+    dataset = trainer.eval_dataset
     if isinstance(dataset, dict):
         split, dataset = next(iter(dataset.items()))
-        logger.info("%s: calibration and report are of the evaluation set %r", name, split)
+        logger.info("%s: calibration and report are of the evaluation set %r", NAME, split)
     if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0:
-        logger.warning("%s: no evaluation set with a length, so neither calibration nor report.", name)
+        logger.warning("%s: no evaluation set with a length, so neither calibration nor report.", NAME)
         return
     predictions, label_ids = predict(trainer, dataset)
     if label_ids is None:
-        logger.warning("%s: the evaluation set has no labels, so neither calibration nor report.", name)
+        logger.warning("%s: the evaluation set has no labels, so neither calibration nor report.", NAME)
         return
     if not np.isfinite(predictions).all():
-        logger.warning("%s: the model predicts NaN or infinity, so neither calibration nor report.", name)
+        logger.warning("%s: the model predicts NaN or infinity, so neither calibration nor report.", NAME)
         return
     found, judged = None, None
-    if options.calibrate and kind != "regression":
+    if calibrate and kind != "regression":
         fit, judge = _split(kind, predictions, label_ids, trainer.args.seed)
         if min(len(fit[1]), len(judge[1])) < calibration.FEWEST_ROWS:
             logger.warning(
                 "%s: the evaluation set has %d rows, too few to calibrate on one half and judge on the other (%d).",
-                name,
+                NAME,
                 len(dataset),
                 2 * calibration.FEWEST_ROWS,
             )
         else:
             found, judged = calibration.calibrate(kind, fit, judge), judge
     if found is not None:
-        folded = _apply(trainer, dataset, predictions, found, name)
+        folded = _apply(trainer, dataset, predictions, found)
         bare(trainer.model).config.update({CONFIG_KEY: found.as_config(folded)})
         predictions = predictions / (found.temperature if folded else 1.0)
         entry = {"temperature": found.temperature, "ece_before": found.ece_before, "ece": found.ece}
-        log_into_last_entry(trainer, {f"{name}/{key}": value for key, value in entry.items()})
+        log_into_last_entry(trainer, {f"{NAME}/{key}": value for key, value in entry.items()})
     if trainer.is_world_process_zero():
         names = report.class_names(bare(trainer.model).config)
         folder = report.write(
             report.Findings(kind, names, predictions, label_ids, found, judged),
             dataset,
             trainer.args.output_dir,
-            options.worst_examples,
+            worst_examples,
         )
         shown = evaluate(kind, *flat_predictions(kind, predictions, label_ids))
-        logger.info("%s: %s; report in %s", name, ", ".join(f"{k} {v:.4g}" for k, v in shown.items()), folder)
+        logger.info("%s: %s; report in %s", NAME, ", ".join(f"{k} {v:.4g}" for k, v in shown.items()), folder)
 
 
-def predict(trainer: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def predict(trainer: Trainer, dataset: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """Logits and labels of every row in the order of the rows, equal on every rank; None where there are no labels."""
     with _plainly(trainer):
         loader = trainer.get_test_dataloader(dataset)
@@ -107,7 +117,7 @@ def predict(trainer: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 @contextlib.contextmanager
-def _plainly(trainer: Any) -> Iterator[None]:
+def _plainly(trainer: Trainer) -> Iterator[None]:
     """Logits as the model gives them, in the order of the rows, and nothing else computed."""
     settings = [
         (trainer, "compute_metrics", None),
@@ -127,14 +137,14 @@ def _plainly(trainer: Any) -> Iterator[None]:
 
 
 def _split(kind: Kind, predictions: np.ndarray, label_ids: np.ndarray, seed: int) -> tuple[Any, Any]:
-    # Of tokens too, rows are dealt out: tokens of one sentence are no independent check of each other.
+    # Rows are split, of tokens too: tokens of one sentence are no independent check of each other.
     strata = label_ids if kind == "single_label" else None
     positions = calibration.halves(len(label_ids), seed, strata)
     fit, judge = (flat_predictions(kind, predictions[half], label_ids[half]) for half in positions)
     return fit, judge
 
 
-def _apply(trainer: Any, dataset: Any, predictions: np.ndarray, found: Calibration, name: str) -> bool:
+def _apply(trainer: Trainer, dataset: Any, predictions: np.ndarray, found: Calibration) -> bool:
     """Divide the head by the temperature, so that a `pipeline` gives calibrated probabilities; whether it took."""
     if found.temperature == 1.0:
         return False
@@ -143,7 +153,7 @@ def _apply(trainer: Any, dataset: Any, predictions: np.ndarray, found: Calibrati
         logger.warning(
             "%s: the model does not end in one linear layer of its own, so the temperature %.4g stands only in "
             "config.%s: divide logits by it.",
-            name,
+            NAME,
             found.temperature,
             CONFIG_KEY,
         )
@@ -161,7 +171,7 @@ def _apply(trainer: Any, dataset: Any, predictions: np.ndarray, found: Calibrati
     logger.warning(
         "%s: dividing the head did not divide the logits, so it was undone: the temperature %.4g stands only in "
         "config.%s.",
-        name,
+        NAME,
         found.temperature,
         CONFIG_KEY,
     )
@@ -171,7 +181,7 @@ def _apply(trainer: Any, dataset: Any, predictions: np.ndarray, found: Calibrati
     return False
 
 
-def _head(trainer: Any) -> torch.nn.Linear | None:
+def _head(trainer: Trainer) -> torch.nn.Linear | None:
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         return None
     base = bare(trainer.model)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from ...errors import PluginError
 from ...models.inputs import bare
 from ...models.labels import IGNORED, Kind, Labels
+from . import NAME
+from .labels import class_counts
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 logger = logging.getLogger(__name__)
+
+Imbalance = Literal["none", "weights", "sampler", "logit_adjust", "focal"]
 
 
 @dataclass(frozen=True)
@@ -118,38 +125,48 @@ def frequency_shift(kind: Kind, counts: np.ndarray, tau: float, rows: int = 0) -
     return tuple((tau * np.log(counts / counts.sum())).tolist())
 
 
-def new_loss(options: Any, kind: Kind, dataset: Any, labels: Labels | None) -> TaskLoss:
-    """The `TaskLoss` of the options `imbalance`, `tau` and `gamma`, for the labels of a training set."""
-    from .labels import class_counts
+def new_loss(
+    kind: Kind,
+    dataset: Any,
+    labels: Labels | None,
+    *,
+    imbalance: Imbalance = "none",
+    tau: float = 1.0,
+    gamma: float = 2.0,
+) -> TaskLoss:
+    """The `TaskLoss` for the labels of a training set.
 
-    if options.imbalance in ("weights", "logit_adjust"):
+    Args:
+        labels: those of `dataset`; of `weights` and `logit_adjust` they are counted, else they may be None.
+        imbalance: the remedy for rare classes; `sampler` changes no loss.
+        tau: logit_adjust: strength of the shift.
+        gamma: focal: how much less easy examples count.
+    """
+    if imbalance in ("weights", "logit_adjust"):
         assert labels is not None
         counts, rows = class_counts(dataset, labels), len(dataset)
-        if options.imbalance == "weights":
+        if imbalance == "weights":
             return TaskLoss(kind, weights=balanced_weights(kind, counts, rows))
-        return TaskLoss(kind, shift=frequency_shift(kind, counts, options.tau, rows))
-    return TaskLoss(kind, gamma=options.gamma if options.imbalance == "focal" else 0.0)
+        return TaskLoss(kind, shift=frequency_shift(kind, counts, tau, rows))
+    return TaskLoss(kind, gamma=gamma if imbalance == "focal" else 0.0)
 
 
-def supply_loss(options: Any, trainer: Any, kind: Kind, labels: Labels | None) -> None:
-    """Set `trainer.compute_loss_func`, unless the script or its model has a loss of its own.
+def refuse_loss_of_its_own(trainer: Trainer, imbalance: Imbalance) -> bool:
+    """Whether the script or its model has a loss of its own, which then stays.
 
     Raises:
         PluginError: it has, and `imbalance` is to change the loss.
     """
     model = bare(trainer.model)
-    own = None
     if trainer.compute_loss_func is not None:
         own = "the script has its own compute_loss_func. Leave it out"
     elif trainer.args.label_smoothing_factor:
         own = f"label_smoothing_factor={trainer.args.label_smoothing_factor} is a loss of its own. Set it to 0"
     elif not type(model).__module__.startswith("transformers."):
         own = f"the model, a {type(model).__name__}, is the script's own and so is its loss. Use one of transformers'"
-    if own is not None:
-        if options.imbalance in ("none", "sampler"):
-            logger.info("%s: the loss stays as it is: %s.", options.name, own.partition(". ")[0])
-            return
-        raise PluginError(
-            f"{options.name}: imbalance={options.imbalance} changes the loss, and {own}, or use imbalance=sampler."
-        )
-    trainer.compute_loss_func = new_loss(options, kind, trainer.train_dataset, labels)
+    else:
+        return False
+    if imbalance in ("none", "sampler"):
+        logger.info("%s: the loss stays as it is: %s.", NAME, own.partition(". ")[0])
+        return True
+    raise PluginError(f"{NAME}: imbalance={imbalance} changes the loss, and {own}, or use imbalance=sampler.")

@@ -15,8 +15,8 @@ import numpy as np
 from ...models.labels import IGNORED, Kind
 
 BEST_METRIC: dict[str, str] = {
-    # The mean over classes of what each gets: accuracy does not see a rare class, and on balanced data both rank
-    # checkpoints alike. The loss rises with overconfidence while decisions still improve; a temperature mends that.
+    # Accuracy does not see a rare class; on balanced data both rank checkpoints alike. The loss rises with
+    # overconfidence while decisions still improve, and calibration corrects the overconfidence.
     "single_label": "macro_f1",
     "token": "macro_f1",
     # Needs no threshold; those are fitted after training.
@@ -64,7 +64,7 @@ def probabilities(kind: Kind, logits: np.ndarray) -> np.ndarray:
 def evaluate(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metrics of `flat_predictions`; NaN where a metric is not defined, as an AUC of one class."""
     with warnings.catch_warnings():
-        # What scikit-learn and scipy warn of is what NaN and 0 say here: classes without examples or predictions.
+        # scikit-learn and scipy warn of classes without examples or predictions; NaN and 0 say that here.
         warnings.simplefilter("ignore")
         found = {"multi_label": _several, "regression": _numbers}.get(kind, _one)(logits, labels)
         if kind == "single_label":

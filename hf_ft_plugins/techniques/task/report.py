@@ -87,7 +87,7 @@ def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> Path:
 
 
 def worst_examples(found: Findings, dataset: Any, count: int) -> list[dict[str, Any]]:
-    """The rows of the highest loss (of tokens, by their worst token), with what was said, what is true, and texts."""
+    """The rows of the highest loss (of tokens, by their worst token), with prediction, label and texts."""
     details = [_judged(found, row) for row in range(len(found.label_ids))]
     # Rows without a label, as a sentence whose tokens are all ignored, have no loss.
     order = sorted((row for row, detail in enumerate(details) if detail), key=lambda row: -details[row]["loss"])
@@ -97,9 +97,9 @@ def worst_examples(found: Findings, dataset: Any, count: int) -> list[dict[str, 
 def _judged(found: Findings, row: int) -> dict[str, Any]:
     logits, labels = found.predictions[row], np.asarray(found.label_ids[row])
     if found.kind == "regression":
-        said, true = np.ravel(logits), np.ravel(labels).astype(np.float64)
-        loss = float(((said - true) ** 2).mean())
-        return {"loss": loss, "label": true.tolist(), "prediction": said.tolist()}
+        predicted, true = np.ravel(logits), np.ravel(labels).astype(np.float64)
+        loss = float(((predicted - true) ** 2).mean())
+        return {"loss": loss, "label": true.tolist(), "prediction": predicted.tolist()}
     shares = probabilities(found.kind, logits[None] if logits.ndim == 1 else logits)
     if found.kind == "multi_label":
         missed = np.where(labels > 0.5, shares[0], 1 - shares[0])

@@ -8,21 +8,29 @@ it gets wrong is written to `output_dir/task` (`report.py`).
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
+from . import NAME
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch.nn import Module
+    from torch.utils.data import Sampler
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from .losses import TaskLoss
+    from .metrics import TaskMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Technique):
     """See the options' help, `TaskLoss`, `BalancedSampler`, `TaskMetrics` and `BestMetricCallback`."""
 
-    name: ClassVar[str] = "task"
+    name: ClassVar[str] = NAME
     summary: ClassVar[str] = "classification and regression: head, metrics, best checkpoint, imbalance, calibration"
 
     imbalance: Literal["none", "weights", "sampler", "logit_adjust", "focal"] = option(
@@ -59,16 +67,17 @@ class Task(Technique):
     def excludes(self) -> dict[Change, str]:
         return {Change.GENERATION: "task trains heads on labels, the other generation, each with its loss and metrics."}
 
-    def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
+    def ft_model(self, model: Module, train_dataset: Any, args: TrainingArguments, first_batches: Any) -> None:
         from ...models.heads import fit_head
-        from .labels import read_labels, refuse_no_labels, refuse_not_a_number
+        from .labels import read_labels, refuse_no_labels
+        from .not_finite import refuse_not_a_number
 
-        labels = read_labels(train_dataset, model, args, self.name, first_batches)
-        refuse_not_a_number(train_dataset, model, args, self.name)
+        labels = read_labels(train_dataset, model, args, first_batches)
+        refuse_not_a_number(train_dataset, model, args)
         if labels is not None:
             fit_head(model, labels, self.name, args.seed).log(self.name)
         else:
-            refuse_no_labels(train_dataset, model, args, self.name, first_batches)
+            refuse_no_labels(train_dataset, model, args, first_batches)
 
     def ft_raw_dataset(self, trainer_class: type) -> None:
         if any(cls.__name__ == "RewardTrainer" and cls.__module__.startswith("trl.") for cls in trainer_class.__mro__):
@@ -77,47 +86,56 @@ class Task(Technique):
                 f"metrics of its own, and there are no labels. Leave out {self.name}."
             )
 
-    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+    def ft_loss(self, trainer: Trainer, inputs: dict[str, Any]) -> AbstractContextManager[None]:
         from ...models.heads import labels_as_numbers
 
         return labels_as_numbers(trainer.model, inputs)
 
-    def ft_metrics(self, model: Any, args: Any) -> Any:
+    def ft_metrics(self, model: Module, args: TrainingArguments) -> TaskMetrics | None:
         from .labels import kind_of
         from .metrics import TaskMetrics
 
-        return None if args.prediction_loss_only else TaskMetrics(kind_of(model, self.name))
+        return None if args.prediction_loss_only else TaskMetrics(kind_of(model))
 
-    def ft_callbacks(self) -> list[Any]:
+    def ft_callbacks(self) -> list[TrainerCallback]:
         from .best import BestMetricCallback
+        from .finish import FinishCallback
 
-        return [BestMetricCallback(self.early_stopping_patience, self.early_stopping_threshold)]
+        return [
+            BestMetricCallback(self.early_stopping_patience, self.early_stopping_threshold),
+            FinishCallback(calibrate=self.calibrate, worst_examples=self.worst_examples),
+        ]
 
-    def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
-        from ...models.label_columns import first_batches_of
-        from .labels import read_labels
+    def ft_loss_function(self, trainer: Trainer) -> TaskLoss | None:
+        from .labels import kind_of, labels_of_training
+        from .losses import new_loss, refuse_loss_of_its_own
+        from .unfit import refuse_unfit
+
+        labels = labels_of_training(trainer)
+        refuse_unfit(trainer, labels, self.imbalance)
+        if refuse_loss_of_its_own(trainer, self.imbalance):
+            return None
+        return new_loss(
+            kind_of(trainer.model),
+            trainer.train_dataset,
+            labels,
+            imbalance=self.imbalance,
+            tau=self.tau,
+            gamma=self.gamma,
+        )
+
+    def ft_sampler(self, trainer: Trainer, dataset: Any) -> Sampler[int] | None:
+        from .labels import labels_of_training
         from .sampler import BalancedSampler
 
         if self.imbalance != "sampler":
             return None
-        labels = read_labels(dataset, trainer.model, trainer.args, self.name, first_batches_of(trainer))
+        labels = labels_of_training(trainer, dataset)
         assert labels is not None
         assert labels.values is not None, "refuse_unfit has seen to it"
         return BalancedSampler(labels.values, data_seed(trainer.args))
 
-    def ft_trainer(self, trainer: Any) -> None:
-        from ...models.label_columns import first_batches_of
+    def ft_trainer(self, trainer: Trainer) -> None:
         from .best import choose_metric
-        from .finish import FinishCallback
-        from .labels import kind_of, read_labels, refuse_unfit
-        from .losses import supply_loss
 
-        labels = read_labels(trainer.train_dataset, trainer.model, trainer.args, self.name, first_batches_of(trainer))
-        kind = kind_of(trainer.model, self.name)
-        refuse_unfit(self, trainer, labels)
-        supply_loss(self, trainer, kind, labels)
-        choose_metric(self, trainer, kind)
-        # Last: other callbacks may still change the weights when training ends.
-        finish = FinishCallback(self, kind)
-        finish.set_trainer(trainer)
-        trainer.add_callback(finish)
+        choose_metric(trainer, metric=self.metric, greater_is_better=self.greater_is_better)

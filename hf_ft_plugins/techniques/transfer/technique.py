@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...technique import Technique, option
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch.nn import Module
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +88,11 @@ class Transfer(Technique):
     def by_layer(self) -> bool:
         return self.decay < 1 or self.strategy == "gradual"
 
-    def ft_model(self, model: Any, train_dataset: Any, args: Any, first_batches: Any) -> None:
+    @property
+    def scales_rates(self) -> bool:
+        return self.decay < 1 or self.strategy != "full"
+
+    def ft_model(self, model: Module, train_dataset: Any, args: TrainingArguments, first_batches: Any) -> None:
         from ...models.heads import fit_head
         from ...models.inputs import bare
         from ...models.labels import labels_of, other_labels
@@ -102,32 +112,28 @@ class Transfer(Technique):
         if self.freeze:
             logger.info("%s: frozen for good: %s", self.name, ", ".join(freeze(model, *self.freeze)))
 
-    @property
-    def scales_rates(self) -> bool:
-        return self.decay < 1 or self.strategy != "full"
-
-    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+    def ft_loss(self, trainer: Trainer, inputs: dict[str, Any]) -> AbstractContextManager[None]:
         from ...models.heads import labels_as_numbers
 
         return labels_as_numbers(trainer.model, inputs)
 
-    def ft_trainer(self, trainer: Any) -> None:
+    def ft_trainer(self, trainer: Trainer) -> None:
         from ... import lr_scale
         from .layers import groups_of
-        from .unfreezing import refuse_unfit
+        from .thawing import refuse_unfit
 
         if self.scales_rates:
             lr_scale.refuse_when_built(trainer, self.name, by_group=True)
             groups = groups_of(trainer.model, by_layer=self.by_layer)
             refuse_unfit(self.strategy, groups, trainer.args, trainer.model)
 
-    def ft_param_groups(self, model: Any, trainer: Any) -> None:
+    def ft_param_groups(self, model: Module, trainer: Trainer) -> None:
         from .layers import groups_of, layerwise_lr
 
         if self.scales_rates:
             layerwise_lr(trainer.optimizer, model, self.decay, groups=groups_of(model, by_layer=self.by_layer))
 
-    def ft_callbacks(self) -> list[Any]:
+    def ft_callbacks(self) -> list[TrainerCallback]:
         from .unfreezing import GradualUnfreezing
 
         if self.strategy == "full" and self.layer_decay is not None:
@@ -146,7 +152,7 @@ class Transfer(Technique):
             )
         ]
 
-    def plan_for(self, model: Any) -> str | None:
+    def plan_for(self, model: Module) -> str | None:
         from .layers import depth_factors, groups_of
 
         groups = groups_of(model, by_layer=self.by_layer)

@@ -11,77 +11,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.nn import Module
+from torch.optim import Optimizer
 from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
 from ...host.log_notes import add_note
+from ...host.stash import WithTrainer
 from ...models.heads import head_names
 from ...models.inputs import bare
 from ...models.labels import IGNORED
+from .head_reading import NotCacheable
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
-from .probe import NotCacheable, fit_probe
+from .probe import fit_probe
+from .thawing import Strategy, refuse_unfit, thaw_steps
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 PHASE = f"{NAME}/phase"
-Strategy = Literal["full", "probe", "lpft", "gradual"]
 
 
-def thaw_steps(strategy: Strategy, groups: int, steps: int, share: float) -> list[int | None]:
-    """The step at which each group, bottom to top, begins to learn; None: never.
-
-    Args:
-        groups: their number; the last is the head.
-        steps: of the whole run.
-        share: of the steps, after which every layer learns (`lpft`: from when on all do).
-    """
-    below = groups - 1
-    thaw: list[int | None] = [0] * groups
-    for index in range(below):
-        if strategy == "probe":
-            thaw[index] = None
-        elif strategy == "lpft":
-            thaw[index] = round(share * steps)
-        elif strategy == "gradual":
-            thaw[index] = round(share * steps * (below - index) / below)
-    return thaw
-
-
-def refuse_unfit(strategy: Strategy, groups: Sequence[LayerGroup], args: Any, model: Any) -> None:
-    """Raise `PluginError` where the strategy cannot work on this model, or with these arguments."""
-    if strategy == "full":
-        return
-    base, first = bare(model), groups[-1]
-    if strategy != "gradual" and first.name != HEAD:
-        raise PluginError(
-            f"{NAME}: strategy={strategy} trains the head alone, and a {type(base).__name__} has none outside its "
-            "backbone, or one that is tied to its embeddings. Use strategy=full or gradual."
-        )
-    learns = {name for name, weight in base.named_parameters() if weight.requires_grad}
-    if not learns.intersection(first.parameters):
-        raise PluginError(
-            f"{NAME}: strategy={strategy} begins with {first.name}, all of whose parameters are frozen. Name it in the "
-            "adapters' modules_to_save, take it out of freeze=..., or use strategy=full."
-        )
-    if args.fsdp or args.deepspeed:
-        raise PluginError(
-            f"{NAME}: strategy={strategy} under {'FSDP' if args.fsdp else 'DeepSpeed'} has not been tested: its shards "
-            "hold frozen and learning layers together. Use strategy=full."
-        )
-    if args.world_size > 1 and not _finds_unused(args, model):
-        raise PluginError(
-            f"{NAME}: strategy={strategy} on {args.world_size} ranks needs ddp_find_unused_parameters=True, since "
-            "frozen layers get no gradient. Set it, or use strategy=full."
-        )
-
-
-class GradualUnfreezing(TrainerCallback):
+class GradualUnfreezing(WithTrainer, TrainerCallback):
     """Freezes layers and unfreezes them from the top.
 
     Args:
@@ -101,7 +60,7 @@ class GradualUnfreezing(TrainerCallback):
             from the start (`lpft`), unless the head was trained on cached features. Where it is not 0, a pretrained
             language-model head does not learn alone either.
         flat_if_short: whether all layers then learn at one rate, too.
-        by_layer: whether the layers need an order; False: backbone and head are told apart, which every model allows.
+        by_layer: whether the layers need an order; False: two groups, backbone and head, which every model allows.
     """
 
     def __init__(
@@ -128,19 +87,15 @@ class GradualUnfreezing(TrainerCallback):
         self.by_layer = by_layer
         self.cached = False
         self.log_notes: dict[str, Any] = {}
-        self._trainer: Any = None
         self._groups: list[LayerGroup] = []
         self._learns: dict[str, torch.nn.Parameter] = {}
         self._thaw: dict[str, int | None] = {}
         self._frozen: list[str] | None = None
-        self._hook: Any = None
-
-    def set_trainer(self, trainer: Any) -> None:
-        self._trainer = trainer
+        self._hook: RemovableHandle | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a run stays behind.
-        return vars(self) | {"_trainer": None, "_hook": None, "_learns": {}}
+        return super().__getstate__() | {"_hook": None, "_learns": {}}
 
     def state_dict(self) -> dict[str, Any]:
         return {"cached": self.cached, "log_notes": dict(self.log_notes)}
@@ -151,7 +106,15 @@ class GradualUnfreezing(TrainerCallback):
 
     # ---- the run ----
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Module,
+        **kwargs: Any,
+    ) -> None:
         self._end()
         self._groups = groups_of(model, by_layer=self.by_layer)
         base = bare(model)
@@ -171,13 +134,17 @@ class GradualUnfreezing(TrainerCallback):
         self._flatten_if_short(state, kwargs.get("optimizer"))
         self._set(args, state, kwargs.get("optimizer"))
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._set(args, state, kwargs.get("optimizer"))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._end()
 
-    def _has_language_head(self, base: Any) -> bool:
+    def _has_language_head(self, base: Module) -> bool:
         """Whether the head was pretrained with the backbone, so that alone it would only learn these texts by heart."""
         layer = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
         found = self.strategy == "lpft" and self.short_run > 0 and layer is not None
@@ -190,10 +157,10 @@ class GradualUnfreezing(TrainerCallback):
             )
         return found
 
-    def _is_short(self, state: Any) -> bool:
+    def _is_short(self, state: TrainerState) -> bool:
         return not self.cached and state.max_steps < self.short_run
 
-    def _flatten_if_short(self, state: Any, optimizer: Any) -> None:
+    def _flatten_if_short(self, state: TrainerState, optimizer: Optimizer | None) -> None:
         flat = self.flat_if_short and self._is_short(state) and self.strategy in ("lpft", "full")
         if self._is_short(state) and (flat or self.strategy == "lpft"):
             logger.warning(
@@ -205,9 +172,9 @@ class GradualUnfreezing(TrainerCallback):
             )
         if flat and optimizer is not None:
             inner = lr_scale.innermost(optimizer)
-            lr_scale.set_scale(inner, DEPTH, 1.0, [held for held in inner.param_groups if MARK in held])
+            lr_scale.set_scale(inner, DEPTH, 1.0, [group for group in inner.param_groups if MARK in group])
 
-    def _set(self, args: Any, state: Any, optimizer: Any) -> None:
+    def _set(self, args: TrainingArguments, state: TrainerState, optimizer: Optimizer | None) -> None:
         step = state.global_step
         frozen = [name for name, since in self._thaw.items() if since is None or step < since]
         if frozen != self._frozen:
@@ -223,26 +190,26 @@ class GradualUnfreezing(TrainerCallback):
                 if name in self._learns:
                     self._learns[name].requires_grad_(group.name not in frozen)
 
-    def _warm_up(self, args: Any, state: Any, optimizer: Any) -> None:
+    def _warm_up(self, args: TrainingArguments, state: TrainerState, optimizer: Optimizer) -> None:
         ramp = max(1, round(self.rewarm * state.max_steps))
         alone = self._frozen is not None and len(self._frozen) == len(self._groups) - 1
-        for held in optimizer.param_groups:
-            if MARK not in held:
+        for group in optimizer.param_groups:
+            if MARK not in group:
                 continue
-            since = self._thaw[held[MARK]]
-            if held[MARK] == HEAD:
+            since = self._thaw[group[MARK]]
+            if group[MARK] == HEAD:
                 factor = self._probe_rate(args) / args.learning_rate if alone else 1.0
             elif since is None or state.global_step < since:
                 factor = 0.0
             else:
                 factor = min(1.0, (state.global_step - since + 1) / ramp) if since else 1.0
-            if held.get(lr_scale.KEY, {}).get(PHASE, 1.0) != factor:
-                lr_scale.set_scale(optimizer, PHASE, factor, [held])
+            if group.get(lr_scale.KEY, {}).get(PHASE, 1.0) != factor:
+                lr_scale.set_scale(optimizer, PHASE, factor, [group])
 
-    def _probe_rate(self, args: Any) -> float:
+    def _probe_rate(self, args: TrainingArguments) -> float:
         return max(1e-3, args.learning_rate) if self.probe_learning_rate is None else self.probe_learning_rate
 
-    def _still_frozen(self, base: Any) -> None:
+    def _still_frozen(self, base: Module) -> None:
         # Trainer puts the whole model into training mode before every forward pass.
         if base.training and self._frozen:
             for group in self._groups:
@@ -260,7 +227,7 @@ class GradualUnfreezing(TrainerCallback):
 
     # ---- what is done before the first step ----
 
-    def _probed(self, args: Any, state: Any, model: Any) -> bool:
+    def _probed(self, args: TrainingArguments, state: TrainerState, model: Module) -> bool:
         """Whether the head has been trained on features computed once."""
         if self.cache_features == "never" or self.strategy not in ("probe", "lpft") or self._trainer is None:
             return False
@@ -290,16 +257,6 @@ class GradualUnfreezing(TrainerCallback):
         add_note(self.log_notes, {f"{NAME}/probe_loss": losses[-1], f"{NAME}/probe_runtime": seconds})
         return True
 
-    def _loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _loss(self, model: Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         items = (batch["labels"] != IGNORED).sum() if "labels" in batch else None
         return self._trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
-
-
-def _finds_unused(args: Any, model: Any) -> bool:
-    if args.ddp_find_unused_parameters is not None:
-        return bool(args.ddp_find_unused_parameters)
-    # Called after gradients in transformers 5.17, where the other name is not there yet; deprecated since.
-    name = (
-        "is_activation_checkpointing" if hasattr(model, "is_activation_checkpointing") else "is_gradient_checkpointing"
-    )
-    return not (getattr(model, name, False) or args.gradient_checkpointing)

@@ -19,7 +19,7 @@ from transformers import (
 from hf_ft_plugins import lr_scale
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.transfer import Transfer, fit_probe
-from hf_ft_plugins.techniques.transfer.probe import NotCacheable
+from hf_ft_plugins.techniques.transfer.head_reading import NotCacheable
 from hf_ft_plugins.testing import VOCABULARY, difference, outcome, tiny_dataset, tiny_trainer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -32,8 +32,8 @@ from hf_ft_plugins.techniques.transfer import (
     layer_groups,
     layerwise_lr,
 )
-from hf_ft_plugins.techniques.transfer.probe import NotCacheable
-from hf_ft_plugins.techniques.transfer.unfreezing import thaw_steps
+from hf_ft_plugins.techniques.transfer.head_reading import NotCacheable
+from hf_ft_plugins.techniques.transfer.thawing import thaw_steps
 from hf_ft_plugins.testing import (
     VOCABULARY,
     check_technique,

@@ -1,0 +1,102 @@
+"""What the adaptive learning rate cannot watch or steer, refused before anything is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ... import lr_scale
+from ...errors import PluginError
+from ...metrics import set_names
+from .settings import NAME, Controller, WatchSettings
+from .watching import TRAINING_LOSS, watched_direction, watched_metric
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from transformers import Trainer, TrainingArguments
+
+# These adapt the rate themselves, from quantities that a factor on it would falsify.
+SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
+
+
+def refuse_unsupported(controller: Controller, settings: WatchSettings, trainer: Trainer) -> None:
+    """`refuse_arguments`, and what only the whole trainer shows."""
+    refuse_arguments(settings, trainer.args)
+    refuse_unnamed_of_several(settings, trainer)
+    watched_direction(settings, trainer.args, watched_metric(settings, trainer.args), set_names(trainer.eval_dataset))
+    recipe = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,)
+    if not (tunes_itself(type(lr_scale.innermost(trainer.optimizer))) or tunes_itself(recipe[0])):
+        lr_scale.refuse_when_built(trainer, NAME)
+    if controller == "rollback" and trainer.is_deepspeed_enabled:
+        raise PluginError(
+            f"{NAME}: controller=rollback does not work with DeepSpeed, whose next step would undo it from its own "
+            "copy of the weights. Use controller=plateau."
+        )
+
+
+def refuse_arguments(settings: WatchSettings, args: TrainingArguments) -> None:
+    """Raise `PluginError` where these `TrainingArguments` leave nothing to watch or nothing to steer."""
+    if args.eval_strategy == "no" and settings.metric not in (None, TRAINING_LOSS):
+        raise PluginError(
+            f"{NAME}: metric={settings.metric!r} comes from evaluations, and eval_strategy='no'. "
+            "Set eval_strategy, or watch the training loss with metric=loss."
+        )
+    if watched_metric(settings, args) == TRAINING_LOSS and args.logging_strategy == "no":
+        raise PluginError(
+            f"{NAME}: there is nothing to watch: eval_strategy='no' and logging_strategy='no'. Set one of them."
+        )
+    optim = str(getattr(args.optim, "value", args.optim))
+    if "layerwise" in optim:
+        raise PluginError(
+            f"{NAME}: optim={optim!r} steps inside the backward pass with a rate of its own, which no factor "
+            "reaches. Use the variant without layerwise."
+        )
+
+
+def refuse_unnamed_of_several(settings: WatchSettings, trainer: Trainer) -> None:
+    """Raise `PluginError` where there are several evaluation sets and nobody named the metric that counts.
+
+    A script with an `evaluate` of its own may give a metric of all sets; there the first evaluation shows it.
+    """
+    sets = set_names(trainer.eval_dataset)
+    own = not _evaluate_of(type(trainer)).__module__.startswith("transformers.")
+    if not sets or own or watched_metric(settings, trainer.args) != "eval_loss" or settings.metric is not None:
+        return
+    first, *others = (f"eval_{name}_loss" for name in sets)
+    raise PluginError(
+        f"{NAME}: the evaluation sets are {', '.join(sets)}, so there is no eval_loss to watch. Name the metric that "
+        f"counts: {NAME}:metric={' or '.join([first, *others])}, or one of compute_metrics, as eval_{sets[0]}_..."
+    )
+
+
+def _evaluate_of(trainer_class: type) -> Any:
+    """The `evaluate` that runs: the most derived one that is not the host's."""
+    return next(
+        vars(kind)["evaluate"]
+        for kind in trainer_class.__mro__
+        if "evaluate" in vars(kind) and not kind.__module__.startswith("hf_ft_plugins.")
+    )
+
+
+def refuse_a_second(trainer: Trainer, callback_class: type) -> None:
+    """Raise `PluginError` where the script adds a callback of this class beside the technique's."""
+    callbacks = trainer.callback_handler.callbacks
+    if sum(isinstance(callback, callback_class) for callback in callbacks) > 1:
+        raise PluginError(
+            f"{NAME}: the script adds an {callback_class.__name__} itself, so the technique would act twice. Keep one."
+        )
+
+
+def refuse_lomo(optimizer: Optimizer) -> None:
+    """Raise `PluginError` for an optimizer that the Trainer gives its rate, where that Trainer is no host."""
+    kind = type(lr_scale.innermost(optimizer)).__name__
+    if kind in lr_scale.UNFIT_BY_GROUP:
+        raise PluginError(
+            f"{NAME}: {kind} takes its rate from the Trainer, which gives it the scaled one under the host alone. "
+            "Use with_plugins(Trainer, ...) instead of the callback."
+        )
+
+
+def tunes_itself(optimizer_class: Any) -> bool:
+    """Whether optimizers of this class adapt the learning rate themselves, by its name."""
+    name = getattr(optimizer_class, "__name__", "").lower().replace("_", "")
+    return any(word in name for word in SELF_TUNING_OPTIMIZERS)

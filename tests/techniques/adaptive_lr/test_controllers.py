@@ -1,0 +1,134 @@
+"""The controllers of the adaptive learning rate as plain functions, and what they can be set to."""
+
+import inspect
+import math
+
+import pytest
+
+from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback
+from hf_ft_plugins.errors import OptionError
+from hf_ft_plugins.metrics import greater_is_better
+from hf_ft_plugins.techniques.adaptive_lr.controllers import ControllerState, decide
+from hf_ft_plugins.techniques.adaptive_lr.settings import ControllerSettings
+
+
+def follow(settings, values, greater=False):
+    """Actions and factors that a controller gives for a sequence of values."""
+    state, said = ControllerState(), []
+    for value in values:
+        state, decision = decide(settings, state, value, greater=greater, warming_up=False)
+        said.append((decision.action, round(state.scale, 6)))
+    return said
+
+
+def test_plateau_cuts_after_patience_and_stops_after_the_last_cut():
+    said = follow(ControllerSettings(patience=2, max_cuts=2), [3, 2, 2, 2, 2, 2, 2, 2])
+    assert [action for action, _ in said] == ["keep", "keep", "keep", "cut", "keep", "cut", "keep", "stop"]
+    assert [scale for _, scale in said][3::2] == [0.3, 0.09, 0.09]
+
+
+def test_plateau_forgets_bad_values_when_the_metric_improves():
+    assert {action for action, _ in follow(ControllerSettings(patience=2), [3, 4, 2, 4, 1, 4, 0])} == {"keep"}
+
+
+def test_plateau_without_stop_goes_on_after_the_last_cut():
+    said = follow(ControllerSettings(patience=1, max_cuts=1, stop=False), [1, 2, 2, 2])
+    assert said == [("keep", 1.0), ("cut", 0.3), ("keep", 0.3), ("keep", 0.3)]
+
+
+def test_cooldown_lets_values_pass_after_a_cut():
+    said = follow(ControllerSettings(patience=1, cooldown=2, max_cuts=9), [1, 2, 2, 2, 2])
+    assert [action for action, _ in said] == ["keep", "cut", "keep", "keep", "cut"]
+
+
+def test_the_factor_is_never_below_min_scale():
+    said = follow(ControllerSettings(patience=1, max_cuts=9, min_scale=0.05), [1, 2, 2, 2, 2])
+    assert [scale for _, scale in said] == [1.0, 0.3, 0.09, 0.05, 0.05]
+    assert said[-1][0] == "stop"
+
+
+def test_greedy_raises_while_improving_and_lowers_while_not_within_its_bounds():
+    said = follow(ControllerSettings(controller="greedy"), [3, 2, 2.5, 2.5, 1])
+    assert [action for action, _ in said] == ["raise", "raise", "cut", "cut", "raise"]
+    up = follow(ControllerSettings(controller="greedy", max_scale=1.2), [9, 8, 7, 6])
+    assert [scale for _, scale in up] == [round(1 / 0.9, 6), 1.2, 1.2, 1.2]
+    down = follow(ControllerSettings(controller="greedy", min_scale=0.8), [1, 2, 2, 2, 2, 2])
+    assert down[-1] == ("keep", 0.8)
+
+
+def test_greedy_forgives_as_many_values_as_its_patience():
+    found = follow(ControllerSettings(controller="greedy", patience=1), [1, 2, 2, 2])
+    assert [action for action, _ in found] == ["raise", "keep", "cut", "cut"]
+
+
+@pytest.mark.parametrize("greater", [False, True])
+def test_an_improvement_is_more_than_min_delta(greater):
+    sign = 1 if greater else -1
+    for change, action in ((0.5, "cut"), (0.75, "keep")):
+        found = follow(ControllerSettings(patience=1, min_delta=0.5), [1.0, 1.0 + sign * change], greater)
+        assert found[-1][0] == action
+
+
+def test_a_metric_that_is_better_when_greater_is_not_cut_while_it_rises():
+    rising = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert {action for action, _ in follow(ControllerSettings(patience=1), rising, greater=True)} == {"keep"}
+    assert "cut" in {action for action, _ in follow(ControllerSettings(patience=1), rising, greater=False)}
+
+
+def test_a_value_that_is_not_a_number_never_improves():
+    said = follow(ControllerSettings(patience=2), [math.nan, math.nan])
+    assert [action for action, _ in said] == ["keep", "cut"]
+
+
+def test_nothing_is_cut_during_warm_up_but_the_best_value_counts():
+    state = ControllerState()
+    for value in (1.0, 2.0, 3.0):
+        state, decision = decide(ControllerSettings(patience=1), state, value, greater=False, warming_up=True)
+        assert decision.action == "keep"
+    state, decision = decide(ControllerSettings(patience=1), state, 1.5, greater=False, warming_up=False)
+    assert decision.action == "cut"
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("eval_loss", False),
+        ("eval_accuracy", True),
+        ("eval_f1", True),
+        ("eval_wer", False),
+        ("perplexity", False),
+        ("eval_bleu", True),
+        ("eval_dev-set_loss", False),
+        ("eval_closset_accuracy", True),
+    ],
+)
+def test_direction_is_inferred_from_the_name(metric, greater):
+    assert greater_is_better(metric) is greater
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"factor": 0},
+        {"factor": 1},
+        {"patience": 0},
+        {"min_delta": -1},
+        {"max_cuts": -1},
+        {"min_scale": 0},
+        {"max_scale": 0.5},
+        {"cooldown": -1},
+        {"ema_steps": 0},
+        {"max_nonfinite_share": 0},
+        {"controller": "magic"},
+        {"patience": "many"},
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(options):
+    (name,) = options
+    with pytest.raises(OptionError, match=f"adaptive-lr: option {name}="):
+        AdaptiveLRCallback(**options)
+
+
+def test_the_callback_takes_the_techniques_options_with_the_same_defaults():
+    parameters = inspect.signature(AdaptiveLRCallback).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == AdaptiveLR().options()
