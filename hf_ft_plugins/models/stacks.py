@@ -118,6 +118,7 @@ def all_stacks(model: nn.Module) -> list[Stack]:
     for stack, evidence in found:
         best[id(stack.config)] = max(evidence, best.get(id(stack.config), 1))
     stacks = _once([stack for stack, evidence in found if evidence == best[id(stack.config)]])
+    stacks = [stack for stack in stacks if not any(_takes_the_number(other, stack) for other in stacks)]
     return sorted(stacks, key=lambda stack: stack.rank)
 
 
@@ -223,6 +224,15 @@ def _once(stacks: list[Stack]) -> list[Stack]:
         for path in stack.paths:
             owners.setdefault(path, stack)
     return [stack for stack in stacks if owners[stack.name] is stack]
+
+
+def _takes_the_number(larger: Stack, stack: Stack) -> bool:
+    """Whether one number seems to tell of both, which are in different places: of Wav2Vec2's convolutions, too, where
+    there are as many as layers.
+    """
+    tells = larger.counts and (larger.counts, larger.half) == (stack.counts, stack.half)
+    apart = larger.config is stack.config and larger.parent is not stack.parent
+    return bool(tells and apart and _size(larger.layers) > _size(stack.layers))
 
 
 # ---- what tells of it ----

@@ -8,7 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 
 from ..errors import PluginError
 
-WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")
+WIDTHS = ("hidden_size", "d_model", "dim", "n_embd", "hidden_sizes")
 
 
 def hidden_size(config: Any, asker: str) -> int:
@@ -21,10 +21,12 @@ def hidden_size(config: Any, asker: str) -> int:
         PluginError: the configuration does not say it.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in WIDTHS:
-        size = getattr(text, name, None)
-        if size is not None:
-            return int(size)
+    sizes = (getattr(text, name, None) for name in WIDTHS)
+    # Of a network whose stages differ, the last one's.
+    sizes = (size[-1] if isinstance(size, list | tuple) else size for size in sizes)
+    size = next((size for size in sizes if size is not None), None)
+    if size is not None:
+        return int(size)
     raise PluginError(
         f"{asker}: the config of the encoder, a {type(config).__name__}, does not say its width: hidden_size."
     )
