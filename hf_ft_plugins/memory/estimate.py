@@ -2,8 +2,9 @@
 
 The model is built without numbers (torch's `FakeTensorMode`), trains two steps without computing anything, and torch's
 `MemTracker` says what was alive at the peak: parameters, gradients, optimizer, activations and temporary tensors alike,
-for any architecture, adapter and torch optimizer. Models with many layers are run with two and with three layers: each
-layer more adds the same to either phase, the passes and the optimizer's step, and the larger one is the peak.
+for any architecture, adapter and torch optimizer. Models with many layers are run with two and with three, or, of
+different kinds of layers, with as many as have them all and one period more: each adds the same to either phase, the
+passes and the optimizer's step, and the larger one is the peak.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import OptionError, PluginError
+from ..models.classes import class_of
 from ..technique import Technique
-from .trial_run import QUANTISED, Phase, Run, depth_of, trial_run, with_layers
+from .fewer_layers import kinds_of, stack_of, trial_depths, with_layers
+from .trial_run import QUANTISED, Phase, Run, trial_run
 
 FEW, MORE = 2, 3
 GIB = 2**30
@@ -89,7 +92,7 @@ def estimate_memory(
     import torch
 
     config = copy.deepcopy(getattr(model, "config", model))
-    cls = model_class or (type(model) if isinstance(model, torch.nn.Module) else _class_of(config))
+    cls = model_class or (type(model) if isinstance(model, torch.nn.Module) else class_of(config))
     changes, copies = [change] if change is not None else [], 0
     for technique in techniques:
         effects = technique.memory_effects(config)
@@ -99,19 +102,23 @@ def estimate_memory(
         changes += [effects["change"]] if "change" in effects else []
     if quant is not None and quant not in QUANTISED:
         raise OptionError(f"memory: there is no quantisation {quant!r}; there are {', '.join(QUANTISED)}.")
-    whole = depth_of(config)
+    stack = stack_of(cls, config)
+    whole = stack.depth if stack is not None else None
     if removed and (whole is None or removed >= whole):
         raise OptionError(f"memory: removed={removed} of {whole or 'an unknown number of'} layers; some must be left.")
     depth = whole - removed if whole is not None else None
 
     def run(layers: int | None) -> Run:
-        return trial_run(cls, with_layers(config, layers), args, length, changes, quant)
+        return trial_run(cls, with_layers(config, stack, layers), args, length, changes, quant)
 
-    if depth is None or depth <= MORE + 1:
+    few_and_more = None
+    if stack is not None and depth is not None and depth > MORE + 1:
+        few_and_more = trial_depths(kinds_of(stack)[:depth], FEW)
+    if few_and_more is None or depth is None:
         found = run(depth if removed else None)
     else:
-        few, more = run(FEW), run(MORE)
-        found = few.extended(more, depth - FEW)
+        few, more = few_and_more
+        found = run(few).extended(run(more), (depth - few) / (more - few))
     # Layers are removed and weights quantised when all of them are there.
     loaded = found.loaded if whole is None or depth is None else found.loaded * whole / depth
     phases = {
@@ -189,9 +196,3 @@ def _mends(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
         yield f"--with {technique}", {}, technique
         if said:
             yield "; ".join((f"--with {technique}", *said)), changes, technique
-
-
-def _class_of(config: Any) -> Any:
-    import transformers
-
-    return getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModelForCausalLM

@@ -6,13 +6,13 @@ there.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import OptionError, PluginError
+from ..models.linear_layers import linear_layers_of_blocks
 
 # Bytes of a weight of bitsandbytes' linear layers, with the scales of blocks of 64 (NF4) or of rows (int8).
 QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
@@ -44,8 +44,8 @@ class Run:
     loaded: float
     parameters: float
 
-    def extended(self, more: Run, layers: int) -> Run:
-        """With `layers` more layers than this has; `more` has one more."""
+    def extended(self, more: Run, layers: float) -> Run:
+        """With so many times more layers than this has, as `more` has more."""
 
         def further(one: Phase, two: Phase) -> Phase:
             # The total is what grows evenly; what it consists of may move between the parts.
@@ -166,23 +166,18 @@ def _precision(args: Any) -> Iterator[None]:
 
 
 def _quantised(model: Any, quant: str | None) -> tuple[float, float]:
-    """Freezes the linear layers of the blocks; how many bytes less they take as `quant`, and the largest's, which is
-    made dense to compute with.
+    """Freezes the model; how many bytes less the linear layers of its blocks take as `quant`, and the largest's, which
+    is made dense to compute with.
     """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     if quant is None:
         return 0.0, 0.0
     saved, largest = 0.0, 0.0
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
-            weight = module.weight
-            saved += weight.numel() * (weight.element_size() - QUANTISED[quant])
-            largest = max(largest, float(weight.nbytes))
+    for _, module in linear_layers_of_blocks(model):
+        weight = module.weight
+        saved += weight.numel() * (weight.element_size() - QUANTISED[quant])
+        largest = max(largest, float(weight.nbytes))
     return saved, largest
 
 
@@ -231,26 +226,3 @@ def _batch(model: Any, config: Any, size: int, length: int) -> dict[str, Any]:
         # Otherwise told from the labels' numbers, which there are none of.
         config.problem_type = model.config.problem_type = "single_label_classification"
     return batch
-
-
-def depth_of(config: Any) -> int | None:
-    """Layers that a configuration tells by one number."""
-    names = [name for name in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, name)]
-    # Of an encoder and a decoder, each has its own number: those are run whole.
-    if not names or getattr(config, "is_encoder_decoder", False):
-        return None
-    return int(getattr(config, names[0]))
-
-
-def with_layers(config: Any, layers: int | None) -> Any:
-    """A copy that tells of so many layers; None: as many as there are."""
-    config = copy.deepcopy(config)
-    if layers is None:
-        return config
-    depth = depth_of(config)
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == depth and name != "architectures":
-            # Lists with one entry a layer; others of that length only change what is printed.
-            setattr(config, name, value[:layers])
-    config.num_hidden_layers = layers
-    return config

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .text_part import text_part
+
 
 def input_embeddings(model: Any) -> torch.nn.Module | None:
     """The layer that embeds token ids, or what transformers takes for it; None where there is none."""
@@ -19,19 +21,11 @@ def output_embeddings(model: Any) -> torch.nn.Module | None:
 
 def token_embeddings(model: Any) -> torch.nn.Embedding | None:
     """The table of the tokens, [tokens, width], under an adapter or not; None for a model of pictures or sound."""
-    layer: Any = input_embeddings(model) or input_embeddings(_text_part(model))
+    layer: Any = input_embeddings(model) or input_embeddings(text_part(model))
     # What peft wraps whole, by rows, and with an adapter.
     for inside in ("original_module", "base_layer"):
         layer = getattr(layer, inside, layer)
     return layer if isinstance(layer, torch.nn.Embedding) else None
-
-
-def _text_part(model: Any) -> Any:
-    """Of a model of texts and something else, such as CLIP, the part whose configuration is the text's."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    inside = (part for part in model.modules() if getattr(part, "config", None) is text)
-    return next(inside, model) if text is not config else model
 
 
 def tied_layers(model: Any) -> dict[str, list[str]]:

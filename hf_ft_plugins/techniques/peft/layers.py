@@ -1,4 +1,4 @@
-"""A model's blocks and layers, read from its structure: what `find_targets` and `quantize` go through."""
+"""A model's layers as peft names them. Where they are is read by `models/`."""
 
 from __future__ import annotations
 
@@ -10,43 +10,29 @@ import torch
 
 from ...errors import PluginError
 from ...models.embeddings import output_embeddings
+from ...models.heads import backbone_of, head_names
+from ...models.stacks import text_stacks
 
 NAME = "peft"
-# Of the largest stack: an encoder-decoder's other stack is taken from this size on.
-OTHER_STACK = 0.05
 
 
 def block_stacks(model: Any) -> tuple[str, ...]:
-    """Paths of the stacks of blocks that adapters go to.
+    """Paths of the lists of blocks that adapters go to.
 
     Raises:
         PluginError: there is none.
     """
-    sizes = dict(_outermost_stacks(_text_part(model), _path_of(model, _text_part(model))))
-    if not sizes:
+    paths = tuple(path for stack in text_stacks(model) for path in stack.paths)
+    if not paths:
         raise PluginError(
             f"{NAME}: no stack of blocks is found in a {type(model).__name__}. Name its layers: targets=..., among: "
             f"{some_names(model)}."
         )
-    largest = max(sizes, key=lambda path: sizes[path])
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return (largest,)
-    return tuple(path for path, size in sizes.items() if size >= OTHER_STACK * sizes[largest])
-
-
-def is_linear(module: Any) -> bool:
-    """`nn.Linear`, transformers' `Conv1D` and bitsandbytes' layers, which peft's methods know."""
-    from transformers.pytorch_utils import Conv1D
-
-    # That of nn.MultiheadAttention is called by its weight, past an adapter.
-    direct = isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear)
-    return isinstance(module, torch.nn.Linear | Conv1D) and not direct
+    return paths
 
 
 def head_modules(model: Any) -> tuple[str, ...]:
     """Names of the layers outside the backbone of a classifier, which no adapter reaches; none of a language model."""
-    from ...models.heads import backbone_of, head_names
-
     if output_embeddings(model) is not None:
         return ()
     backbone, paths = backbone_of(model), set()
@@ -77,29 +63,6 @@ def _ends(path: str) -> Iterator[str]:
     return (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
 
 
-def _text_part(model: Any) -> Any:
-    text = text_config(model)
-    if text is None or text is model.config:
-        return model
-    inside = [module for module in model.modules() if getattr(module, "config", None) is text]
-    return inside[0] if inside else model
-
-
-def _path_of(model: Any, part: Any) -> str:
-    return next(path for path, module in model.named_modules() if module is part)
-
-
-def _outermost_stacks(module: Any, path: str) -> Iterator[tuple[str, int]]:
-    for name, child in module.named_children():
-        inside = f"{path}.{name}" if path else name
-        size = sum(parameter.numel() for parameter in child.parameters())
-        blocks = any(any(True for _ in block.children()) for block in child.children())
-        if isinstance(child, torch.nn.ModuleList | torch.nn.Sequential) and blocks and size:
-            yield inside, size
-        else:
-            yield from _outermost_stacks(child, inside)
-
-
 def some_names(model: Any) -> str:
     kinds = {without_numbers(path): None for path, module in model.named_modules() if not any(module.children())}
     return ", ".join(list(kinds)[:12])
@@ -108,9 +71,3 @@ def some_names(model: Any) -> str:
 def without_numbers(path: str) -> str:
     """What comes after the block's number: `mlp.experts.down_proj`."""
     return re.split(r"(?:^|\.)\d+\.", path)[-1]
-
-
-def text_config(model: Any) -> Any:
-    """A model's configuration, of one of several modalities that of the text; None where it has none."""
-    config = getattr(model, "config", None)
-    return config if config is None or not hasattr(config, "get_text_config") else config.get_text_config()

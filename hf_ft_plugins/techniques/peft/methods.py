@@ -14,8 +14,9 @@ from typing import Any
 from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings
 from ...models.inputs import main_input_name
+from ...models.text_part import text_config
 from ...technique import nearest
-from .layers import shortest_names, text_config
+from .layers import shortest_names
 from .names import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .tasks import task_of
 

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import torch
 
 from ...errors import PluginError
+from ...models.linear_layers import is_linear, linear_layers_of_blocks
 from ...models.unchanged import unchanged_on_error
-from .layers import NAME, block_stacks, is_linear
+from .layers import NAME, block_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,12 @@ def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None
         raise PluginError(f"{NAME}: quant={kind}, and the script's model is quantised already. Leave out quant.")
     dtype, turned = model.dtype, 0
     with unchanged_on_error(model, storages=False):
-        for stack in block_stacks(model):
-            for path, module in list(model.get_submodule(stack).named_modules()):
-                if is_linear(module) and not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
-                    model.set_submodule(f"{stack}.{path}", _quantized(bnb, module, kind, compute_dtype))
-                    module.weight.data = module.weight.data.to("cpu")
-                    turned += 1
+        block_stacks(model)
+        for path, module in list(linear_layers_of_blocks(model)):
+            if not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
+                model.set_submodule(path, _quantized(bnb, module, kind, compute_dtype))
+                module.weight.data = module.weight.data.to("cpu")
+                turned += 1
         _say_that_it_is(model, kind, compute_dtype or dtype)
         never_repack(model)
     return turned

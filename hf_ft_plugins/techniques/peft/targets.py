@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...errors import PluginError
-from .layers import NAME, block_stacks, is_linear, shortest_names, some_names, text_config, without_numbers
+from ...models.linear_layers import linear_layers_of_blocks
+from ...models.text_part import text_config
+from .layers import NAME, block_stacks, shortest_names, some_names, without_numbers
 from .quantization import other_quantisation
 
 # Adapters that reach less of the blocks leave most of the model as it was, and must be meant.
@@ -70,7 +72,7 @@ def find_targets(
         PluginError: no block or no linear layer is found, an exclusion fits nothing, or most would stay frozen.
     """
     stacks = block_stacks(model)
-    layers = {path: module for stack in stacks for path, module in _linear_layers(model, stack)}
+    layers = dict(_layers_to_adapt(model))
     fused = [path for stack in stacks for path in _fused_experts(model, stack)] if moe == "experts" else []
     for name in exclude:
         fitting = [path for path in (*layers, *fused) if _fits(path, name)]
@@ -145,16 +147,16 @@ def find_norms(model: Any) -> Targets:
     return Targets(shortest_names(model, found), (), len(found), stacks, _coverage(model, stacks, found, []))
 
 
-def _linear_layers(model: Any, stack: str) -> Iterator[tuple[str, Any]]:
+def _layers_to_adapt(model: Any) -> Iterator[tuple[str, Any]]:
     config, text = getattr(model, "config", None), text_config(model)
     experts = {getattr(text, name, None) for name in EXPERTS} - {None} | {1}
     reads = READ_DIRECTLY if getattr(config, "model_type", None) in MAMBA else ()
-    for inside, module in model.get_submodule(stack).named_modules():
-        routes = any(ROUTER.search(part) for part in inside.split("."))
-        if not is_linear(module) or inside.rpartition(".")[2] in reads:
+    for path, module in linear_layers_of_blocks(model):
+        routes = any(ROUTER.search(part) for part in path.split("."))
+        if path.rpartition(".")[2] in reads:
             continue
         if not (routes and getattr(module, "out_features", None) in experts):
-            yield f"{stack}.{inside}", module
+            yield path, module
 
 
 def _fused_experts(model: Any, stack: str) -> Iterator[str]:

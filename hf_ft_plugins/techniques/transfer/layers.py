@@ -4,56 +4,40 @@
         print(group)
     layerwise_lr(optimizer, model, decay=0.8)
 
-The order is read from the structure, not from a list of models: a stack is a `ModuleList` or `Sequential` that holds a
-good part of the backbone's parameters; its children are the blocks, bottom to top.
+The order is that of the one reader of models (`models/layers.py`).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-
 from ... import lr_scale
 from ...errors import PluginError
-from ...models.heads import backbone_of, head_names
 from ...models.inputs import bare
+from ...models.layers import HEAD, LayerGroup, backbone_and_head
+from ...models.layers import layer_groups as ordered_groups
+
+__all__ = [
+    "HEAD",
+    "LayerGroup",
+    "depth_factors",
+    "freeze",
+    "groups_of",
+    "layer_groups",
+    "layerwise_lr",
+    "split_by_layer",
+]
 
 NAME = "transfer"
 DEPTH = f"{NAME}/depth"
 MARK = "hf_ft_layer_group"
-# Of the backbone's parameters, embeddings apart: a smaller list of modules is no stack of layers.
-STACK_SHARE = 0.1
-STEM, HEAD = "stem", "head"
-
-
-@dataclass(frozen=True)
-class LayerGroup:
-    """Layers that are frozen, unfrozen and slowed down together.
-
-    Attributes:
-        name: `stem`, `head`, or the first and last block.
-        parameters: their names in the model (under a PEFT wrapper: in its base model).
-        modules: the modules that hold them; a frozen group's run in evaluation mode.
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    modules: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} ({len(self.parameters)} tensors)"
 
 
 def layer_groups(model: Any, *, at_most: int = 12) -> list[LayerGroup]:
-    """The model's layers, bottom to top: the stem (embeddings and all before the first block), blocks, the head.
-
-    A norm or pooler after a stack belongs to the stack's last block. The head is what lies outside the backbone; there
-    is none where the model has no layers of its own there, or where they are tied to the embeddings.
+    """The model's layers, bottom to top: the stem, blocks, the head (`models.layers.layer_groups`).
 
     Args:
         model: a transformers model, under a PEFT wrapper or not; on any device, `meta` too.
@@ -62,47 +46,7 @@ def layer_groups(model: Any, *, at_most: int = 12) -> list[LayerGroup]:
     Raises:
         PluginError: no stack of blocks is found.
     """
-    base, backbone = bare(model), backbone_of(model)
-    head = set(head_names(model))
-    prefix = next((name for name, module in base.named_modules() if module is backbone), "")
-    stem: list[str] = []
-    blocks: list[list[str]] = []
-    for path, is_block in _units(backbone, prefix, _stacks(backbone)):
-        if is_block:
-            blocks.append([path])
-        elif blocks and not _embeds(path, base.get_submodule(path)):
-            blocks[-1].append(path)
-        else:
-            stem.append(path)
-    if len(blocks) < 2:
-        raise PluginError(
-            f"{NAME}: no stack of layers is found in a {type(base).__name__}, so they have no order. Use layer_decay=1 "
-            "and a strategy other than gradual."
-        )
-    size = -(-len(blocks) // at_most)
-    runs = [blocks[start : start + size] for start in range(0, len(blocks), size)]
-    owners = dict.fromkeys(stem, STEM)
-    for run in runs:
-        name = run[0][0] if len(run) == 1 else f"{run[0][0]} to {run[-1][0].rpartition('.')[2]}"
-        owners |= {path: name for block in run for path in block}
-    members: dict[str, list[str]] = {name: [] for name in (STEM, *owners.values(), HEAD)}
-    for name, _ in base.named_parameters():
-        members[HEAD if name in head else _owner(name, owners)].append(name)
-    modules = {group: tuple(path for path, owner in owners.items() if owner == group) for group in members}
-    modules[HEAD] = ()
-    return [LayerGroup(group, tuple(names), modules[group]) for group, names in members.items() if names]
-
-
-def backbone_and_head(model: Any) -> list[LayerGroup]:
-    """Two groups, for models whose layers have no order, or where it does not matter."""
-    base, head = bare(model), set(head_names(model))
-    below = tuple(name for name, _ in base.named_parameters() if name not in head)
-    holders = {id(base.get_submodule(name.rpartition(".")[0])) for name in head}
-    modules = tuple(
-        name for name, child in base.named_children() if not any(id(module) in holders for module in child.modules())
-    )
-    groups = [LayerGroup("backbone", below, modules), LayerGroup(HEAD, tuple(sorted(head)), ())]
-    return [group for group in groups if group.parameters]
+    return ordered_groups(model, NAME, at_most=at_most)
 
 
 def groups_of(model: Any, *, by_layer: bool) -> list[LayerGroup]:
@@ -113,65 +57,6 @@ def groups_of(model: Any, *, by_layer: bool) -> list[LayerGroup]:
 def depth_factors(groups: Sequence[LayerGroup], decay: float) -> dict[str, float]:
     """By group, its share of the rate: 1 for the topmost, `decay` ** n for the n-th below it."""
     return {group.name: decay**depth for depth, group in enumerate(reversed(groups))}
-
-
-def _owner(parameter: str, owners: dict[str, str]) -> str:
-    path = parameter
-    while path:
-        if path in owners:
-            return owners[path]
-        path = path.rpartition(".")[0]
-    return STEM  # A parameter of the backbone itself: a class token, positions.
-
-
-def _stacks(backbone: Any) -> set[int]:
-    """Ids of the outermost lists of modules that hold a good part of the parameters."""
-    whole = _weight(backbone)
-    found: set[int] = set()
-
-    def search(module: Any) -> None:
-        for child in module.children():
-            is_list = isinstance(child, torch.nn.ModuleList | torch.nn.Sequential)
-            if is_list and len(_blocks(child)) >= 2 and _weight(child) >= STACK_SHARE * whole:
-                found.add(id(child))
-            else:
-                search(child)
-
-    search(backbone)
-    return found
-
-
-def _blocks(stack: Any) -> list[str]:
-    return [name for name, child in stack.named_children() if any(True for _ in child.parameters())]
-
-
-def _weight(module: Any) -> int:
-    """Parameters, those of embeddings apart."""
-    inside = {
-        id(parameter)
-        for part in module.modules()
-        if isinstance(part, torch.nn.Embedding)
-        for parameter in part.parameters()
-    }
-    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in inside)
-
-
-def _embeds(path: str, module: Any) -> bool:
-    """Whether it makes what goes into the blocks: embeddings, or their norm, which BART has after its blocks."""
-    norm = "norm" in type(module).__name__.lower() and "emb" in path.rpartition(".")[2]
-    return norm or any(isinstance(part, torch.nn.Embedding) for part in module.modules())
-
-
-def _units(module: Any, path: str, stacks: set[int]) -> Iterator[tuple[str, bool]]:
-    """Paths that hold all parameters between them, in order, and whether each is a block of a stack."""
-    for name, child in module.named_children():
-        inside = f"{path}.{name}" if path else name
-        if id(child) in stacks:
-            yield from ((f"{inside}.{block}", True) for block in _blocks(child))
-        elif any(id(part) in stacks for part in child.modules()):
-            yield from _units(child, inside, stacks)
-        elif any(True for _ in child.parameters()):
-            yield inside, False
 
 
 def freeze(model: Any, *patterns: str) -> list[str]:

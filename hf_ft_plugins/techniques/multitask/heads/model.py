@@ -16,8 +16,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
     PreTrainedConfig,
@@ -27,9 +25,11 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from ....errors import PluginError
+from ....models.classes import encoder_of
+from ....models.width import head_dropout, hidden_size, reads_forward
 from ..label_names import with_labels
 from ..tasks import NAME, WORD_KINDS, TaskSpec
-from .encoders import encoder_of, refuse_encoder
+from .encoders import refuse_encoder
 from .pooling import pool_sequence, pool_words
 from .task_heads import make_head
 
@@ -101,7 +101,7 @@ class MultiTaskModel(PreTrainedModel):
                 encoder.pooler = None
         self.encoder = encoder
         self._encoder_inputs = tuple(inspect.signature(encoder.forward).parameters)
-        width = hidden_size(encoder.config)
+        width = hidden_size(encoder.config, NAME)
         self.heads = nn.ModuleDict(
             {
                 name: make_head(
@@ -331,33 +331,6 @@ class MultiTaskModel(PreTrainedModel):
 def _pooled(spec: TaskSpec) -> bool:
     """Whether a task reads the encoder's pooler, where there is one."""
     return spec.kind not in (*WORD_KINDS, "causal_lm") and spec.options.get("pooling", "auto") == "auto"
-
-
-def hidden_size(config: Any) -> int:
-    """The width of what an encoder gives."""
-    for name in ("hidden_size", "d_model", "dim", "n_embd"):
-        size = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, name, None)
-        if size is not None:
-            return int(size)
-    raise PluginError(
-        f"{NAME}: the config of the encoder, a {type(config).__name__}, does not say its width: hidden_size."
-    )
-
-
-def reads_forward(config: Any) -> bool:
-    """Whether models of this config are language models that see only what comes before a token."""
-    kinds = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING)
-    causal, masked = (type(config) in mapping for mapping in kinds)
-    return causal and not masked
-
-
-def head_dropout(config: Any) -> float:
-    """The share of features that a plain model of this encoder drops before its head."""
-    for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout"):
-        share = getattr(config, name, None)
-        if isinstance(share, (int, float)):
-            return float(share)
-    return 0.0
 
 
 def _mask(

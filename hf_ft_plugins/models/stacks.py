@@ -1,0 +1,348 @@
+"""A model's stacks of blocks, read from its structure: where they are, in which order, and what tells their depth.
+
+    for stack in all_stacks(model):
+        print(stack.name, stack.depth, stack.modality, stack.half, stack.counts)
+
+A stack is an outermost `ModuleList` or `Sequential` whose entries have parts of their own. Of the lists that one
+configuration makes, those are stacks for which most speaks: first that their entries are transformers' layers for
+gradient checkpointing, then that the configuration tells how many they are, then that they hold a good part of the
+model's parameters. The others are stems, mergers and the like. No name of a model is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..errors import OptionError, PluginError
+from .text_part import text_config
+
+# The configuration's names for the number of layers, by half of an encoder-decoder ("" for all other models).
+COUNTS = {
+    "": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "depth"),
+    "encoder": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "num_layers", "num_hidden_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
+}
+# Its names for lists with an entry for each stage.
+STAGES = ("depths", "block_sizes", "hidden_sizes", "num_blocks")
+# Of the model's parameters, embeddings apart: a smaller list for which nothing else speaks is no stack.
+SHARE = 0.1
+TEXT = "text"
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A model's repeated blocks.
+
+    Attributes:
+        name: of the list in the model, `model.layers`.
+        parent: the module that holds it, under the last part of `name`.
+        config: the configuration that it is made by, which may be a part of the model's; None where there is none.
+        counts: the attributes of `config` that hold the number of its layers.
+        half: "encoder" or "decoder" where `config` tells of both, though the model may have but one of them.
+        modality: what the part of the model that it is in reads, "text" where that is among it, else "image", ...; of a
+            part that does not say so, what its configuration is called in the whole's.
+    """
+
+    name: str
+    parent: nn.Module
+    config: Any
+    counts: tuple[str, ...] = ()
+    half: str = ""
+    modality: str = TEXT
+
+    @property
+    def key(self) -> str:
+        return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def layers(self) -> Any:
+        """The list itself: a `ModuleList`, or a `Sequential`."""
+        return getattr(self.parent, self.key)
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the configuration tells its depth, by a number or by a list with an entry for each stage."""
+        stages = (getattr(self.config, name, None) for name in STAGES)
+        return bool(self.counts) or any(isinstance(one, list | tuple) and len(one) == self.depth for one in stages)
+
+    @property
+    def rank(self) -> tuple[bool, bool]:
+        """Stacks of a lower one run before."""
+        return self.modality == TEXT, _side(self.name) == "decoder"
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all lists beside it that are as long, its own among them: XLM's blocks are spread over four."""
+        beside = self.parent._modules.items()
+        return [key for key, one in beside if isinstance(one, nn.ModuleList) and len(one) == len(self.layers)]
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the lists that its blocks consist of: its own, and where these are no whole blocks, those of `keys`."""
+        if _is_of_whole_blocks(self.layers) or not self.is_told:
+            return [self.name]
+        above = self.name.removesuffix(self.key)
+        return [f"{above}{key}" for key in self.keys] or [self.name]
+
+    @property
+    def blocks(self) -> list[tuple[str, ...]]:
+        """The paths of each block's modules that have parameters, bottom to top; in most models one module a block."""
+        modules = [(path, self.parent._modules[path.rpartition(".")[2]]) for path in self.paths]
+        found = (
+            tuple(f"{path}.{key}" for path, listed in modules if listed is not None and _has_weights(listed, key))
+            for key in self.layers._modules
+        )
+        return [block for block in found if block]
+
+
+def all_stacks(model: nn.Module) -> list[Stack]:
+    """Every stack of the model, towers of other modalities included, in the order in which an input goes through them:
+    towers before the text that reads them, an encoder before its decoder, else as the model defines them.
+
+    Args:
+        model: any module, with a configuration or without, under a PEFT wrapper or not; on any device, `meta` too.
+    """
+    whole = _weight(model)
+    found = [(stack, _evidence(stack, whole)) for stack in (_stack(model, *pair) for pair in _lists(model, ""))]
+    best: dict[int, int] = {}
+    for stack, evidence in found:
+        best[id(stack.config)] = max(evidence, best.get(id(stack.config), 1))
+    stacks = _once([stack for stack, evidence in found if evidence == best[id(stack.config)]])
+    stacks = [stack for stack in stacks if not any(_takes_the_number(other, stack) for other in stacks)]
+    return sorted(stacks, key=lambda stack: stack.rank)
+
+
+def text_stacks(model: nn.Module) -> list[Stack]:
+    """Those that the text goes through, of an encoder-decoder both halves; all of a model of another modality."""
+    stacks, text, whole = all_stacks(model), text_config(model), getattr(model, "config", None)
+    read = [stack for stack in stacks if _is_main(stack, model)]
+    if getattr(whole, "is_encoder_decoder", False):
+        own = [stack for stack in read if stack.config is whole or stack.modality == TEXT]
+    else:
+        own = [stack for stack in read if stack.config is text and TEXT in _modalities(model)]
+    # A whole that is made of parts alone, which names none of them the text's.
+    return own or read or sorted(stacks, key=lambda stack: _size(stack.layers))[-1:]
+
+
+def block_stacks(model: nn.Module, asker: str) -> dict[str, Stack]:
+    """The stacks whose depth the configuration tells: {"": stack}, or {"encoder": ..., "decoder": ...} of an
+    encoder-decoder, or the one of them that is there. Of several the largest; towers beside a language model are not
+    looked at.
+
+    Args:
+        asker: the technique, for the error.
+
+    Raises:
+        PluginError: there is none.
+    """
+    whole: Any = model.config
+    told = [stack for stack in all_stacks(model) if stack.counts and isinstance(stack.layers, nn.ModuleList)]
+    found = [stack for stack in told if _is_main(stack, model)]
+    found.sort(key=lambda stack: _size(stack.layers))
+    sides = {_side(stack.name): stack for stack in found} if whole.is_encoder_decoder else {}
+    sides = {side: sides[side] for side in ("encoder", "decoder") if side in sides}
+    if sides:
+        return sides
+    if found:
+        return {"": found[-1]}
+    raise PluginError(
+        f"{asker}: {type(model).__name__} has no list of layers whose length its configuration tells "
+        f"({', '.join(COUNTS[''])}); layers of this architecture cannot be removed."
+    )
+
+
+def find_stack(model: nn.Module, side: str, asker: str) -> Stack:
+    """The stack of that side; "" is also the only one that there is.
+
+    Raises:
+        OptionError: there is none of that side.
+        PluginError: there is none at all.
+    """
+    stacks = block_stacks(model, asker)
+    if not side and len(stacks) == 1:
+        return next(iter(stacks.values()))
+    if side not in stacks:
+        raise OptionError(f"{asker}: side={side!r}; this model has {', '.join(map(repr, stacks))}.")
+    return stacks[side]
+
+
+def usual_side(model: nn.Module, side: str, asker: str) -> str:
+    """`side`, or where it is "": of an encoder-decoder the decoder, of all others the only one."""
+    stacks = block_stacks(model, asker)
+    return side or ("decoder" if "decoder" in stacks else next(iter(stacks)))
+
+
+# ---- what is a list of blocks, and what speaks for it ----
+
+
+def _lists(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
+    """Outermost lists of modules that have parts; one of other things hides none that is of whole blocks."""
+    for name, child in module.named_children():
+        inside = f"{path}.{name}" if path else name
+        if not _is_list_of_blocks(child):
+            yield from _lists(child, inside)
+        elif _is_of_whole_blocks(child):
+            yield inside, child
+        else:
+            deeper = [found for found in _lists(child, inside) if _is_of_whole_blocks(found[1])]
+            yield from deeper or [(inside, child)]
+
+
+def _is_list_of_blocks(module: Any) -> bool:
+    is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+    return is_list and _size(module) > 0 and any(any(True for _ in block.children()) for block in module.children())
+
+
+def _is_of_whole_blocks(module: Any) -> bool:
+    """Whether most entries are layers for gradient checkpointing, or stages that hold some."""
+    blocks = list(module.children())
+    whole = [block for block in blocks if any(isinstance(part, GradientCheckpointingLayer) for part in block.modules())]
+    return 2 * len(whole) > len(blocks)
+
+
+def _evidence(stack: Stack, whole: int) -> int:
+    """How much speaks for it: see the module's docstring."""
+    if _is_of_whole_blocks(stack.layers):
+        return 4 if stack.is_told else 3
+    return 2 if stack.is_told else int(_weight(stack.layers) >= SHARE * whole)
+
+
+def _once(stacks: list[Stack]) -> list[Stack]:
+    """Without those whose lists are already a part of one before: of XLM's blocks the largest list stands for all."""
+    owners: dict[str, Stack] = {}
+    for stack in sorted(stacks, key=lambda one: -_size(one.layers)):
+        for path in stack.paths:
+            owners.setdefault(path, stack)
+    return [stack for stack in stacks if owners[stack.name] is stack]
+
+
+def _takes_the_number(larger: Stack, stack: Stack) -> bool:
+    """Whether one number seems to tell of both, which are in different places: of Wav2Vec2's convolutions, too, where
+    there are as many as layers.
+    """
+    tells = larger.counts and (larger.counts, larger.half) == (stack.counts, stack.half)
+    apart = larger.config is stack.config and larger.parent is not stack.parent
+    return bool(tells and apart and _size(larger.layers) > _size(stack.layers))
+
+
+# ---- what tells of it ----
+
+
+def _stack(model: Any, name: str, listed: Any) -> Stack:
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if getattr(model, "config", None) is None:
+        return Stack(name, parent, None)
+    text = model.config if model.config.is_encoder_decoder else text_config(model)
+    config = _config_of(model, name, text)
+    counts, half = _counts(config, name, len(listed))
+    return Stack(name, parent, config, counts, half, _modality(model, name, config))
+
+
+def _is_main(stack: Stack, model: Any) -> bool:
+    """Whether it is no tower beside the text: of a config of the text or of the whole, or a half of the whole."""
+    whole = getattr(model, "config", None)
+    if TEXT not in _modalities(model) or stack.config is whole:
+        return True
+    if getattr(whole, "is_encoder_decoder", False):
+        halves = (getattr(whole, "encoder", None), getattr(whole, "decoder", None))
+        return stack.modality == TEXT or any(stack.config is half for half in halves)
+    return stack.modality == TEXT and stack.config is text_config(model)
+
+
+def _modality(model: Any, name: str, config: Any) -> str:
+    """What the innermost part reads that says so itself, else the part of that configuration, else the whole."""
+    path = name
+    while "." in path:
+        path = path.rpartition(".")[0]
+        part = model.get_submodule(path)
+        if "input_modalities" in _own_attributes(part, model):
+            return _first(_modalities(part))
+    if config is not model.config and config is not text_config(model) and not model.config.is_encoder_decoder:
+        keys = (key for key, value in vars(model.config).items() if value is config)
+        return next(keys, _first(_modalities(model))).removesuffix("_config")
+    return _first(_modalities(model))
+
+
+def _first(modalities: tuple[str, ...]) -> str:
+    return TEXT if TEXT in modalities else modalities[0]
+
+
+def _own_attributes(part: Any, model: Any) -> set[str]:
+    return {name for cls in type(part).__mro__ if cls not in type(model).__mro__ for name in vars(cls)}
+
+
+def _modalities(model: Any) -> tuple[str, ...]:
+    found = getattr(model, "input_modalities", None) or TEXT
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _config_of(model: Any, name: str, default: Any) -> Any:
+    """The part of the model's configuration that the module of that name is made by."""
+    known = list(_parts(model.config))
+    parts = name.split(".")[:-1]
+    for count in range(len(parts), 0, -1):
+        own = getattr(model.get_submodule(".".join(parts[:count])), "config", None)
+        if any(own is one for one in known):
+            return own
+        # Some models hand their parts a copy.
+        equal = [one for one in known if type(one) is type(own) and one is not model.config]
+        if len(equal) == 1:
+            return equal[0]
+    return default
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _parts(value)
+
+
+def _counts(config: Any, name: str, depth: int) -> tuple[tuple[str, ...], str]:
+    """The attributes that tell this number, and of which half of the configuration they are."""
+    side = _side(name)
+    other = {"encoder": "decoder", "decoder": "encoder"}.get(side)
+    aliases = type(config).attribute_map
+    names = [aliases.get(count, count) for count in (*COUNTS[side], *COUNTS[""])]
+    names = [count for count in dict.fromkeys(names) if vars(config).get(count) == depth]
+    names = [count for count in names if other is None or other not in count]
+    own = tuple(count for count in names if side and side in count)
+    if own:
+        return own, side
+    if config.is_encoder_decoder and side == "decoder":
+        return (), side
+    return tuple(names), side if config.is_encoder_decoder else ""
+
+
+def _side(name: str) -> str:
+    """Which side of an encoder-decoder the module of that name is on: the outermost part of it tells."""
+    for part in name.split("."):
+        for side in ("encoder", "decoder"):
+            if part.endswith(side):
+                return side
+    return ""
+
+
+def _has_weights(listed: Any, key: str) -> bool:
+    return key in listed._modules and any(True for _ in listed._modules[key].parameters())
+
+
+def _size(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _weight(module: Any) -> int:
+    """Parameters, those of embeddings apart."""
+    embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
+    inside = {id(parameter) for part in embeddings for parameter in part.parameters()}
+    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in inside)
