@@ -36,10 +36,13 @@ from .log_notes import taken_notes
 from .preemption import Preemption
 from .stash import Stash
 from .streams import StreamPasses
+from .surface_check import check_surface
 
 logger = logging.getLogger(__name__)
 
 CONTROL_FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+# Parts of the package that every host uses.
+CORE = ("host", "lr_scale", "models", "cli")
 
 
 def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] | str | Mapping[str, Any]) -> type:
@@ -55,13 +58,15 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
         A class with the same `__name__`, `__module__` and `__init__` signature.
 
     Raises:
-        PluginError: an unknown technique or option, the same technique twice, two owners of one hook.
+        PluginError: an unknown technique or option, the same technique twice, two owners of one hook; a library whose
+            names are not those that the host builds on (`surface.py`).
     """
     listed = (
         *getattr(trainer_class, "_ft_techniques", ()),
         *(resolve(technique) for technique in techniques),
     )
     hooks.manager(listed)
+    check_surface({*CORE, *(_part_of(type(technique)) for technique in listed)})
     if issubclass(trainer_class, Host):
         bases: tuple[type, ...] = (trainer_class,)
     elif trainer_class is Trainer:
@@ -79,6 +84,11 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
             "__signature__": inspect.signature(trainer_class),
         },
     )
+
+
+def _part_of(technique: type) -> str:
+    """Where a technique is in this package, as `techniques/NAME`; of a third party's nothing that is there."""
+    return "/".join(technique.__module__.split(".")[1:3])
 
 
 class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import OptionError, PluginError
+from ..host.surface_check import check_surface
 
 # Bytes of a weight of bitsandbytes' linear layers, with the scales of blocks of 64 (NF4) or of rows (int8).
 QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
@@ -73,6 +74,7 @@ def trial_run(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
+    check_surface(["memory"])
     with torch.device("meta"):
         dtype = getattr(config, "dtype", None) or torch.float32
         model = cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
