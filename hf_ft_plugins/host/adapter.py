@@ -7,7 +7,7 @@ One that does needs no second model for a reference, and its output layer is fus
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers.trainer import Trainer
@@ -15,32 +15,23 @@ from transformers.trainer import Trainer
 from ..errors import PluginError
 from ..models.unchanged import unchanged_on_error
 from . import hooks
-from .stash import Stash
+from .asking import Asking
 
 
 class Innermost(Trainer):
     """Comes right before `Trainer` in the method resolution order of a host; made part of it by `with_plugins`."""
 
-    _supply_model: Any
+    _supply_model: Callable[[], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._supply_model()
 
 
-class Adapted:
+class Adapted(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Inputs`."""
 
-    model: Any
-    model_init: Any
-    model_wrapped: Any
-    args: Any
-    optimizer: Any
-    callback_handler: Any
-    _ft_techniques: Any
-    ft_stash: Stash
-    _ask_owner: Any
-    _change_model: Any
+    _change_model: Callable[[Any], None]
     _undo: contextlib.ExitStack
 
     @contextlib.contextmanager

@@ -56,18 +56,6 @@ class WholeCheckpoints:
             for folder in folders:
                 manifest.refresh_manifest(folder)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        saves = self.control.should_save
-        busy = saves or self.control.should_log or self.control.should_evaluate
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-        if busy:
-            self._refresh_manifests(self._saved if saves else self._saved[-1:])
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        ended = super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
-        self._refresh_manifests(self._saved[-1:])
-        return ended
-
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         ended = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
         self._refresh_manifests(self._saved)

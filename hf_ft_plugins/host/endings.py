@@ -13,6 +13,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .asking import Asking
+
 logger = logging.getLogger(__name__)
 
 END_PHASES = ("gate", "calibrate", "report", "export")
@@ -38,21 +40,20 @@ def in_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[Any]:
     return [*before, *(callback for phase in by_phase.values() for callback in phase), *after, *exports]
 
 
-class Endings:
+class Endings(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     _ft_callbacks: list[Any]
     preempted: bool
-    callback_handler: Any
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         with self._phases(reached=not self.preempted):
-            return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+            return super()._finalize_training(*args, **kwargs)
 
     def _report_to_hp_search(self, *args: Any, **kwargs: Any) -> None:
         # It ends the trial where it is pruned, and raises.
         with self._phases(reached=False):
-            super()._report_to_hp_search(*args, **kwargs)  # type: ignore[misc]
+            super()._report_to_hp_search(*args, **kwargs)
 
     @contextlib.contextmanager
     def _phases(self, *, reached: bool) -> Iterator[None]:

@@ -37,25 +37,6 @@ class Inputs(Adapted):
     _script_collator: Any = None
     _supplied_datasets: list[Any] | None = None
 
-    model: Any
-    args: Any
-    accelerator: Any
-    processing_class: Any
-    data_collator: Any
-    callback_handler: Any
-    compute_metrics: Any
-    compute_loss_func: Any
-    train_dataset: Any
-    eval_dataset: Any
-    _ask_all: Any
-    _ask_chain: Any
-    _ask_owner: Any
-    _remove_unused_columns: Any
-    _signature_columns: Any
-    _move_model_to_device: Any
-    place_model_on_device: bool
-    _get_collator_with_removed_columns: Any
-
     def _known(self, model: Any) -> dict[str, Any]:
         """What hooks about data are told besides the data."""
         return {
@@ -105,16 +86,16 @@ class Inputs(Adapted):
 
     def _set_signature_columns_if_needed(self) -> None:
         known = self._signature_columns is not None
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        super()._set_signature_columns_if_needed()
         if not known:
             for _, columns in self._ask_all("ft_columns", trainer=self):
-                self._signature_columns = [*self._signature_columns, *columns]
+                self._signature_columns = [*(self._signature_columns or ()), *columns]  # type: ignore[assignment]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as contexts:
             for _, context in self._ask_all("ft_loss", trainer=self, inputs=inputs):
                 contexts.enter_context(context)
-            return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _change_model(self, model: Any) -> None:
         self._ask_all(
@@ -153,7 +134,7 @@ class Inputs(Adapted):
                 self.data_collator, self._signature_columns = collator, signature
 
     def call_model_init(self, trial: Any = None) -> Any:
-        model = super().call_model_init(trial)  # type: ignore[misc]
+        model = super().call_model_init(trial)
         # The first of these calls is in Trainer's `__init__`, which does not know the data yet.
         if hasattr(self, "eval_collator"):
             # Quantised where it will stay: bitsandbytes' layers are not moved by Trainer.
@@ -166,7 +147,7 @@ class Inputs(Adapted):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.train_order is not None:
             return self.train_order
-        return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        return super()._get_train_sampler(train_dataset)
 
     def _supplied_collator_for(self, split: str, known: dict[str, Any]) -> Any:
         answer = self._ask_owner("ft_collator", collator=self.data_collator, split=split, **known)
@@ -191,6 +172,7 @@ class Inputs(Adapted):
         batch_size: int,
         sampler_fn: Any = None,
         is_training: bool = False,
+        dataloader_key: str | None = None,
         **kwargs: Any,
     ) -> Any:
         batches = None
@@ -204,8 +186,14 @@ class Inputs(Adapted):
             dataset = self._supplied_later(dataset, "test" if description == "test" else "eval")
         if batches is None:
             with self._collator(is_training):
-                return super()._get_dataloader(  # type: ignore[misc]
-                    dataset, description, batch_size, sampler_fn=sampler_fn, is_training=is_training, **kwargs
+                return super()._get_dataloader(
+                    dataset,
+                    description,
+                    batch_size,
+                    sampler_fn=sampler_fn,
+                    is_training=is_training,
+                    dataloader_key=dataloader_key,
+                    **kwargs,
                 )
         if self.args.accelerator_config.split_batches:
             raise PluginError(
@@ -254,7 +242,7 @@ class Inputs(Adapted):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         sampler = self._ask_owner("ft_eval_sampler", trainer=self, dataset=eval_dataset)
-        return super()._get_eval_sampler(eval_dataset) if sampler is None else sampler  # type: ignore[misc]
+        return super()._get_eval_sampler(eval_dataset) if sampler is None else sampler
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if args else kwargs.get("eval_dataset")
@@ -265,7 +253,7 @@ class Inputs(Adapted):
         if outermost:
             self._evaluating, self.evaluates_others = True, not own and prefix == "eval"
         try:
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+            return super().evaluate(*args, **kwargs)
         finally:
             if outermost:
                 self._evaluating = self.evaluates_others = False
@@ -275,7 +263,7 @@ class Inputs(Adapted):
         with contextlib.ExitStack() as contexts:
             for _, context in self._ask_all("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
                 contexts.enter_context(context)
-            return super().evaluation_loop(dataloader, *args, **kwargs)  # type: ignore[misc]
+            return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _read_as(self, dataset: Any, description: str) -> dict[str, Any]:
         """The data set and the collator, one of which leaves out the columns that the model does not take."""
@@ -304,15 +292,22 @@ class Inputs(Adapted):
             **{name: value for name, value in settings.items() if value is not None},
         }
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        # Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
+    def _place_data(self, *, epoch: int, epochs_trained: int, steps_trained_in_current_epoch: int) -> None:
+        """Tell what orders and collates the training data the epoch, and a stream where in it a resumed run goes on.
+
+        Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
+
+        Args:
+            epoch: the one that begins, from 0.
+            epochs_trained: the epoch in which the run began or was resumed.
+            steps_trained_in_current_epoch: batches of that epoch that were trained on before.
+        """
         for part in (self.train_order, self.train_batches, self.data_collator):
             if hasattr(part, "set_epoch"):
-                part.set_epoch(kwargs["epoch"])
-        skipped = kwargs["steps_trained_in_current_epoch"] if kwargs["epoch"] == kwargs["epochs_trained"] else 0
+                part.set_epoch(epoch)
+        skipped = steps_trained_in_current_epoch if epoch == epochs_trained else 0
         if skipped and hasattr(self.train_batches, "seek") and not self.args.ignore_data_skip:
             self.train_batches.seek(skipped)
-        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
 
 def _first_rows(dataset: Any, count: int) -> Any:

@@ -8,32 +8,31 @@ others do not wait). Here it is written at the end of the step, on all ranks, an
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
+from .asking import Asking
+
 logger = logging.getLogger(__name__)
 
 EVENTS = ("on_pre_optimizer_step", "on_step_begin", "on_step_end", "on_epoch_end")
 
 
-class Preemption:
+class Preemption(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     # Whether the run was told to end before its end, so that nothing is made of its model yet.
     preempted = False
     _jit_manager: Any = None
-    args: Any
-    state: Any
-    control: Any
-    callback_handler: Any
-    _is_distributed: Any
+    _is_distributed: Callable[[], bool]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self.preempted = False
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+        return super().train(*args, **kwargs)
 
     def _take_over_sigterm(self) -> None:
         for callback in self.callback_handler.callbacks:
@@ -42,13 +41,17 @@ class Preemption:
                 for event in EVENTS:
                     setattr(callback, event, _leave_it)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def _turns_to_log_save_evaluate(self) -> Iterator[None]:
+        """Yields once for each time that Trainer is to log, evaluate and save now, with `control` set for that turn.
+
+        Usually once and with `control` as it is; at SIGTERM first the checkpoint of the step, then what was due.
+        """
         if self.preempted and self.state.epoch % 1:
             # Trainer takes the end of the run for the end of an epoch; the run that goes on comes to that later.
             self.control.should_log = self.control.should_evaluate = self.control.should_save = False
             return
         if not self._sigterm_came():
-            super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+            yield
             return
         logger.warning("SIGTERM: the run ends here, after a checkpoint of this step.")
         self.preempted, due = True, self.control.should_evaluate
@@ -57,10 +60,10 @@ class Preemption:
         self.control.should_training_stop = self.control.should_save = True
         # It may outlast the time that is left.
         self.control.should_evaluate = False
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        yield
         if due:
             self.control.should_evaluate = self.control.should_save = True
-            super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+            yield
 
     def _sigterm_came(self) -> bool:
         if self._jit_manager is None or self.preempted:

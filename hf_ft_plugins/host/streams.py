@@ -11,17 +11,13 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
+from .asking import Asking
 
-class StreamPasses:
+
+class StreamPasses(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     train_batches: Any
-    args: Any
-    callback_handler: Any
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        with self._counting_passes(kwargs["epoch"]):
-            return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _counting_passes(self, epoch: int) -> Iterator[None]:
@@ -44,7 +40,7 @@ class StreamPasses:
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        epochs, batches = super()._init_training_state(  # type: ignore[misc]
+        epochs, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         if (

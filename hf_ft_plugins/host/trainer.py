@@ -36,10 +36,13 @@ from .log_notes import taken_notes
 from .preemption import Preemption
 from .stash import Stash
 from .streams import StreamPasses
+from .surface_check import check_surface
 
 logger = logging.getLogger(__name__)
 
 CONTROL_FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+# Parts of the package that every host uses.
+CORE = ("host", "lr_scale", "models", "cli")
 
 
 def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] | str | Mapping[str, Any]) -> type:
@@ -55,13 +58,15 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
         A class with the same `__name__`, `__module__` and `__init__` signature.
 
     Raises:
-        PluginError: an unknown technique or option, the same technique twice, two owners of one hook.
+        PluginError: an unknown technique or option, the same technique twice, two owners of one hook; a library whose
+            names are not those that the host builds on (`surface.py`).
     """
     listed = (
         *getattr(trainer_class, "_ft_techniques", ()),
         *(resolve(technique) for technique in techniques),
     )
     hooks.manager(listed)
+    check_surface({*CORE, *(_part_of(type(technique)) for technique in listed)})
     if issubclass(trainer_class, Host):
         bases: tuple[type, ...] = (trainer_class,)
     elif trainer_class is Trainer:
@@ -81,14 +86,14 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
     )
 
 
+def _part_of(technique: type) -> str:
+    """Where a technique is in this package, as `techniques/NAME`; of a third party's nothing that is there."""
+    return "/".join(technique.__module__.split(".")[1:3])
+
+
 class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
-    control: Any
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-    callback_handler: Any
     # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
     last_grad_norm: Any = None
     # The optimizer whose parameter groups the techniques have seen.
@@ -107,27 +112,6 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
             logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
-
-    def _ask_all(self, hook: str, **arguments: Any) -> list[tuple[Technique, Any]]:
-        return [
-            (technique, answer)
-            for technique in self._ft_techniques
-            for answer in [hooks.ask(self._ft_manager, technique, hook, arguments)]
-            if answer is not None
-        ]
-
-    def _ask_chain(self, hook: str, **arguments: Any) -> Any:
-        """Each technique changes what the one before left; the first argument is what is passed on."""
-        changed, *_ = arguments
-        for technique in self._ft_techniques:
-            answer = hooks.ask(self._ft_manager, technique, hook, arguments)
-            if answer is not None:
-                arguments[changed] = answer
-        return arguments[changed]
-
-    def _ask_owner(self, hook: str, **arguments: Any) -> Any:
-        answers = [answer for _, answer in self._ask_all(hook, **arguments)]
-        return answers[0] if answers else None
 
     def _add_callbacks(self) -> None:
         # Right behind the default flow: what they add to a log or decide at a step is seen by every tracker after them.
@@ -155,7 +139,7 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     # ---- optimizer and learning rate ----
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        optimizer = super().create_optimizer(*args, **kwargs)
         inner = lr_scale.innermost(optimizer)
         if inner is not self._ft_grouped:
             self._ft_grouped = inner
@@ -182,21 +166,21 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             if scheduler is not None:
                 self.lr_scheduler = scheduler
                 self._created_lr_scheduler = True
-                super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)  # type: ignore[misc]
+                super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)
                 if self.lr_scheduler is not scheduler:
                     self._refuse_two_schedulers()
                 return scheduler
-        return super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)  # type: ignore[misc]
+        return super().create_scheduler(num_training_steps=num_training_steps, optimizer=optimizer)
 
     def _get_learning_rate(self) -> float:
         if lr_scale.is_scaled(self.optimizer):
             return lr_scale.effective_lrs(self.optimizer)[0]
-        return super()._get_learning_rate()  # type: ignore[misc]
+        return super()._get_learning_rate()
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         notes = taken_notes(self.ft_stash.parts.values())
         told = {**logs, **notes}
-        super().log(told, *args, **kwargs)  # type: ignore[misc]
+        super().log(told, *args, **kwargs)
         # What was logged is also what `evaluate` and `train` give as metrics; what the techniques told is none.
         logs.clear()
         logs.update((key, value) for key, value in told.items() if key not in notes)
@@ -204,17 +188,17 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     # ---- training loop ----
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
         if batches:
             self._ask_all("ft_batches", trainer=self, batches=batches)
         return batches, num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = self._ask_owner("ft_training_step", trainer=self, model=model, inputs=inputs)
-        return super().training_step(model, inputs, *args, **kwargs) if loss is None else loss  # type: ignore[misc]
+        return super().training_step(model, inputs, *args, **kwargs) if loss is None else loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)
         return self.last_grad_norm
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
@@ -224,23 +208,34 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             self.control.should_training_stop = True
         if self.control.should_training_stop:
             return None
-        with self._agreeing_between_batches():
-            return super()._run_epoch(*args, **kwargs)
+        names = ("epoch", "epochs_trained", "steps_trained_in_current_epoch")
+        self._place_data(**{name: kwargs[name] for name in names})
+        with self._agreeing_between_batches(), self._counting_passes(kwargs["epoch"]):
+            ended = super()._run_epoch(*args, **kwargs)
+        self._refresh_manifests(self._saved[-1:])
+        return ended
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.
         self._agree_on_control(self.control)
-        busy = self.control.should_log or self.control.should_evaluate or self.control.should_save
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        busy = self._acts_now()
+        for _ in self._turns_to_log_save_evaluate():
+            saves, acts = self.control.should_save, self._acts_now()
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            if acts:
+                self._refresh_manifests(self._saved if saves else self._saved[-1:])
         if busy:
             self._agree_on_control(self.control)
+
+    def _acts_now(self) -> bool:
+        return self.control.should_log or self.control.should_evaluate or self.control.should_save
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # Metrics of sampled text differ between ranks, and then so would the checkpoint that each saves or calls best.
         first_ranks = [metrics]
         if self._is_distributed():
             dist.broadcast_object_list(first_ranks, src=0)
-        return super()._determine_best_metric(metrics=first_ranks[0], trial=trial)  # type: ignore[misc]
+        return super()._determine_best_metric(metrics=first_ranks[0], trial=trial)
 
     @contextlib.contextmanager
     def _agreeing_between_batches(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import OptionError, PluginError
+from ..host.surface_check import check_surface
 from ..models.linear_layers import linear_layers_of_blocks
 
 # Bytes of a weight of bitsandbytes' linear layers, with the scales of blocks of 64 (NF4) or of rows (int8).
@@ -73,6 +74,7 @@ def trial_run(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
+    check_surface(["memory"])
     with torch.device("meta"):
         dtype = getattr(config, "dtype", None) or torch.float32
         model = cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)

@@ -59,7 +59,7 @@ def test_bad_labels_are_refused_with_row_and_mend(tmp_path):
 
 
 def test_models_without_labels_of_their_own_are_refused(tmp_path):
-    from hf_ft_plugins.techniques.text2text.data import tiny_t5
+    from hf_ft_plugins.testing.examples.text2text import tiny_t5
 
     with pytest.raises(PluginError, match="a T5ForConditionalGeneration, neither classifies nor regresses"):
         tiny_trainer(tmp_path, Task(), model=tiny_t5())
