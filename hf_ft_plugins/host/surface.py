@@ -138,8 +138,8 @@ HOST: tuple[Name, ...] = (
         *("_get_eval_sampler", "Predictions come in the order of the data set"),
         *("eval_dataset", "get_eval_dataloader get_test_dataloader"),
     ),
-    _trainer("_set_signature_columns_if_needed", INPUTS, "", COLUMN_READERS, used_in="host techniques"),
-    _trainer("_signature_columns", INPUTS, by=COLUMN_READERS, used_in="host techniques"),
+    _trainer("_set_signature_columns_if_needed", INPUTS, "", COLUMN_READERS),
+    _trainer("_signature_columns", INPUTS, by=COLUMN_READERS),
     _trainer("_remove_unused_columns", INPUTS, "dataset description", "_get_dataloader"),
     _trainer("_get_collator_with_removed_columns", INPUTS, "data_collator description", "_get_dataloader"),
     _trainer("_train_batch_size", BATCHES, by="get_train_dataloader", used_in="techniques"),
@@ -204,7 +204,7 @@ MODELS: tuple[Name, ...] = (
         *("transformers.models.led.modeling_led", "LEDEncoder._pad_to_window_size", "models"),
         "LED's limit of tokens leaves room for its padding",
     ),
-    Name("transformers.pytorch_utils", "Conv1D", "memory techniques", "GPT-2's layers are known as linear ones"),
+    Name("transformers.pytorch_utils", "Conv1D", "models techniques", "GPT-2's layers are known as linear ones"),
 )
 
 MEMORY: tuple[Name, ...] = (
@@ -237,7 +237,7 @@ TECHNIQUES: tuple[Name, ...] = (
         "accelerate.utils", "send_to_device", "techniques/multitask", "Tasks are checked first", takes="tensor device"
     ),
     *(
-        Name(*row, "techniques/multitask", "An encoder of T5's kind is one without its decoder")
+        Name(*row, "models", "An encoder of T5's kind is one without its decoder")
         for row in (
             ("transformers.models.auto.modeling_auto", "MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES"),
             ("transformers.modeling_utils", "PreTrainedModel._supports_sdpa"),

@@ -23,7 +23,8 @@ ROOT = PACKAGE.parent
 # Private names that are of no other library, used outside the module that defines them: `file: name`.
 OURS = {
     "host/trainer.py: _ft_techniques",
-    "techniques/multitask/export.py: _features",
+    "techniques/multitask/heads/export.py: _features",
+    "testing/checks.py: _ft_callbacks",
     # Python's own, of named tuples.
     "lr_probe.py: _fields",
     "techniques/text2text/lengths.py: _fields",
