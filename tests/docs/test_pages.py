@@ -1,6 +1,7 @@
 """README and docs: what is generated is up to date, links lead somewhere, and every block of code works."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -75,32 +76,67 @@ def slug(heading):
 def test_python_blocks_run(page, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # What a reader has is there; what a page's earlier blocks made is, too.
-    names = surroundings(tmp_path)
+    names = surroundings(tmp_path, page)
     for earlier in FENCE.findall(page.read_text(encoding="utf-8").partition(code)[0]):
         if earlier[0] == "python":
             exec(compile(earlier[1], named(page), "exec"), names)
     exec(compile(code, named(page), "exec"), names)
 
 
-def surroundings(folder):
-    import torch
+def surroundings(folder, page):
+    """The variables and files that a reader of the page has."""
     import transformers
 
     from hf_ft_plugins.testing import tiny_dataset, tiny_model, tiny_trainer
 
-    trainer = tiny_trainer(folder / "run", trainer_class=transformers.Trainer)
+    names = {"train_dataset": tiny_dataset(), "encoder": tiny_model()}
+    names["trainer"] = tiny_trainer(folder / "run", trainer_class=transformers.Trainer)
+    more = {"behavioral": with_a_log, "feedback": with_a_log, "multitask": with_trees, "layer-removal": with_text}
+    return names | more.get(page.stem, dict)()
+
+
+def with_text():
+    import torch
+
+    from hf_ft_plugins.testing.examples.behavioral import tiny_llama
+
     ids = torch.randint(3, 60, (8, 12))
-    config = transformers.LlamaConfig(
-        **{"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 6},
-        **{"num_attention_heads": 2, "num_key_value_heads": 2},
-    )
+    return {"model": tiny_llama(num_hidden_layers=6), "batches": [{"input_ids": ids, "labels": ids}]}
+
+
+def with_a_log():
+    import trl
+    from transformers import AutoModelForCausalLM
+
+    from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_tokenizer
+
+    lines = []
+    for one in range(60):
+        asked = {"table": "message", "id": f"{one}", "role": "user", "content": f"What is {one} and {one}?"}
+        lines.append(asked)
+        for name, answer in (("good", f"It is {2 * one}."), ("bad", "I would rather not say it.")):
+            message = {"table": "message", "id": f"{one}.{name}", "parent_id": f"{one}", "role": "assistant"}
+            event = {"table": "event", "id": f"{one}.{name}.thumbs", "message_id": f"{one}.{name}", "type": "thumbs"}
+            lines += [message | {"content": answer}, event | {"value": 1 if name == "good" else -1, "user": f"{one}"}]
+    Path("export.json").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    tiny_llama().save_pretrained("chat-model")
+    tiny_tokenizer().save_pretrained("chat-model")
     return {
-        "trainer": trainer,
-        "train_dataset": tiny_dataset(),
-        "encoder": tiny_model(),
-        "model": transformers.LlamaForCausalLM(config),
-        "batches": [{"input_ids": ids, "labels": ids}],
+        "model": AutoModelForCausalLM.from_pretrained("chat-model"),
+        "args": trl.DPOConfig("run", report_to="none", use_cpu=True, bf16=False),
     }
+
+
+def with_trees():
+    from transformers import BertConfig, BertModel, TrainingArguments
+
+    from hf_ft_plugins.testing.examples.multitask import tiny_tagged, tiny_tokenizer
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=64, **size)).save_pretrained("bert-base-cased")
+    tiny_tokenizer().save_pretrained("bert-base-cased")
+    rows = [row | {"upos": row["tag"], "ner": ["B-PER", *["O"] * (len(row["tag"]) - 1)]} for row in tiny_tagged()]
+    return {"train_dataset": rows, "args": TrainingArguments("run", report_to="none", use_cpu=True)}
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("yaml"))
