@@ -14,12 +14,9 @@ trainer find it by `stash_of(trainer)`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
-
-if TYPE_CHECKING:
-    from .host.stash import Stash
 
 PROJECT = "hf_ft_plugins"
 PREFIX = "ft_"
@@ -37,9 +34,7 @@ def ft_commands() -> Any:
 
 
 @_spec
-def ft_raw_dataset(
-    dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type, stash: Stash
-) -> Any:
+def ft_raw_dataset(dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type, stash: Any) -> Any:
     """**all**. The data set to use instead of what the script passed to one of TRL's trainers, before that trainer
     tokenizes and cuts it; None changes nothing. Each technique gets what the one before left.
 
@@ -51,9 +46,7 @@ def ft_raw_dataset(
 
 
 @_spec
-def ft_model(
-    model: Any, train_dataset: Any, args: Any, processing_class: Any, first_batches: Any, stash: Stash
-) -> None:
+def ft_model(model: Any, train_dataset: Any, args: Any, processing_class: Any, first_batches: Any, stash: Any) -> None:
     """**all**. Change the model in place (a new head, removed layers): first, when `transformers.Trainer.__init__` is
     done, and for each model that `model_init` makes later.
 
@@ -64,7 +57,7 @@ def ft_model(
 
 
 @_spec(firstresult=True)
-def ft_adapter(model: Any, args: Any, stash: Stash) -> Any:
+def ft_adapter(model: Any, args: Any, stash: Any) -> Any:
     """**owner**. The `PeftConfig` of an adapter, right after `ft_model`; None for none.
 
     Asked when `transformers.Trainer.__init__` is done, and for each model that `model_init` makes later. The model is
@@ -76,7 +69,7 @@ def ft_adapter(model: Any, args: Any, stash: Stash) -> Any:
 
 @_spec
 def ft_dataset(
-    dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any, stash: Stash
+    dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any, stash: Any
 ) -> Any:
     """**all**. The data set to use instead, right after the trainer's `__init__`; None changes nothing. Each
     technique gets what the one before left.
@@ -90,7 +83,7 @@ def ft_dataset(
 
 
 @_spec(firstresult=True)
-def ft_collator(collator: Any, split: str, model: Any, args: Any, processing_class: Any, stash: Stash) -> Any:
+def ft_collator(collator: Any, split: str, model: Any, args: Any, processing_class: Any, stash: Any) -> Any:
     """**owner**. The data collator, next; None keeps `collator`: the script's own, or Trainer's default.
 
     Asked for the training data (`split` is "train") and for evaluation and test data ("eval"). Replace a collator only
@@ -100,13 +93,13 @@ def ft_collator(collator: Any, split: str, model: Any, args: Any, processing_cla
 
 
 @_spec(firstresult=True)
-def ft_metrics(model: Any, args: Any, processing_class: Any, stash: Stash) -> Any:
+def ft_metrics(model: Any, args: Any, processing_class: Any, stash: Any) -> Any:
     """**owner**. `compute_metrics`, next, where the script has none; None leaves it so."""
     raise NotImplementedError
 
 
 @_spec
-def ft_callbacks(args: Any, stash: Stash) -> list[Any]:
+def ft_callbacks(args: Any, stash: Any) -> list[Any]:
     """**all**. Callbacks to add to the trainer, right after its `__init__`; `on_init_end` is called on each.
 
     `args` is the trainer's `TrainingArguments`. A callback with a method `set_trainer(trainer)` receives the trainer;

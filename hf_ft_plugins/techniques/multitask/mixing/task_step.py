@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,7 @@ from torch import Tensor
 from ....errors import PluginError
 from ..heads.task_heads import count_items
 from ..tasks import ABSENT, NAME, TaskSpec
-
-if TYPE_CHECKING:
-    from .gradient_steps import TaskGradients
+from .task_gradients import TaskGradients
 
 
 @dataclass
