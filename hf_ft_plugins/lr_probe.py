@@ -35,7 +35,7 @@ HEAP_TYPE = 1 << 9  # of a class made by Python code
 
 
 class Unprobed(Exception):
-    """Nothing can be said of this optimizer; the text says why."""
+    """What this optimizer does cannot be found out; the text says why."""
 
 
 class Unequal(Exception):
@@ -118,7 +118,7 @@ class Twins:
         self._known: dict[int, Any] = {}
         self._kept: list[Any] = []
         # Weights before all else, so that lists of them, wherever they are kept, hold the small ones.
-        self._weights = {id(one): one for held in optimizer.param_groups for one in held["params"]}
+        self._weights = {id(one): one for group in optimizer.param_groups for one in group["params"]}
         self.optimizer = self._optimizer(optimizer)
         # Schedule-free optimizers step in one of two modes.
         if callable(getattr(self.optimizer, "train", None)):

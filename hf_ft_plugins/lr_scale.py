@@ -34,7 +34,7 @@ IN_BACKWARD = "steps inside the backward pass with a rate of its own"
 ONE_RATE = "steps inside the backward pass with one rate for all weights"
 UNFIT = {"LayerWiseDummyOptimizer": IN_BACKWARD}
 UNFIT_BY_GROUP = {"Lomo": ONE_RATE, "AdaLomo": ONE_RATE}
-MENDS = {
+ADVICE = {
     "Adafactor": "Give it relative_step=False and lr=...",
     "LayerWiseDummyOptimizer": "Use the variant of optim= without layerwise",
     "LBFGS": "Leave out its line_search_fn",
@@ -137,10 +137,10 @@ def refuse_when_built(trainer: Any, name: str, *, by_group: bool = False) -> Non
 
 
 def _refusal(name: str, kind: str, reason: str) -> PluginError:
-    mend = MENDS.get(kind, "Use another optimizer, such as torch.optim.AdamW")
+    advice = ADVICE.get(kind, "Use another optimizer, such as torch.optim.AdamW")
     return PluginError(
         f"{_who(name)}: the optimizer {kind} {reason}, so that a factor on the learning rate would stand in the log "
-        f"and reach no weight. {mend}, or leave out what changes the rate."
+        f"and reach no weight. {advice}, or leave out what changes the rate."
     )
 
 

@@ -144,11 +144,11 @@ def direction(metric: str, args: Any, sets: Iterable[str] = ()) -> bool | None:
         sets: the names of the evaluation sets where there are several (`set_names`).
     """
     by_name = greater_is_better(without_set_name(metric, sets))
-    best, said = args.metric_for_best_model, args.greater_is_better
-    if best is None or said is None or evaluation_key(best) != evaluation_key(metric):
+    best, declared = args.metric_for_best_model, args.greater_is_better
+    if best is None or declared is None or evaluation_key(best) != evaluation_key(metric):
         return by_name
-    is_default = said is not best.endswith("loss")
-    return said if by_name is None or not is_default else by_name
+    is_default = declared is not best.endswith("loss")
+    return declared if by_name is None or not is_default else by_name
 
 
 def _of_name(name: str) -> bool | None:

@@ -258,21 +258,21 @@ def _refuse_one_sided(report: dict[str, Any], kind: Kind, split: str | None, log
     other: Kind = "labels" if kind == "pairs" else "pairs"
     there = report["rows"][other]["rows"]
     trainers = "DPOTrainer or RewardTrainer" if other == "pairs" else "KTOTrainer"
-    mend = f" It gives {there} {other}: load those (`kind={other!r}`), for a {trainers}." if there else ""
+    advice = f" It gives {there} {other}: load those (`kind={other!r}`), for a {trainers}." if there else ""
     if not counted["rows"] or (split is not None and not counted["splits"].get(split)):
         of_split = f" for the split {split!r}" if split is not None and counted["rows"] else ""
         why = reasons(report)
         raise PluginError(
             f"{NAME}: {log} gives no {kind}{of_split}."
             + (f" {why}" if why else "")
-            + (mend or " Look at it with `hf-ft behavioral inspect`; more signals or another eval_share may help.")
+            + (advice or " Look at it with `hf-ft behavioral inspect`; more signals or another eval_share may help.")
         )
     if kind == "labels" and 0 in (counted["positives"], counted["negatives"]):
         only = "good" if counted["positives"] else "bad"
         raise PluginError(
             f"{NAME}: all {counted['rows']} labels of {log} are {only}; from one side alone a model learns to say "
             f"{'anything' if only == 'good' else 'nothing'}. Log the other side too, or add signals "
-            f"(regenerate, correction; copy, accept).{mend}"
+            f"(regenerate, correction; copy, accept).{advice}"
         )
 
 

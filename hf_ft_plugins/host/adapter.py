@@ -89,9 +89,9 @@ def _attributes_put_back(owner: Any) -> Iterator[None]:
 
 def refuse_stranger(optimizer: Any, model: Any, technique: str) -> None:
     """Raise if the script's own optimizer holds nothing of what learns: it was made before the adapter was there."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not any(id(parameter) in held for parameter in learning):
+    if not any(id(parameter) in known for parameter in learning):
         raise PluginError(
             f"{technique}: the script's optimizers=({type(optimizer).__name__}, ...) holds none of the adapter's "
             "parameters, which alone learn. Let the Trainer make the optimizer: optim=..., or "

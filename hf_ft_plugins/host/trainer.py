@@ -179,11 +179,11 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         notes = taken_notes(self.ft_stash.parts.values())
-        told = {**logs, **notes}
-        super().log(told, *args, **kwargs)
-        # What was logged is also what `evaluate` and `train` give as metrics; what the techniques told is none.
+        entry = {**logs, **notes}
+        super().log(entry, *args, **kwargs)
+        # What was logged is also what `evaluate` and `train` give as metrics; what the techniques added is none.
         logs.clear()
-        logs.update((key, value) for key, value in told.items() if key not in notes)
+        logs.update((key, value) for key, value in entry.items() if key not in notes)
 
     # ---- training loop ----
 

@@ -80,9 +80,9 @@ def estimate_memory(
         length: tokens of a row (images: the configuration's own size is taken).
         techniques: what they change of the following three is added (`Technique.memory_effects`).
         change: what is done to the model before it trains, on a model without numbers: `get_peft_model`, freezing.
-        quant: "nf4" or "int8": linear layers of the blocks are held so, and frozen, after the model was loaded whole.
+        quant: "nf4" or "int8": linear layers of the blocks are stored so, and frozen, after the model was loaded whole.
         removed: layers of the configuration that the model is without.
-        model_class: the model's class, where it cannot be told from the configuration.
+        model_class: the model's class, where it does not follow from the configuration.
         device: "cuda" adds the allocator's 8 %.
 
     Raises:
@@ -156,7 +156,7 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
     if estimate.peak <= budget:
         return
     lowest, tried = estimate, []
-    for said, changes, technique in _mends(args):
+    for advice, changes, technique in _savings(args):
         other = copy.copy(args)
         for name, value in changes.items():
             setattr(other, name, value)
@@ -166,10 +166,10 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
         if lower.peak <= budget:
             raise PluginError(
                 f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. It fits, with "
-                f"{lower.peak / GIB:.2f} GiB, by: {said}."
+                f"{lower.peak / GIB:.2f} GiB, by: {advice}."
             )
         if lower.peak < lowest.peak:
-            lowest, tried = lower, [said]
+            lowest, tried = lower, [advice]
     least = f"The least that was found is {lowest.peak / GIB:.2f} GiB, by: {tried[0]}. " if tried else ""
     raise PluginError(
         f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. {least}Train a smaller model, or "
@@ -177,22 +177,22 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
     )
 
 
-def _mends(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+def _savings(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
     """What one may change, cheapest first: nothing but speed, then the optimizer, then what is trained."""
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    said: list[str] = []
+    advice: list[str] = []
     changes: dict[str, Any] = {}
     if size > 1:
         changes |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": size * accumulated}
-        said.append(", ".join(f"{name}={value}" for name, value in changes.items()))
-        yield said[0], changes, None
+        advice.append(", ".join(f"{name}={value}" for name, value in changes.items()))
+        yield advice[0], changes, None
     if not args.gradient_checkpointing:
         changes = changes | {"gradient_checkpointing": True}
-        said.append("gradient_checkpointing=True")
-        yield "; ".join(said), changes, None
+        advice.append("gradient_checkpointing=True")
+        yield "; ".join(advice), changes, None
     for optim in ("adamw_8bit", "adafactor"):
-        yield "; ".join((*said, f"optim={optim}")), changes | {"optim": optim}, None
+        yield "; ".join((*advice, f"optim={optim}")), changes | {"optim": optim}, None
     for technique in ("peft", "peft:quant=int8", "peft:quant=nf4"):
         yield f"--with {technique}", {}, technique
-        if said:
-            yield "; ".join((f"--with {technique}", *said)), changes, technique
+        if advice:
+            yield "; ".join((f"--with {technique}", *advice)), changes, technique

@@ -43,7 +43,7 @@ def longest_input(model: Any) -> int | None:
     stack = model.get_encoder() if config.is_encoder_decoder else model
     limit = _table_limit(stack, config)
     if limit is None:
-        limit = _said(config)
+        limit = _declared_limit(config)
     return None if limit is None or limit == GROWS else max(1, limit - virtual)
 
 
@@ -53,10 +53,10 @@ def _virtual_tokens(model: Any) -> int:
     return int(getattr(own, "num_virtual_tokens", None) or 0)
 
 
-def _said(config: Any) -> int | None:
+def _declared_limit(config: Any) -> int | None:
     """What the config says; XLNet says -1, and ALiBi's is no limit."""
-    said = getattr(config, "max_position_embeddings", None)
-    return said if isinstance(said, int) and said > 0 and not getattr(config, "alibi", False) else None
+    declared = getattr(config, "max_position_embeddings", None)
+    return declared if isinstance(declared, int) and declared > 0 and not getattr(config, "alibi", False) else None
 
 
 def _table_limit(stack: Any, config: Any) -> int | None:

@@ -70,7 +70,7 @@ class Stack:
         return len(self.layers)
 
     @property
-    def is_told(self) -> bool:
+    def is_declared(self) -> bool:
         """Whether the configuration tells its depth, by a number or by a list with an entry for each stage."""
         stages = (getattr(self.config, name, None) for name in STAGES)
         return bool(self.counts) or any(isinstance(one, list | tuple) and len(one) == self.depth for one in stages)
@@ -89,7 +89,7 @@ class Stack:
     @property
     def paths(self) -> list[str]:
         """Of the lists that its blocks consist of: its own, and where these are no whole blocks, those of `keys`."""
-        if _is_of_whole_blocks(self.layers) or not self.is_told:
+        if _is_of_whole_blocks(self.layers) or not self.is_declared:
             return [self.name]
         above = self.name.removesuffix(self.key)
         return [f"{above}{key}" for key in self.keys] or [self.name]
@@ -146,8 +146,8 @@ def block_stacks(model: nn.Module, asker: str) -> dict[str, Stack]:
         PluginError: there is none.
     """
     whole: Any = model.config
-    told = [stack for stack in all_stacks(model) if stack.counts and isinstance(stack.layers, nn.ModuleList)]
-    found = [stack for stack in told if _is_main(stack, model)]
+    declared = [stack for stack in all_stacks(model) if stack.counts and isinstance(stack.layers, nn.ModuleList)]
+    found = [stack for stack in declared if _is_main(stack, model)]
     found.sort(key=lambda stack: _size(stack.layers))
     sides = {_side(stack.name): stack for stack in found} if whole.is_encoder_decoder else {}
     sides = {side: sides[side] for side in ("encoder", "decoder") if side in sides}
@@ -213,8 +213,8 @@ def _is_of_whole_blocks(module: Any) -> bool:
 def _evidence(stack: Stack, whole: int) -> int:
     """How much speaks for it: see the module's docstring."""
     if _is_of_whole_blocks(stack.layers):
-        return 4 if stack.is_told else 3
-    return 2 if stack.is_told else int(_weight(stack.layers) >= SHARE * whole)
+        return 4 if stack.is_declared else 3
+    return 2 if stack.is_declared else int(_weight(stack.layers) >= SHARE * whole)
 
 
 def _once(stacks: list[Stack]) -> list[Stack]:

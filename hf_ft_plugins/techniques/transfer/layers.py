@@ -113,6 +113,6 @@ def layerwise_lr(optimizer: Any, model: Any, decay: float, *, groups: Sequence[L
     inner = lr_scale.innermost(optimizer)
     split_by_layer(inner.param_groups, model, groups)
     factors = depth_factors(groups, decay)
-    for held in inner.param_groups:
-        if MARK in held:
-            lr_scale.set_scale(inner, DEPTH, factors[held[MARK]], [held])
+    for group in inner.param_groups:
+        if MARK in group:
+            lr_scale.set_scale(inner, DEPTH, factors[group[MARK]], [group])
