@@ -38,7 +38,7 @@ def behavioral_forward(model: Any, *, share_prefixes: bool = False) -> None:
     """Make `model.forward` take `behavior_weight` and `behavior_eps`, in place; call it after TRL's fused head is on.
 
     The first scales the gradient of the output's `log_probs` or `logits` (see `gated`); the second is for the loss
-    (see `flips.py`) and ignored. Passes that record no gradient ignore both.
+    (see `flip_probabilities.py`) and ignored. Passes that record no gradient ignore both.
 
     Args:
         model: the innermost model: TRL's policy or reference, not its PEFT or DDP wrapper.

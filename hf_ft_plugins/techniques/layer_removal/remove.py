@@ -1,8 +1,8 @@
 """Layers taken out of a model in place, so that it generates, is saved and loads again as what it then is.
 
-Beside the list of modules this mends what other code reads: what the configuration tells of each layer (`editing`), and
-the numbers that modules keep, by which layers find their place in the cache. What nobody thought of is found by
-`structure`: the model must be what its configuration now makes.
+Not only the list of modules changes, but also what other code reads: the configuration's settings of each layer
+(`config_editing`), and the layer numbers kept in modules, by which layers find their place in the cache.
+`config_agreement` finds what was overlooked: the model must be the one that its edited configuration builds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import nn
 from ...errors import OptionError, PluginError
 from ...models.inputs import bare
 from ...models.unchanged import remembered, unchanged_on_error
-from .editing import edit_config, original_layers, remember_removed, rename_paths
+from .config_agreement import Differences, differences, new_differences, rebuilt, told
+from .config_editing import edit_config, original_layers, remember_removed, rename_paths
 from .stacks import NAME, Stack, find_stack
-from .structure import Differences, differences, new_differences, rebuilt, told
 
 __all__ = ["Removal", "original_layers", "refuse_architecture", "remove_layers"]
 

@@ -12,7 +12,7 @@ from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating, unchanged_on_error
 from .remove import Removal, refuse_architecture, remove_layers
 from .stacks import NAME, Stack, find_stack
-from .trial import takes_cache
+from .trial_inputs import takes_cache
 
 Batches = Sequence[dict[str, torch.Tensor]]
 IGNORED = -100

@@ -15,10 +15,10 @@ import torch
 
 from ...errors import PluginError
 from ...models.unchanged import evaluating
+from .config_agreement import check_structure
 from .remove import whole_again
 from .stacks import NAME
-from .structure import check_structure
-from .trial import forward, main_output, trial_inputs
+from .trial_inputs import forward, main_output, trial_inputs
 
 __all__ = ["check_structure", "verify_cache", "verify_model"]
 

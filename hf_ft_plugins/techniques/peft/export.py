@@ -15,12 +15,12 @@ from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
 from ...host.stash import WithTrainer
-from .answers import call_for
-from .folders import write_fingerprint
 from .layers import NAME
 from .merge import verified_merge
+from .model_outputs import call_for
 from .reload import verified_adapter
-from .written import written_whole
+from .saved_adapter import write_fingerprint
+from .whole_folders import written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ import torch
 
 from ...errors import PluginError
 from ...models.embeddings import token_embeddings
-from .answers import answers, relative_error
 from .layers import NAME
 from .merge import dense, dtype_of, forget_quantisation, tolerance
+from .model_outputs import answers, relative_error
 from .quantization import is_quantized, never_repack
-from .tied import copied
-from .written import quiet, written_whole
+from .tied_weights import copied
+from .whole_folders import quiet, written_whole
 
 logger = logging.getLogger(__name__)
 

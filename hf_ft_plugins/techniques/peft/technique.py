@@ -70,7 +70,7 @@ class Peft(Technique):
         super().__post_init__()
 
     def check(self) -> None:
-        from .names import read_options, refuse_method
+        from .known_methods import read_options, refuse_method
 
         self.require(self.r is None or self.r >= 1, "r", "it must be 1 or more.")
         self.require(self.alpha is None or self.alpha > 0, "alpha", "it must be > 0.")
@@ -87,9 +87,9 @@ class Peft(Technique):
     # ---- hooks ----
 
     def ft_adapter(self, model: Any, args: Any) -> Any:
-        from .folders import config_for
-        from .names import has_targets
+        from .known_methods import has_targets
         from .quantization import kind_of, never_repack, other_quantisation, quantize
+        from .saved_adapter import config_for
 
         self._refuse_quantised_by_the_script(kind_of(model), other_quantisation(model))
         config, found = None, None
@@ -106,7 +106,7 @@ class Peft(Technique):
 
     def ft_callbacks(self) -> list[Any]:
         from .export import ExportCallback
-        from .names import MUTATING, read_options
+        from .known_methods import MUTATING, read_options
         from .optim import SETTLED, WARMUP, AdaLoraCallback
 
         callbacks: list[Any] = []
@@ -125,8 +125,8 @@ class Peft(Technique):
 
     def ft_trainer(self, trainer: Any) -> None:
         from ... import lr_scale
-        from .folders import load_weights
-        from .names import MUTATING
+        from .known_methods import MUTATING
+        from .saved_adapter import load_weights
 
         if self.method in MUTATING and getattr(trainer, "ref_model", self) is None:
             raise PluginError(
@@ -165,8 +165,8 @@ class Peft(Technique):
         return find_targets(model, moe=self.moe, exclude=self.exclude)
 
     def _configuration(self, model: Any, targets: Any) -> Any:
-        from .methods import make_config
-        from .names import read_options
+        from .configuration import make_config
+        from .known_methods import read_options
 
         options = read_options(self.config)
         return make_config(
@@ -182,7 +182,7 @@ class Peft(Technique):
 
     def _rows_of_new_tokens(self, model: Any, targets: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Their option of peft's; a warning where they would stay as they began."""
-        from .names import config_class, fields_of
+        from .known_methods import config_class, fields_of
         from .new_tokens import frozen_layers, new_tokens, trainable_rows, warning_of
 
         if {"trainable_token_indices", "token_indices"} & options.keys():
@@ -210,7 +210,7 @@ class Peft(Technique):
         return head_modules(model) if self.modules_to_save == AUTO else self.modules_to_save
 
     def _refuse_quantised_by_the_script(self, kind: str | None, other: str | None) -> None:
-        from .names import refuse_method
+        from .known_methods import refuse_method
 
         if other is not None and self.export in ("merged", "both"):
             raise PluginError(
@@ -230,7 +230,7 @@ class Peft(Technique):
         """With the adapter, as the estimate of memory takes it: how it begins is of no account, or cannot be told."""
         from peft import get_peft_model
 
-        from .names import has_targets, kind_of
+        from .known_methods import has_targets, kind_of
 
         config = self._configuration(model, self._targets(model) if has_targets(self.method) else None)
         if kind_of(self.method) == "LORA":

@@ -22,17 +22,17 @@ from hf_ft_plugins.techniques.behavioral.tiny import tiny_llama, tiny_setting, t
 from hf_ft_plugins.techniques.peft import (  # noqa: E402
     AdaLoraCallback,
     Peft,
+    configuration,
     dequantized,
     find_targets,
+    known_methods,
     logits_error,
     loraplus,
     make_config,
     merge_exactly,
-    names,
     quantize,
     verified_merge,
 )
-from hf_ft_plugins.techniques.peft import methods as configurations  # noqa: E402
 from hf_ft_plugins.testing import difference, outcome, resumed, tiny_model, tiny_trainer  # noqa: E402
 
 IDS = torch.randint(3, 380, (4, 24), generator=torch.Generator().manual_seed(1))
@@ -181,11 +181,13 @@ def test_a_new_head_of_another_technique_is_trained_with_the_adapter(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", KINDS, ids=str)
-@pytest.mark.parametrize("method", sorted(names.KNOWN))
+@pytest.mark.parametrize("method", sorted(known_methods.KNOWN))
 def test_a_method_trains_saves_reloads_and_merges_or_is_refused(method, quant, tmp_path):
-    has_rank = "r" in names.fields_of(names.config_class(method)) and method not in configurations.OWN_RANK
+    has_rank = (
+        "r" in known_methods.fields_of(known_methods.config_class(method)) and method not in configuration.OWN_RANK
+    )
     options = {"method": method, "quant": quant, "r": 8 if has_rank else None, "config": NEEDED.get(method, {})}
-    if method in names.UNFIT or (quant and method not in names.FITS[quant]):
+    if method in known_methods.UNFIT or (quant and method not in known_methods.FITS[quant]):
         with pytest.raises(OptionError, match=f"method={method}"):
             Peft(**options)
         return
@@ -194,7 +196,7 @@ def test_a_method_trains_saves_reloads_and_merges_or_is_refused(method, quant, t
         quantize(base, quant)
     before = logits(base)
     model = adapted(Peft(**options), tmp_path)
-    if method not in names.PROMPTS:
+    if method not in known_methods.PROMPTS:
         # Of vblora and unilora, the beginning is a small random change.
         assert (logits(model) - before).norm() <= 0.02 * before.norm()
     learn(model)
@@ -206,7 +208,7 @@ def test_a_method_trains_saves_reloads_and_merges_or_is_refused(method, quant, t
     if quant:
         quantize(fresh, quant)
     assert torch.equal(logits(PeftModel.from_pretrained(fresh, tmp_path)), trained)
-    if method in names.UNMERGEABLE:
+    if method in known_methods.UNMERGEABLE:
         with pytest.raises(OptionError, match="cannot be merged"):
             Peft(**options, export="merged")
         with pytest.raises(PluginError, match="cannot be merged"):

@@ -15,8 +15,8 @@ from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings
 from ...models.inputs import main_input_name
 from ...technique import nearest
+from .known_methods import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .layers import shortest_names, text_config
-from .names import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .tasks import task_of
 
 RANK, ALPHA = 16, 2
