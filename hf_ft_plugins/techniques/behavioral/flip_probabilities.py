@@ -35,9 +35,9 @@ def flip_probabilities(trainer: Any, inputs: dict[str, Any], noise: str) -> Iter
     if flip is None:
         yield
         return
-    of_the_run = trainer.label_smoothing
+    for_the_run = trainer.label_smoothing
     trainer.label_smoothing = conservative(flip) if noise == "cdpo" else flip
     try:
         yield
     finally:
-        trainer.label_smoothing = of_the_run
+        trainer.label_smoothing = for_the_run

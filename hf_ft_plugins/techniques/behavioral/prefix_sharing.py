@@ -17,7 +17,8 @@ IGNORED = -100
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 NEEDED = {"input_ids", "attention_mask", "labels", "fused_lm_head"}
 PASSED = {"use_cache", "output_router_logits"}
-# What a test pair's log-probabilities may differ by: sums in another order do, another attention does by far more.
+# Allowed difference of a test pair's log-probabilities (float32, 16-bit): rounding from another order of summation
+# stays below it, and wrong attention is far above.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.3
 
 
@@ -166,7 +167,7 @@ def why_not_shared(trainer: Any) -> str | None:
     if any(module.p > 0 for module in base.modules() if isinstance(module, torch.nn.Dropout)):
         return "dropout draws other numbers for other rows (disable_dropout=True)"
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return "its parameters are in parts when the model is tested for it"
+        return "its parameters are sharded when the model is tested for it"
     try:
         difference = _difference(base)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

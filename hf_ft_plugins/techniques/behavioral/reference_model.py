@@ -64,7 +64,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _is_own_trained_reference(model: Any) -> bool:
     if "ref" not in getattr(model, "peft_config", {}):
         return False
-    # LoRA's second matrix and DoRA's like begin at 0.
+    # LoRA's second matrix is initialised to 0, DoRA's too.
     return any(
         bool(parameter.detach().any())
         for name, parameter in model.named_parameters()

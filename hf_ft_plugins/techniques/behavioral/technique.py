@@ -1,4 +1,4 @@
-"""The technique `behavioral`: what people did with a chatbot, in TRL's trainers, as it was meant.
+"""The technique `behavioral`: what people did with a chatbot, as training data for TRL's trainers.
 
 The log becomes preferences elsewhere (`feedback/`, `hf-ft behavioral inspect`); this gets them through a DPO, KTO,
 reward or SFT trainer: fitted to `max_length`, each with its weight and its probability of being wrong, in batches that
@@ -59,7 +59,7 @@ class Behavioral(Technique):
         return dict.fromkeys((Change.CLASS_LABELS, Change.SEVERAL_HEADS, Change.GENERATION), reason)
 
     def ft_raw_dataset(self, dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
-        from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, said
+        from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, in_words
         from .trl_trainers import contract_of, settings_of
 
         contract = contract_of(trainer_class)
@@ -80,7 +80,7 @@ class Behavioral(Technique):
         logger.log(
             logging.WARNING if changed else logging.INFO,
             "%s: %s data at max_length=%s: %s.",
-            *(self.name, split, args.max_length, said(counts) or "not counted (a stream, or tokenized already)"),
+            *(self.name, split, args.max_length, in_words(counts) or "not counted (a stream, or tokenized already)"),
         )
         return dataset
 
@@ -105,7 +105,7 @@ class Behavioral(Technique):
 
         if contract_of(type(trainer)) != "kto":
             return None
-        # Not that of the arguments: `auto_find_batch_size` tries smaller ones.
+        # Not the batch size in the arguments: `auto_find_batch_size` tries smaller ones.
         size = trainer._train_batch_size
         if size < 2:
             found = "auto_find_batch_size has come down to 1" if trainer.args.train_batch_size > 1 else "is 1"

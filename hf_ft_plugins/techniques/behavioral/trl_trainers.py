@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 Noise = Literal["auto", "robust", "cdpo", "off"]
 
 CONTRACTS = {"DPOTrainer": "dpo", "KTOTrainer": "kto", "RewardTrainer": "reward", "SFTTrainer": "sft"}
-# The losses whose gradient is, for each row, its own loss's: a weight scales it exactly. Those of `aot` sort the batch.
+# Losses that are sums of one term for each row, which a weight scales exactly. The `aot` losses sort the batch.
 WEIGHED_LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down"),
     *("discopop", "sft", "sigmoid_norm", "kto", "apo_zero_unpaired", "nll", "dft"),
@@ -41,7 +41,7 @@ def contract_of(trainer_class: type) -> str:
 
 
 def settings_of(args: TrainingArguments, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What reference log-probabilities depend on, beside the data and the model; `options` are the technique's."""
+    """What reference log-probabilities depend on besides the data and the model; `options` are the technique's."""
     names = ("max_length", "truncation_mode", "ld_alpha", "pad_to_multiple_of", "disable_dropout", "bf16", "fp16")
     return {"technique": dict(options)} | {name: getattr(args, name, None) for name in names}
 

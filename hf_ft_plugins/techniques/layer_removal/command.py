@@ -72,8 +72,8 @@ def curve(
         table.add_row(str(point["removed"]), "+".join(map(str, point["layers"])), f"{point['perplexity']:.2f}", *shares)
     console.print(table)
     console.print(f"Without healing; the curve is in {found['picture']}. To train without, say, the first two:")
-    said = "+".join(map(str, found["curve"][min(2, len(found["curve"]) - 1)]["layers"]))
-    console.print(f"  hf-ft run --with layer-removal:layers={said} SCRIPT", highlight=False)
+    layers = "+".join(map(str, found["curve"][min(2, len(found["curve"]) - 1)]["layers"]))
+    console.print(f"  hf-ft run --with layer-removal:layers={layers} SCRIPT", highlight=False)
 
 
 def examine(
@@ -173,7 +173,7 @@ def _batches(tokenizer: Any, texts: list[tuple[str, str | None]], max_length: in
     tokenizer.padding_side = "right"
     kept = []
     for text, target in texts:
-        # Of a long text, no more than can be needed is tokenized.
+        # A long text is cut before it is tokenized, to as many characters as max_length tokens can need.
         ids = tokenizer(text[: 20 * max_length], truncation=True, max_length=max_length)
         if len(ids["input_ids"]) >= FEWEST_TOKENS or target is not None:
             kept.append((ids, target))

@@ -18,8 +18,8 @@ from .stacks import NAME
 
 logger = logging.getLogger(__name__)
 
-# What differs between two builds of one architecture and means nothing. Trainers set the padding token of a model that
-# has none; a quantised model is built unquantised.
+# Attributes whose difference between two builds of one architecture means nothing. Trainers set the padding token of a
+# model that has none; a quantised model is built unquantised.
 INCIDENTAL = (
     *("training", "gradient_checkpointing", "name_or_path", "call_super_init", "dump_patches", "padding_idx"),
     *("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "layers_are_rescaled"),
@@ -40,7 +40,7 @@ def check_structure(model: Any) -> None:
     """
     found = differences(model)
     if found:
-        raise PluginError(f"{told(model, found)} Remove others, or none.")
+        raise PluginError(f"{describe(model, found)} Remove others, or none.")
 
 
 def new_differences(model: Any, before: Differences, name_before: Callable[[str], str]) -> Differences:
@@ -93,7 +93,7 @@ def rebuilt(model: Any) -> Any:
         ) from error
 
 
-def told(model: Any, found: Differences) -> str:
+def describe(model: Any, found: Differences) -> str:
     places = "; ".join(
         f"{name} is {ours}, saved and loaded again {theirs}" for name, (ours, theirs) in [*found.items()][:3]
     )
@@ -134,8 +134,8 @@ def _of_quantised(name: str, model: Any, expected: Any) -> bool:
 
 
 def _is_quantised(model: Any) -> bool:
-    said = getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None
-    return bool(said or getattr(model.config, "quantization_config", None))
+    marked = getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None
+    return bool(marked or getattr(model.config, "quantization_config", None))
 
 
 def _module(model: nn.Module, path: str) -> Any:

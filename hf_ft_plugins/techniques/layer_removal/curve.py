@@ -116,8 +116,8 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
     gone: list[int] = []
     for point in points[1:]:
         new = sorted(set(point["layers"]) - set(gone))
-        said = "+".join(map(str, new if set(gone) < set(point["layers"]) else point["layers"]))
-        first.annotate(said, (point["removed"], point["perplexity"]), (0, 8), textcoords="offset points", ha="center")
+        label = "+".join(map(str, new if set(gone) < set(point["layers"]) else point["layers"]))
+        first.annotate(label, (point["removed"], point["perplexity"]), (0, 8), textcoords="offset points", ha="center")
         gone = point["layers"]
     first.set_title("at each point, the layer that goes", fontsize=9)
     figure.tight_layout()

@@ -12,7 +12,7 @@ import torch
 from ...models.unchanged import evaluating
 from .score import Batches, mean_loss
 
-# Of tokens; what repeats in shorter ones is grammar.
+# Tokens in an n-gram; shorter ones repeat in any grammatical text.
 NGRAM = 4
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from ...errors import OptionError, PluginError
 from ...models.inputs import bare
 from ...models.unchanged import remembered, unchanged_on_error
-from .config_agreement import Differences, differences, new_differences, rebuilt, told
+from .config_agreement import Differences, describe, differences, new_differences, rebuilt
 from .config_editing import edit_config, original_layers, remember_removed, rename_paths
 from .stacks import NAME, Stack, find_stack
 
@@ -53,7 +53,7 @@ class Removal:
 
 
 def remove_layers(
-    model: Any, layers: Sequence[int], *, side: str = "", check: bool = True, mends: bool = True
+    model: Any, layers: Sequence[int], *, side: str = "", check: bool = True, suggest: bool = True
 ) -> Removal:
     """Remove blocks by number, in place. If it fails the model is as it was.
 
@@ -62,7 +62,7 @@ def remove_layers(
         layers: numbers in the stack as it is, from 0.
         side: of an encoder-decoder "encoder" or "decoder".
         check: compare the result with what its configuration makes, and put all back if they differ.
-        mends: look for layers that could go instead, for the error.
+        suggest: look for other layers that could be removed, to name them in the error.
 
     Returns:
         the way back. The configuration remembers, in `removed_layers`, the numbers in the original stack.
@@ -102,8 +102,8 @@ def remove_layers(
             found = new_differences(model, before, lambda name: _name_before(name, lists, kept))
     if found:
         changed()()
-        mend = _mend(model, depth, len(out), side) if mends else "Remove others, or none."
-        raise PluginError(f"{told(bare(model), found)} {mend}")
+        remedy = _other_layers(model, depth, len(out), side) if suggest else "Remove others, or none."
+        raise PluginError(f"{describe(bare(model), found)} {remedy}")
     removal = Removal(stack, tuple(out), changed())
     _REMOVALS[model] = weakref.ref(removal)
     return removal
@@ -111,7 +111,7 @@ def remove_layers(
 
 @contextmanager
 def whole_again(model: Any) -> Iterator[bool]:
-    """With the layers that were removed last, if somebody still holds the `Removal`; whether that is so."""
+    """Put the last removed layers back for a while; yields whether that is possible, as the `Removal` still exists."""
     removal = _REMOVALS.get(model, lambda: None)()
     if removal is None:
         yield False
@@ -155,11 +155,11 @@ def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int])
         raise PluginError(f"{NAME}: {what} cannot lose layers {list(out)}: {why}.")
 
 
-def _mend(model: Any, depth: int, count: int, side: str) -> str:
-    """What else could go: where something follows from a layer's number, the last ones, as no number changes."""
+def _other_layers(model: Any, depth: int, count: int, side: str) -> str:
+    """Which layers could be removed instead: the last ones, as that changes no other layer's number."""
     last = range(depth - count, depth)
     try:
-        remove_layers(model, last, side=side, mends=False).restore()
+        remove_layers(model, last, side=side, suggest=False).restore()
     except PluginError:
         return "Remove others, or none."
     return (
@@ -210,7 +210,7 @@ def _take_out(model: Any, stack: Stack, side: str, kept: list[int], depth: int) 
             if vars(module).get(name) == depth:
                 setattr(module, name, len(kept))
     for name, value in list(vars(stack.parent).items()):
-        # Gemma's first layer that shares keys and values, of none.
+        # Gemma's number of the first layer that shares keys and values; the depth if none does.
         if "layer" in name and value == depth and type(value) is int:
             setattr(stack.parent, name, len(kept))
 
@@ -223,7 +223,7 @@ def _configs_in(stack: Stack) -> list[Any]:
 
 
 def _number(layers: nn.ModuleList, names: Sequence[str]) -> None:
-    """Tell layers, and what they consist of, which number they have."""
+    """Renumber layers and their submodules."""
     for number, layer in enumerate(layers):
         for module in layer.modules():
             for name in names:

@@ -217,10 +217,10 @@ def _real(batch: dict[str, torch.Tensor], states: torch.Tensor, decoding: bool) 
     if mask is None and decoding and labels is not None:
         mask = labels != IGNORED
     if mask is not None and mask.dim() > len(shape):
-        # Of several choices, each of which is a row of the states.
+        # Multiple choice: each choice is a row of the states.
         mask = mask.flatten(0, mask.dim() - len(shape))
     if mask is not None and not decoding and SOUND & batch.keys() and mask.dim() == 2 and mask.shape[1] > shape[1]:
-        # Many samples of sound make one state.
+        # One state stands for many audio samples.
         mask = mask[:, torch.arange(shape[1], device=mask.device) * mask.shape[1] // shape[1]]
     if mask is None or mask.shape != shape:
         return torch.ones(shape, dtype=torch.bool, device=states.device)

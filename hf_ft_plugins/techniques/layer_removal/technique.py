@@ -109,7 +109,7 @@ class LayerRemoval(Technique):
                 f"{self.name}: the script's model has adapters already. Remove layers first: --with peft."
             )
         if SURGERY in stash:
-            # What was done to the model of another trial.
+            # Left by the model of an earlier trial.
             del stash[SURGERY]
         side = usual_side(model, self.side)
         stack = find_stack(model, side)

@@ -1,4 +1,4 @@
-"""What a model can be tried on, where no data is at hand."""
+"""Made-up inputs to run a model on where there is no data."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _reads_ids(model: Any) -> bool:
 
 
 def _decoder_ids(model: Any, ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    # Of an encoder that was taken out of an encoder-decoder the configuration may still say that it is one.
+    # The configuration of an encoder taken from an encoder-decoder may still say that it is the whole.
     return (
         {"decoder_input_ids": ids} if model.config.is_encoder_decoder and ids is not None and _reads_ids(model) else {}
     )
@@ -87,7 +87,7 @@ def _drawn(model: Any) -> torch.Tensor:
 
 
 def _ended(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    # A classifier may read what stands where a row ends (BART's).
+    # A classifier may read the state at the end-of-sequence token (BART).
     end = getattr(model.config.get_text_config(), "eos_token_id", None)
     if not model.can_generate() and isinstance(end, int) and end < int(ids.max()) + 1:
         ids[:, -1] = end

@@ -25,9 +25,9 @@ ALPHA_PER_RANK: dict[str, float | None] = {
     **dict.fromkeys(("pissa", "olora", "rslora", "loha", "lokr"), 1),
     **dict.fromkeys(("mica", "orthogonal", "randlora", "deft", "supertuning"), None),
 }
-# Of which any rank can be trained and merged, be it above what a layer has room for.
+# Methods that train and merge at any rank, even one above a layer's full rank.
 ANY_RANK = ("lora", "rslora", "dora", "loraplus")
-# Methods whose size is no rank, or whose rank of 16 would not be a like size: peft's default stays.
+# Methods sized otherwise than by rank, or for which rank 16 would be a very different size: peft's default stays.
 OWN_RANK = ("oft", "vera", "randlora", "pvera", "miss", "adamss", "vblora", "tinylora", "unilora", "boft")
 # Fields that must divide the layers' sizes, and the largest value taken: peft's default.
 DIVISORS = {
@@ -37,7 +37,7 @@ DIVISORS = {
     "VBLORA": ("vector_length", 256),
     "ROAD": ("group_size", 64),
 }
-# Where peft's default is to begin with another model than the pretrained one.
+# Where peft's default initialisation would change the pretrained model's outputs.
 BEGINS_AT_ZERO = {"FOURIERFT": "init_weights", "C3A": "init_weights"}
 # peft's `EMBEDDING_LAYER_NAMES`.
 TIED_NAMES = ("embed_tokens", "lm_head")

@@ -1,4 +1,4 @@
-"""What is left when training ends: the adapter, for the base as it was, and the merged model, verified."""
+"""What a run writes when training ends: the adapter for the unchanged base, and the merged model, verified."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def export(
         try:
             error = verified_merge(model, call, folder / "merged", processing_class)
         except Exception as raised:
-            said = str(raised) if isinstance(raised, PluginError) else f"{NAME}: {type(raised).__name__}: {raised}"
-            raise PluginError(f"{said} Nothing is merged; the adapter that was trained is in {adapter}.") from raised
+            reason = str(raised) if isinstance(raised, PluginError) else f"{NAME}: {type(raised).__name__}: {raised}"
+            raise PluginError(f"{reason} Nothing is merged; the adapter that was trained is in {adapter}.") from raised
         logger.info("%s: merged into %s; logits differ by %.2g of their norm", NAME, folder / "merged", error)
     if "adapter" in parts:
         logger.info("%s: the adapter is in %s; %s", NAME, adapter, _compared(model, call, adapter, initial))
@@ -82,8 +82,8 @@ def _compared(
     except PluginError:
         raise
     except Exception as error:
-        # What was written is what peft writes; that it could not be read back here, for want of memory or by a method
-        # that cannot be taken off, is told, and ends no run.
+        # The adapter is as peft writes it. If it cannot be read back here, for want of memory or because the method
+        # cannot be unloaded, the log says so and the run ends normally.
         logger.warning(
             "%s: the adapter in %s could not be compared with the trained model: %s: %s",
             *(NAME, folder, type(error).__name__, error),
@@ -92,7 +92,7 @@ def _compared(
 
 
 def save_adapter(model: Any, folder: Path, initial: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Save the active adapter, for the base as it was; see `plain_lora` for `initial`."""
+    """Save the active adapter for the unchanged base; see `plain_lora` for `initial`."""
     with written_whole(folder) as scratch:
         if initial is None:
             model.save_pretrained(scratch)
@@ -105,7 +105,7 @@ def _save_plain_lora(model: Any, folder: Path, initial: Mapping[str, torch.Tenso
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import save_file
 
-    # Its configuration's own words (the base's class and name), then the tensors that replace those it wrote.
+    # This writes the base's class and name into the configuration; its tensors are replaced below.
     model.save_pretrained(folder)
     tensors, config = plain_lora(model, initial)
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -226,13 +226,13 @@ class ExportCallback(WithTrainer, TrainerCallback):
         try:
             self._call = call_for(self._model(), batch, tuple(self._trainer.label_names or ()))
         except PluginError as error:
-            said = f"{error}{why}."
+            reason = f"{error}{why}."
             if "merged" in self.parts:
                 raise PluginError(
-                    f"{said} export={self.export} could not be compared with what was trained. Use export=adapter, and "
-                    "merge_exactly on what it saves; or let the collator give the model's own inputs."
+                    f"{reason} export={self.export} could not be compared with what was trained. Use export=adapter, "
+                    "and merge_exactly on what it saves; or let the collator give the model's own inputs."
                 ) from error
-            logger.warning("%s The adapter will be saved, and not compared with what was trained.", said)
+            logger.warning("%s The adapter will be saved, and not compared with what was trained.", reason)
 
     def _first_batch(self) -> tuple[Any, str]:
         """The first rows as they are collated; None, and why, where they cannot be read like that."""

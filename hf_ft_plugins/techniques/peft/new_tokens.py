@@ -24,8 +24,8 @@ def new_tokens(model: Any) -> list[int]:
     """Rows of the embeddings beyond those that the model was made with; [] where there are none, or none is known.
 
     The evidence is the configuration on disk that the model names; where it names none, the size that the model's
-    inner parts still remember, which `resize_token_embeddings` leaves as it was. (Rows that a vocabulary was padded
-    with were there before, and are not told from others.)
+    inner parts still remember, which `resize_token_embeddings` leaves as it was. (Rows that only pad the
+    vocabulary were there before, and count as known.)
     """
     table = token_embeddings(model)
     if table is None:

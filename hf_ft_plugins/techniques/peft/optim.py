@@ -58,8 +58,8 @@ class AdaLoraCallback(TrainerCallback):
     """Moves AdaLoRA's budget of ranks to the layers that matter, after each optimizer step, while gradients live.
 
     AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) needs the run's number of steps and a call in each of them; Trainer
-    gives it neither, so that its ranks stay as they began. Ranks that are taken away are held at zero until the run's
-    end, and only then left out of what is saved: a checkpoint has every tensor at its full size, and the optimizer's
+    gives it neither, so that its ranks stay as they began. Ranks that are taken away stay zero until the run's end,
+    and only then are left out of what is saved: a checkpoint has every tensor at its full size, and the optimizer's
     state fits it. The scores and the ranks so far are kept in the checkpoint.
 
     Args:

@@ -9,7 +9,7 @@ blocks of 64 is that of Dettmers et al. 2023 (arXiv:2305.14314); int8 by rows is
 without its outliers in higher precision (threshold 0), whose gradients would differ from the merged model's.
 
 bitsandbytes 0.50 repacks NF4 weights in the first forward pass in evaluation mode on CPUs with AVX512-BF16. The
-gradients of later steps, and merges, then read them as if they had not been; here the layers are told not to.
+gradients of later steps, and merges, then read them as if they were not repacked; here repacking is switched off.
 """
 
 from __future__ import annotations

@@ -94,14 +94,14 @@ def find_targets(
     coverage = _coverage(model, stacks, layers, fused)
     if coverage < LEAST_COVERAGE and moe is None and not exclude:
         has_experts = any(True for stack in stacks for _ in _fused_experts(model, stack))
-        mend = (
+        remedy = (
             "Say moe=experts to adapt its experts too, or moe=attention if the rest is what you want"
             if has_experts
             else "Name its layers: targets=..."
         )
         raise PluginError(
             f"{NAME}: the linear layers of a {type(model).__name__} hold {coverage:.1%} of its blocks' parameters; the "
-            f"others would stay frozen. {mend}."
+            f"others would stay frozen. {remedy}."
         )
     return Targets(
         modules=shortest_names(model, layers),

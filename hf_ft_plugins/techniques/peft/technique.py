@@ -227,7 +227,7 @@ class Peft(Technique):
         return {"quant": self.quant, "change": self._without_numbers}
 
     def _without_numbers(self, model: Any) -> Any:
-        """With the adapter, as the estimate of memory takes it: how it begins is of no account, or cannot be told."""
+        """The model with its adapter, for the estimate of memory: initial values do not matter, and `meta` has none."""
         from peft import get_peft_model
 
         from .known_methods import has_targets, kind_of

@@ -14,7 +14,7 @@ import torch
 
 from ...models.embeddings import tied_layers
 
-# Of the largest weight's last place: the same sum in another order.
+# Tolerance in units of the largest weight's last place: the same sum in another order.
 ROUNDINGS = 8
 # What peft puts between a wrapped layer's path and its own weight.
 WRAPPED = ("base_layer", "original_module")
