@@ -139,11 +139,12 @@ def plain_lora(model: Any, initial: Mapping[str, torch.Tensor]) -> tuple[dict[st
             tensors[key] = torch.cat([value.detach().cpu(), -initial[key].cpu()], dim=1)
         else:
             tensors[key] = value.detach().cpu()
-    # The scale stays alpha / r; rsLoRA's alpha / sqrt(r) grows with the root.
-    config.lora_alpha = config.lora_alpha * (2**0.5 if config.use_rslora else 2)
+    # The scale alpha / r, of rsLoRA alpha / sqrt(r), stays as it is at twice the rank.
+    growth = 2**0.5 if config.use_rslora else 2
+    config.lora_alpha = config.lora_alpha * growth
     config.r, config.init_lora_weights = 2 * config.r, True
     config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}
-    config.alpha_pattern = {key: 2 * alpha for key, alpha in config.alpha_pattern.items()}
+    config.alpha_pattern = {key: alpha * growth for key, alpha in config.alpha_pattern.items()}
     config.inference_mode = True
     return {key: tensor.contiguous() for key, tensor in tensors.items()}, config
 
