@@ -8,10 +8,14 @@ We share tokens, not the prompt: what both completions begin with is computed on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
 
 IGNORED = -100
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
@@ -147,7 +151,7 @@ def shared_forward(
     return outputs
 
 
-def why_not_shared(trainer: Any) -> str | None:
+def why_not_shared(trainer: Trainer) -> str | None:
     """Why a DPO trainer's model would not score packed pairs as it scores them apart; None if it would.
 
     Some reasons show in its configuration. For the rest two short pairs of random tokens are scored both ways.
@@ -177,7 +181,7 @@ def why_not_shared(trainer: Any) -> str | None:
 
 
 @torch.no_grad()
-def _difference(model: Any) -> float:
+def _difference(model: PreTrainedModel) -> float:
     """The largest difference between log-probabilities of two pairs scored apart and packed."""
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(model.get_input_embeddings().num_embeddings, (4, 12), generator=generator)

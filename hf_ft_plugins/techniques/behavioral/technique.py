@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,9 @@ class Behavioral(Technique):
         reason = "behavioral trains on preferences, by TRL's losses, and the other on labels with a loss of its own."
         return dict.fromkeys((Change.CLASS_LABELS, Change.SEVERAL_HEADS, Change.GENERATION), reason)
 
-    def ft_raw_dataset(self, dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
+    def ft_raw_dataset(
+        self, dataset: Any, split: str, args: TrainingArguments, processing_class: Any, trainer_class: type
+    ) -> Any:
         from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, in_words
         from .trl_trainers import contract_of, settings_of
 
@@ -99,7 +105,7 @@ class Behavioral(Technique):
 
         return [CountsCallback()]
 
-    def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
+    def ft_sampler(self, trainer: Trainer, dataset: Any) -> Any:
         from .mixed_labels import MixedLabelSampler
         from .trl_trainers import contract_of
 
@@ -115,7 +121,7 @@ class Behavioral(Technique):
             )
         return MixedLabelSampler(dataset.with_format(None)["label"], size, data_seed(trainer.args))
 
-    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+    def ft_loss(self, trainer: Trainer, inputs: dict[str, Any]) -> Any:
         from .flip_probabilities import flip_probabilities
 
         if "robust" not in getattr(trainer, "loss_types", ()) or self.noise == "off":
@@ -128,7 +134,7 @@ class Behavioral(Technique):
         unwanted = {WEIGHT: not self.weights, FLIP: self.noise == "off"}
         return [column for column in COLUMNS if not unwanted.get(column)]
 
-    def ft_trainer(self, trainer: Any) -> None:
+    def ft_trainer(self, trainer: Trainer) -> None:
         from .model_forward import behavioral_forward
         from .reference_model import refuse_reference
         from .trl_trainers import innermost_models, refuse_unfit, shares_prefixes

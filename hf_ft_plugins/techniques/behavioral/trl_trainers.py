@@ -52,14 +52,14 @@ def columns_of(dataset: Any) -> list[str]:
     return list(next(iter(dataset), {})) if columns is None else list(columns)
 
 
-def innermost_models(trainer: Any) -> list[Any]:
+def innermost_models(trainer: Trainer) -> list[Any]:
     """The policy and, where there is one, the reference, without DDP and PEFT around them."""
     models = [trainer.model] + [model for model in [getattr(trainer, "ref_model", None)] if model is not None]
     unwrapped = [trainer.accelerator.unwrap_model(model) for model in models]
     return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in unwrapped]
 
 
-def losses_of(trainer: Any) -> list[str]:
+def losses_of(trainer: Trainer) -> list[str]:
     """The names of a trainer's losses; none for reward models."""
     if hasattr(trainer, "loss_types"):
         return list(trainer.loss_types)
@@ -110,7 +110,7 @@ def refuse_unfit(trainer: Trainer, *, weights: bool, noise: Noise) -> None:
         )
 
 
-def _choose_noise(trainer: Any, noise: Noise, has_flips: bool) -> None:
+def _choose_noise(trainer: Trainer, noise: Noise, has_flips: bool) -> None:
     if not has_flips or noise == "off":
         return
     if set(trainer.loss_types) <= {"sigmoid", "robust"}:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ...errors import PluginError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 app = typer.Typer(
     help="Layers of a model: what they do, and what it costs to do without.", no_args_is_help=True, add_completion=False
@@ -166,7 +170,9 @@ def _read(data: Path | None, column: str, target_column: str | None, most: int) 
     return found
 
 
-def _batches(tokenizer: Any, texts: list[tuple[str, str | None]], max_length: int, model: Any) -> list[dict[str, Any]]:
+def _batches(
+    tokenizer: Any, texts: list[tuple[str, str | None]], max_length: int, model: PreTrainedModel
+) -> list[dict[str, Any]]:
     from .stacks import NAME
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

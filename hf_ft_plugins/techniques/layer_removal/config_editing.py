@@ -7,9 +7,13 @@ numbers, and paths of modules that hold them.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .stacks import Stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 REMOVED = "removed_layers"
 # Lists of layers' numbers; all other lists that are as long as the stack have an entry for each layer.
@@ -116,7 +120,7 @@ def renamed(path: str, stack: Stack, kept: list[int]) -> str | None:
     return None if old not in kept else f"{path[: found.start(2)]}{kept.index(old)}{path[found.end(2) :]}"
 
 
-def rename_paths(model: Any, stack: Stack, kept: list[int]) -> None:
+def rename_paths(model: PreTrainedModel, stack: Stack, kept: list[int]) -> None:
     """In what a quantiser, accelerate or Whisper's timestamps know of single layers."""
     if getattr(model, "hf_device_map", None):
         model.hf_device_map = _renamed_keys(model.hf_device_map, stack, kept)

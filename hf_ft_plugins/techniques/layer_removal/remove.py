@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -22,6 +22,10 @@ from ...models.unchanged import remembered, unchanged_on_error
 from .config_agreement import Differences, describe, differences, new_differences, rebuilt
 from .config_editing import edit_config, original_layers, remember_removed, rename_paths
 from .stacks import NAME, Stack, find_stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 __all__ = ["Removal", "original_layers", "refuse_architecture", "remove_layers"]
 
@@ -53,7 +57,7 @@ class Removal:
 
 
 def remove_layers(
-    model: Any, layers: Sequence[int], *, side: str = "", check: bool = True, suggest: bool = True
+    model: PreTrainedModel, layers: Sequence[int], *, side: str = "", check: bool = True, suggest: bool = True
 ) -> Removal:
     """Remove blocks by number, in place. If it fails the model is as it was.
 
@@ -110,7 +114,7 @@ def remove_layers(
 
 
 @contextmanager
-def whole_again(model: Any) -> Iterator[bool]:
+def whole_again(model: PreTrainedModel) -> Iterator[bool]:
     """Put the last removed layers back for a while; yields whether that is possible, as the `Removal` still exists."""
     removal = _REMOVALS.get(model, lambda: None)()
     if removal is None:
@@ -126,7 +130,7 @@ def whole_again(model: Any) -> Iterator[bool]:
         back()
 
 
-def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int]) -> None:
+def refuse_architecture(model: PreTrainedModel, stack: Stack, side: str, out: Sequence[int]) -> None:
     """
     Raises:
         PluginError: without these layers the model would be wrong in a way that its configuration cannot say.
@@ -155,7 +159,7 @@ def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int])
         raise PluginError(f"{NAME}: {what} cannot lose layers {list(out)}: {why}.")
 
 
-def _other_layers(model: Any, depth: int, count: int, side: str) -> str:
+def _other_layers(model: PreTrainedModel, depth: int, count: int, side: str) -> str:
     """Which layers could be removed instead: the last ones, as that changes no other layer's number."""
     last = range(depth - count, depth)
     try:
@@ -172,7 +176,7 @@ def _is_of_stages(sizes: Any, stack: Stack) -> bool:
     return isinstance(sizes, (list, tuple)) and len(sizes) == len(stack.layers)
 
 
-def _differences_of_whole(model: Any) -> Differences | None:
+def _differences_of_whole(model: PreTrainedModel) -> Differences | None:
     try:
         return differences(model)
     except PluginError as error:
@@ -189,7 +193,7 @@ def _name_before(name: str, lists: list[str], kept: list[int]) -> str:
     return name
 
 
-def _take_out(model: Any, stack: Stack, side: str, kept: list[int], depth: int) -> None:
+def _take_out(model: PreTrainedModel, stack: Stack, side: str, kept: list[int], depth: int) -> None:
     lists = [stack.parent._modules[key] for key in stack.keys]
     copies = {id(own): own for own in _configs_in(stack) if own is not stack.config}
     remember_removed(stack.config, side, kept, depth)
@@ -239,7 +243,7 @@ def _unscale(parent: Any) -> None:
         parent.training = training
 
 
-def _spread_drop_paths(model: Any) -> None:
+def _spread_drop_paths(model: PreTrainedModel) -> None:
     """Rates of dropped paths rise over the layers, in training alone: as the configuration spreads them over these."""
     modules = dict(bare(model).named_modules())
     if not any(hasattr(module, "drop_prob") for module in modules.values()):

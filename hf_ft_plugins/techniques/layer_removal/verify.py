@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,10 @@ from .config_agreement import check_structure
 from .remove import whole_again
 from .stacks import NAME
 from .trial_inputs import forward, main_output, trial_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 __all__ = ["check_structure", "verify_cache", "verify_model"]
 
@@ -33,7 +37,7 @@ class NoGeneration(PluginError):
 
 @torch.no_grad()
 def verify_model(
-    model: Any,
+    model: PreTrainedModel,
     *,
     input_ids: torch.Tensor | None = None,
     new_tokens: int = 8,
@@ -56,7 +60,7 @@ def verify_model(
 
 @torch.no_grad()
 def verify_cache(
-    model: Any,
+    model: PreTrainedModel,
     *,
     input_ids: torch.Tensor | None = None,
     new_tokens: int = 8,
@@ -74,7 +78,7 @@ def verify_cache(
         _check_as_whole(model, lambda one: _compare_caches(one, given, new_tokens))
 
 
-def _check_as_whole(model: Any, check: Callable[[Any], None]) -> None:
+def _check_as_whole(model: PreTrainedModel, check: Callable[[Any], None]) -> None:
     with evaluating(model):
         try:
             check(model)
@@ -92,7 +96,7 @@ def _check_as_whole(model: Any, check: Callable[[Any], None]) -> None:
             raise PluginError(str(error).replace("does not generate", "no longer generates", 1)) from error
 
 
-def _compare_caches(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:
+def _compare_caches(model: PreTrainedModel, inputs: dict[str, Any], new_tokens: int) -> None:
     from transformers import GenerationMixin
 
     if not model.can_generate():
@@ -121,7 +125,7 @@ def _compare_caches(model: Any, inputs: dict[str, Any], new_tokens: int) -> None
         )
 
 
-def _compare_reloaded(model: Any, inputs: dict[str, Any]) -> None:
+def _compare_reloaded(model: PreTrainedModel, inputs: dict[str, Any]) -> None:
     device: Any = model.device
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +149,7 @@ def _compare_reloaded(model: Any, inputs: dict[str, Any]) -> None:
         )
 
 
-def _remedy(model: Any) -> str:
+def _remedy(model: PreTrainedModel) -> str:
     # Stock T5 fails with a cache if its decoder is deeper than its encoder.
     first = " If the encoder lost some, take as many from the decoder before: side=decoder."
     return "Remove other layers, or none." + (first if model.config.is_encoder_decoder else "")

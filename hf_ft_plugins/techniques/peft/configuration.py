@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings
@@ -18,6 +18,10 @@ from ...technique import nearest
 from .known_methods import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .layers import shortest_names, text_config
 from .tasks import task_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 RANK, ALPHA = 16, 2
 # The papers' scale, where it is not alpha = 2 r; None: peft's own default.
@@ -51,7 +55,7 @@ NESTED = {
 
 def make_config(
     method: str,
-    model: Any,
+    model: PreTrainedModel,
     targets: Any,
     *,
     r: int | None = None,
@@ -122,7 +126,7 @@ def make_config(
         raise OptionError(f"{NAME}: method={method} with {settings}: {error}") from error
 
 
-def _paths(model: Any, targets: Any) -> list[str]:
+def _paths(model: PreTrainedModel, targets: Any) -> list[str]:
     names = tuple(targets.modules)
     return [
         path for path, _ in model.named_modules() if any(path == name or path.endswith(f".{name}") for name in names)
@@ -146,7 +150,7 @@ def _sizes(layer: Any) -> tuple[int, int] | None:
 
 
 def _rank(
-    method: str, fields: Mapping[str, Any], r: int | None, layers: Any, model: Any, targets: Any
+    method: str, fields: Mapping[str, Any], r: int | None, layers: Any, model: PreTrainedModel, targets: Any
 ) -> dict[str, Any]:
     if "r" not in fields:
         if r is not None:
@@ -201,7 +205,7 @@ def _divisor(layers: Iterable[Any], most: int) -> int:
     return max((size for size in range(1, most + 1) if common % size == 0), default=1)
 
 
-def _scaled_at_their_input(model: Any, targets: Any) -> list[str]:
+def _scaled_at_their_input(model: PreTrainedModel, targets: Any) -> list[str]:
     """IA3 scales what goes into the second layer of a feed-forward block, and what comes out of the others."""
     sizes = {path: _sizes(model.get_submodule(path)) for path in _paths(model, targets)}
     inputs = Counter(size[0] for size in sizes.values() if size is not None)
@@ -209,7 +213,7 @@ def _scaled_at_their_input(model: Any, targets: Any) -> list[str]:
     return list(shortest_names(model, [path for path, size in sizes.items() if size is not None and size[0] > width]))
 
 
-def _touched_tied(model: Any, targets: Any, saved: Iterable[str]) -> list[str]:
+def _touched_tied(model: PreTrainedModel, targets: Any, saved: Iterable[str]) -> list[str]:
     """Paths of the embeddings and the output layer tied to them, if an adapter or a trained copy comes between them."""
     embeddings = input_embeddings(model)
     if not getattr(text_config(model), "tie_word_embeddings", False) or embeddings is None:
@@ -224,13 +228,13 @@ def _known(paths: Iterable[str]) -> bool:
     return all(path.rpartition(".")[2] in TIED_NAMES for path in paths)
 
 
-def _sharing(model: Any) -> int:
+def _sharing(model: PreTrainedModel) -> int:
     """How many layers share the weight of the embeddings."""
     weight = getattr(input_embeddings(model), "weight", None)
     return sum(getattr(module, "weight", None) is weight for module in model.modules())
 
 
-def _refuse_prompts(method: str, model: Any, task: str | None) -> None:
+def _refuse_prompts(method: str, model: PreTrainedModel, task: str | None) -> None:
     if task is None and method in PROMPTS:
         raise OptionError(
             f"{NAME}: method={method} puts its own before embedded tokens, and peft knows no way into a "

@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers.trainer_callback import TrainerCallback
@@ -21,6 +21,10 @@ from .model_outputs import call_for
 from .reload import verified_adapter
 from .saved_adapter import write_fingerprint
 from .whole_folders import written_whole
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -173,21 +177,25 @@ class ExportCallback(WithTrainer, TrainerCallback):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_initial": {}, "_call": None, "_asked": False}
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if "merged" in self.parts and (args.fsdp or args.deepspeed):
             raise PluginError(f"{NAME}: export={self.export} under FSDP or DeepSpeed is not known. Use export=adapter.")
         self._remember()
         if self._trainer.train_dataset is not None:
             self._find_call()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # A model of model_init is new in each run.
         if state.global_step == 0:
             self._remember()
         if not self._asked:
             self._find_call()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if args.should_save:
             self.run()
 

@@ -15,7 +15,7 @@ gradients of later steps, and merges, then read them as if they were not repacke
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,12 +23,16 @@ from ...errors import PluginError
 from ...models.unchanged import unchanged_on_error
 from .layers import NAME, block_stacks, is_linear
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 logger = logging.getLogger(__name__)
 
 Kind = Literal["nf4", "int8"]
 
 
-def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None) -> int:
+def quantize(model: PreTrainedModel, kind: Kind, *, compute_dtype: torch.dtype | None = None) -> int:
     """Turn the linear layers of a model's blocks into bitsandbytes', in place; they are frozen.
 
     Args:
@@ -60,7 +64,7 @@ def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None
     return turned
 
 
-def never_repack(model: Any) -> None:
+def never_repack(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking NF4 weights of `model` for evaluation on CPUs with AVX512-BF16."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -72,7 +76,7 @@ def is_quantized(module: Any) -> bool:
     return type(module.weight).__name__ in ("Params4bit", "Int8Params") if hasattr(module, "weight") else False
 
 
-def kind_of(model: Any) -> Kind | None:
+def kind_of(model: PreTrainedModel) -> Kind | None:
     """How the layers of a model are quantised by bitsandbytes, if they are."""
     for module in model.modules():
         if is_quantized(module):
@@ -80,7 +84,7 @@ def kind_of(model: Any) -> Kind | None:
     return None
 
 
-def other_quantisation(model: Any) -> str | None:
+def other_quantisation(model: PreTrainedModel) -> str | None:
     """How the model is quantised, if not by bitsandbytes (gptq, awq, fp8, ...): transformers' name of it."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None or kind_of(model) is not None:
@@ -141,7 +145,7 @@ def _quantized(bnb: Any, module: Any, kind: Kind, compute_dtype: torch.dtype | N
     return new
 
 
-def _say_that_it_is(model: Any, kind: Kind, compute_dtype: torch.dtype) -> None:
+def _say_that_it_is(model: PreTrainedModel, kind: Kind, compute_dtype: torch.dtype) -> None:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers import AutoHfQuantizer
     from transformers.utils.quantization_config import QuantizationMethod

@@ -14,11 +14,15 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import PluginError
 from .layers import NAME, block_stacks, is_linear, shortest_names, some_names, text_config, without_numbers
 from .quantization import other_quantisation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 # Adapters that reach less of the blocks leave most of the model as it was, and must be meant.
 LEAST_COVERAGE = 0.5
@@ -56,7 +60,7 @@ class Targets:
 
 
 def find_targets(
-    model: Any, *, moe: Literal["attention", "experts"] | None = None, exclude: Iterable[str] = ()
+    model: PreTrainedModel, *, moe: Literal["attention", "experts"] | None = None, exclude: Iterable[str] = ()
 ) -> Targets:
     """All linear layers of the blocks: no head, no embeddings, no router of experts, no tower of another modality.
 
@@ -112,7 +116,7 @@ def find_targets(
     )
 
 
-def named_targets(model: Any, names: Iterable[str]) -> Targets:
+def named_targets(model: PreTrainedModel, names: Iterable[str]) -> Targets:
     """The layers that the user names: each is a layer's whole name or the end of it.
 
     Raises:
@@ -133,7 +137,7 @@ def named_targets(model: Any, names: Iterable[str]) -> Targets:
     return Targets(tuple(names), (), len(found), stacks, _coverage(model, stacks, found, []))
 
 
-def find_norms(model: Any) -> Targets:
+def find_norms(model: PreTrainedModel) -> Targets:
     """The norms of the blocks, for the method `ln_tuning`."""
     stacks = block_stacks(model)
     found = {
@@ -145,7 +149,7 @@ def find_norms(model: Any) -> Targets:
     return Targets(shortest_names(model, found), (), len(found), stacks, _coverage(model, stacks, found, []))
 
 
-def _linear_layers(model: Any, stack: str) -> Iterator[tuple[str, Any]]:
+def _linear_layers(model: PreTrainedModel, stack: str) -> Iterator[tuple[str, Any]]:
     config, text = getattr(model, "config", None), text_config(model)
     experts = {getattr(text, name, None) for name in EXPERTS} - {None} | {1}
     reads = READ_DIRECTLY if getattr(config, "model_type", None) in MAMBA else ()
@@ -157,13 +161,13 @@ def _linear_layers(model: Any, stack: str) -> Iterator[tuple[str, Any]]:
             yield f"{stack}.{inside}", module
 
 
-def _fused_experts(model: Any, stack: str) -> Iterator[str]:
+def _fused_experts(model: PreTrainedModel, stack: str) -> Iterator[str]:
     for inside, parameter in model.get_submodule(stack).named_parameters():
         if parameter.dim() == 3 and "experts" in inside.split("."):
             yield f"{stack}.{inside}"
 
 
-def _coverage(model: Any, stacks: Iterable[str], layers: dict[str, Any], fused: Iterable[str]) -> float:
+def _coverage(model: PreTrainedModel, stacks: Iterable[str], layers: dict[str, Any], fused: Iterable[str]) -> float:
     owned = {id(parameter): _size(parameter) for module in layers.values() for parameter in module.parameters()}
     owned |= {id(parameter): _size(parameter) for parameter in map(model.get_parameter, fused)}
     blocks = {id(one): _size(one) for stack in stacks for one in model.get_submodule(stack).parameters()}

@@ -8,9 +8,13 @@ peft passes on what it is given.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...models.inputs import main_input_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 TASKS = {
     "CausalLM": "CAUSAL_LM",
@@ -30,20 +34,20 @@ OWN = {
 WITHOUT_EMBEDDINGS = ("mpt",)
 
 
-def task_of(model: Any) -> str | None:
+def task_of(model: PreTrainedModel) -> str | None:
     """peft's name of what a model does, if its forward pass takes the arguments that peft then passes; else None."""
     task = _by_name(model)
     return task if task is not None and _takes(model, task) else None
 
 
-def _by_name(model: Any) -> str | None:
+def _by_name(model: PreTrainedModel) -> str | None:
     name = type(model).__name__
     if name.endswith("ConditionalGeneration") and getattr(model.config, "is_encoder_decoder", False):
         return "SEQ_2_SEQ_LM"
     return next((task for part, task in TASKS.items() if part in name), None)
 
 
-def _takes(model: Any, task: str) -> bool:
+def _takes(model: PreTrainedModel, task: str) -> bool:
     # A model of another main input may take `input_ids` into **kwargs, and then fail on it.
     if main_input_name(model) != "input_ids":
         return False
