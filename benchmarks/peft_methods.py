@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.report import Gate, Result
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.host.adapter import with_adapter
-from hf_ft_plugins.techniques.peft import Peft, merge_exactly, names, never_repack, quantize
+from hf_ft_plugins.techniques.peft import Peft, known_methods, merge_exactly, never_repack, quantize
 
 KINDS = ("fp32", "int8", "nf4")
 METHODS = (
@@ -101,7 +101,11 @@ def ours(method: str, kind: str, folder: str) -> tuple[str, str]:
     from transformers import TrainingArguments
 
     quant = None if kind == "fp32" else kind
-    has_rank = "r" in names.fields_of(names.config_class(method)) and method not in ("oft", "vera", "randlora")
+    has_rank = "r" in known_methods.fields_of(known_methods.config_class(method)) and method not in (
+        "oft",
+        "vera",
+        "randlora",
+    )
     options: dict[str, Any] = {"method": method, "quant": quant, "config": NEEDED.get(method, {})}
     args = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
     try:
@@ -109,7 +113,7 @@ def ours(method: str, kind: str, folder: str) -> tuple[str, str]:
         base = new_model()
         model = with_adapter(base, technique.ft_adapter(base, args), 0, "peft")
         without = _quantised(quant)
-        merge = None if method in names.UNMERGEABLE else merge_exactly
+        merge = None if method in known_methods.UNMERGEABLE else merge_exactly
         return judge(model, without, _quantised(quant), merge, kind)
     except PluginError as error:
         return REFUSED, str(error)
@@ -125,9 +129,9 @@ def _quantised(quant: Any) -> Any:
 def stock(method: str, kind: str, folder: str) -> tuple[str, str]:
     from peft import get_peft_model
 
-    variant = names.VARIANTS.get(method, ("", {}))[1]
-    cls = names.config_class(method)
-    fields = names.fields_of(cls)
+    variant = known_methods.VARIANTS.get(method, ("", {}))[1]
+    cls = known_methods.config_class(method)
+    fields = known_methods.fields_of(cls)
     try:
         settings = {"target_modules": TARGETS} if "target_modules" in fields else {}
         settings |= {"r": 8} if "r" in fields and method not in SMALL else {}

@@ -30,9 +30,9 @@ from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.layer_removal import remove_layers, verify_model
 from hf_ft_plugins.techniques.layer_removal.gate import REPORT
 from hf_ft_plugins.techniques.layer_removal.score import score_layers
-from hf_ft_plugins.techniques.layer_removal.smallest import smallest
+from hf_ft_plugins.techniques.layer_removal.smallest_model import smallest
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
-from hf_ft_plugins.techniques.layer_removal.trial import forward, main_output, trial_inputs
+from hf_ft_plugins.techniques.layer_removal.trial_inputs import forward, main_output, trial_inputs
 from hf_ft_plugins.techniques.peft import quantize
 
 CLOSE = 1e-4

@@ -21,13 +21,13 @@ COLUMNS = (WEIGHT, FLIP, *MASKS)
 
 @dataclass(frozen=True)
 class BehavioralPreferenceCollator:
-    """A TRL collator's batch, mended, with `behavior_weight` and `behavior_eps`.
+    """Wraps a TRL collator: corrects its masks, and adds `behavior_weight` and `behavior_eps` to its batch.
 
-    Takes the rows of the three contracts, which it tells by their columns:
+    Takes the rows of three trainers, which it distinguishes by their columns:
 
     - DPO: `prompt_ids`, `chosen_ids`, `rejected_ids`. `completion_mask` [2B, L] is 0 where the optional columns
-      `chosen_assistant_mask` and `rejected_assistant_mask` are (lists of 0 and 1 for prompt and completion together):
-      turns of the user or of a tool within a completion are not scored. KTO's is `completion_assistant_mask`.
+      `chosen_assistant_mask` and `rejected_assistant_mask` are 0 (lists for prompt and completion together): turns of
+      the user or of a tool within a completion are not scored. KTO's is `completion_assistant_mask`.
     - KTO: `prompt_ids`, `completion_ids`, `label`. The completions of the KL estimate are the batch's own, each with
       the prompt of the next row, whatever the column `KL_completion_ids` says: TRL 1.16 makes that column before it
       knows the batches. It is kept where reference log-probabilities of it (`ref_KL_logps`) are there.

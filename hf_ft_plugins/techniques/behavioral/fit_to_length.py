@@ -1,8 +1,8 @@
 """Preferences made to fit a trainer's `max_length` before TRL cuts or drops them.
 
 TRL drops a pair whose prompt is as long as the limit, and cuts completions at their end. Here the oldest turns of the
-prompt go first, both completions alike; what still does not fit is cut where a difference is left, and dropped, with a
-reason that is counted, where not.
+prompt go first, both completions alike; what still does not fit is cut if the completions then still differ, and
+otherwise dropped; the reasons are counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FITTED = "behavior_fitted"
 WHOLE, TRIMMED, CUT, DROPPED = "whole", "prompt trimmed", "completion cut", "dropped: "
-# Of a reason, letters.
+# Characters of a template's error message that the reason for dropping a row keeps.
 REASON = 120
 # Columns of rows that a reward trainer takes as they are.
 TOKENIZED = {"chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"}
@@ -65,7 +65,7 @@ class Fitter:
         try:
             return self._within(row)
         except TemplateError as error:
-            # One that knows no system's turn, no tools, or no two turns of one speaker.
+            # Some templates take no system turn, no tools, or no two turns in a row by one speaker.
             return row | self._none_of(f"the chat template refuses it ({error})"[:REASON])
 
     def _within(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     if any(how.startswith(DROPPED) for how in counts):
         dataset = dataset.filter(lambda how: not how.startswith(DROPPED), input_columns=[FITTED])
     if len(dataset) == 0:
-        raise PluginError(f"{NAME}: no preference is left: {said(counts)}. Raise max_length, or look at the data.")
+        raise PluginError(f"{NAME}: no preference is left: {in_words(counts)}. Raise max_length, or look at the data.")
     return dataset.remove_columns([FITTED]), counts
 
 
@@ -207,10 +207,10 @@ def plain_rows(dataset: Any) -> Any:
     made: dict[str, Any] = next(iter(dataset), {})
     logger.warning("%s: the data's set_transform is applied once, before tokens are made, not at each epoch.", NAME)
     gone = [column for column in dataset.column_names if column not in made]
-    return dataset.map(_as_it_is, remove_columns=gone).with_format(None)
+    return dataset.map(_copy_of_row, remove_columns=gone).with_format(None)
 
 
-def _as_it_is(row: dict[str, Any]) -> dict[str, Any]:
+def _copy_of_row(row: dict[str, Any]) -> dict[str, Any]:
     return dict(row)
 
 
@@ -259,8 +259,8 @@ def _repeats_prompt(row: dict[str, Any]) -> bool:
     return isinstance(row["prompt"], str) and isinstance(row["chosen"], list)
 
 
-def said(counts: Counter[str]) -> str:
-    """The counts in words, most first."""
+def in_words(counts: Counter[str]) -> str:
+    """The counts in words, the largest first."""
     return ", ".join(f"{count} {how}" for how, count in counts.most_common())
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .collator import FLIP
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def conservative(flip: Tensor) -> Tensor:
@@ -24,7 +27,7 @@ def conservative(flip: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def flip_probabilities(trainer: Any, inputs: dict[str, Any], noise: str) -> Iterator[None]:
+def flip_probabilities(trainer: Trainer, inputs: dict[str, Any], noise: str) -> Iterator[None]:
     """Let one batch's `behavior_eps` be the `label_smoothing` of a `DPOTrainer` whose loss is `robust`.
 
     Args:
@@ -35,9 +38,9 @@ def flip_probabilities(trainer: Any, inputs: dict[str, Any], noise: str) -> Iter
     if flip is None:
         yield
         return
-    of_the_run = trainer.label_smoothing
+    for_the_run = trainer.label_smoothing
     trainer.label_smoothing = conservative(flip) if noise == "cdpo" else flip
     try:
         yield
     finally:
-        trainer.label_smoothing = of_the_run
+        trainer.label_smoothing = for_the_run

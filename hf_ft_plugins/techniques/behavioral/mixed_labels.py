@@ -1,7 +1,7 @@
 """An order of examples in which every batch has desirable and undesirable ones, for KTO.
 
 TRL 1.16 trains KTO in the order of the data, and puts all chosen completions of paired data before all rejected ones:
-no batch has both. The loss of a batch is then all one term of the two that hold each other.
+no batch has both. Each batch then trains on one of the loss's two opposing terms alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MixedLabelSampler(Sampler[int]):
     """Positions such that each `batch_size` of them in a row hold both labels, as near their overall share as can be.
 
     The order depends on `seed` and the epoch alone. Where there are fewer of a label than batches, some batches have
-    none (said once, in the log). A last batch of one example, which has no other completion to estimate the KL term
+    none (logged once). A last batch of one example, which has no other completion to estimate the KL term
     from, is left out: another example in each epoch.
 
     Args:
@@ -64,7 +64,8 @@ class MixedLabelSampler(Sampler[int]):
 
 
 def spread(items: int, sizes: Sequence[int]) -> list[int]:
-    """How many of `items` go to each batch: in proportion to its size, at least 1 where they suffice, below its size.
+    """How many of `items` go to each batch: in proportion to its size, fewer than its size, and at least 1 if there are
+    as many items as batches.
 
     Args:
         items: at most half of the sum of `sizes`.

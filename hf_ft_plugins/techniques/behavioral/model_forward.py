@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .collator import FLIP, WEIGHT
 from .prefix_sharing import shareable, shared_forward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def gated(values: Tensor, weights: Tensor) -> Tensor:
@@ -34,11 +37,11 @@ def gated(values: Tensor, weights: Tensor) -> Tensor:
     return fixed + weights * (values - fixed)
 
 
-def behavioral_forward(model: Any, *, share_prefixes: bool = False) -> None:
+def behavioral_forward(model: PreTrainedModel, *, share_prefixes: bool = False) -> None:
     """Make `model.forward` take `behavior_weight` and `behavior_eps`, in place; call it after TRL's fused head is on.
 
     The first scales the gradient of the output's `log_probs` or `logits` (see `gated`); the second is for the loss
-    (see `flips.py`) and ignored. Passes that record no gradient ignore both.
+    (see `flip_probabilities.py`) and ignored. Passes that record no gradient ignore both.
 
     Args:
         model: the innermost model: TRL's policy or reference, not its PEFT or DDP wrapper.

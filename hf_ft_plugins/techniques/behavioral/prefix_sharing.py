@@ -8,16 +8,21 @@ We share tokens, not the prompt: what both completions begin with is computed on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
 
 IGNORED = -100
 FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 NEEDED = {"input_ids", "attention_mask", "labels", "fused_lm_head"}
 PASSED = {"use_cache", "output_router_logits"}
-# What a test pair's log-probabilities may differ by: sums in another order do, another attention does by far more.
+# Allowed difference of a test pair's log-probabilities (float32, 16-bit): rounding from another order of summation
+# stays below it, and wrong attention is far above.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.3
 
 
@@ -146,7 +151,7 @@ def shared_forward(
     return outputs
 
 
-def why_not_shared(trainer: Any) -> str | None:
+def why_not_shared(trainer: Trainer) -> str | None:
     """Why a DPO trainer's model would not score packed pairs as it scores them apart; None if it would.
 
     Some reasons show in its configuration. For the rest two short pairs of random tokens are scored both ways.
@@ -166,7 +171,7 @@ def why_not_shared(trainer: Any) -> str | None:
     if any(module.p > 0 for module in base.modules() if isinstance(module, torch.nn.Dropout)):
         return "dropout draws other numbers for other rows (disable_dropout=True)"
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        return "its parameters are in parts when the model is tested for it"
+        return "its parameters are sharded when the model is tested for it"
     try:
         difference = _difference(base)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -176,7 +181,7 @@ def why_not_shared(trainer: Any) -> str | None:
 
 
 @torch.no_grad()
-def _difference(model: Any) -> float:
+def _difference(model: PreTrainedModel) -> float:
     """The largest difference between log-probabilities of two pairs scored apart and packed."""
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(model.get_input_embeddings().num_embeddings, (4, 12), generator=generator)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...errors import PluginError
 from .collator import NAME
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
 logger = logging.getLogger(__name__)
 
 
-def refuse_reference(trainer: Any, *, trained_adapter: str) -> None:
+def refuse_reference(trainer: Trainer, *, trained_adapter: str) -> None:
     """Look at a built trainer's reference, before the first step.
 
     Raises:
@@ -32,7 +36,7 @@ def refuse_reference(trainer: Any, *, trained_adapter: str) -> None:
         )
 
 
-def _refuse_other_parameters(trainer: Any, reference: Any) -> None:
+def _refuse_other_parameters(trainer: Trainer, reference: Any) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     ours = dict(model.named_parameters())
     theirs = dict(trainer.accelerator.unwrap_model(reference).named_parameters())
@@ -64,7 +68,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _is_own_trained_reference(model: Any) -> bool:
     if "ref" not in getattr(model, "peft_config", {}):
         return False
-    # LoRA's second matrix and DoRA's like begin at 0.
+    # LoRA's second matrix is initialised to 0, DoRA's too.
     return any(
         bool(parameter.detach().any())
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""The technique `behavioral`: what people did with a chatbot, in TRL's trainers, as it was meant.
+"""The technique `behavioral`: what people did with a chatbot, as training data for TRL's trainers.
 
 The log becomes preferences elsewhere (`feedback/`, `hf-ft behavioral inspect`); this gets them through a DPO, KTO,
 reward or SFT trainer: fitted to `max_length`, each with its weight and its probability of being wrong, in batches that
@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +62,10 @@ class Behavioral(Technique):
         reason = "behavioral trains on preferences, by TRL's losses, and the other on labels with a loss of its own."
         return dict.fromkeys((Change.CLASS_LABELS, Change.SEVERAL_HEADS, Change.GENERATION), reason)
 
-    def ft_raw_dataset(self, dataset: Any, split: str, args: Any, processing_class: Any, trainer_class: type) -> Any:
-        from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, said
+    def ft_raw_dataset(
+        self, dataset: Any, split: str, args: TrainingArguments, processing_class: Any, trainer_class: type
+    ) -> Any:
+        from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, in_words
         from .trl_trainers import contract_of, settings_of
 
         contract = contract_of(trainer_class)
@@ -80,7 +86,7 @@ class Behavioral(Technique):
         logger.log(
             logging.WARNING if changed else logging.INFO,
             "%s: %s data at max_length=%s: %s.",
-            *(self.name, split, args.max_length, said(counts) or "not counted (a stream, or tokenized already)"),
+            *(self.name, split, args.max_length, in_words(counts) or "not counted (a stream, or tokenized already)"),
         )
         return dataset
 
@@ -99,13 +105,13 @@ class Behavioral(Technique):
 
         return [CountsCallback()]
 
-    def ft_sampler(self, trainer: Any, dataset: Any) -> Any:
+    def ft_sampler(self, trainer: Trainer, dataset: Any) -> Any:
         from .mixed_labels import MixedLabelSampler
         from .trl_trainers import contract_of
 
         if contract_of(type(trainer)) != "kto":
             return None
-        # Not that of the arguments: `auto_find_batch_size` tries smaller ones.
+        # Not the batch size in the arguments: `auto_find_batch_size` tries smaller ones.
         size = trainer._train_batch_size
         if size < 2:
             found = "auto_find_batch_size has come down to 1" if trainer.args.train_batch_size > 1 else "is 1"
@@ -115,7 +121,7 @@ class Behavioral(Technique):
             )
         return MixedLabelSampler(dataset.with_format(None)["label"], size, data_seed(trainer.args))
 
-    def ft_loss(self, trainer: Any, inputs: dict[str, Any]) -> Any:
+    def ft_loss(self, trainer: Trainer, inputs: dict[str, Any]) -> Any:
         from .flip_probabilities import flip_probabilities
 
         if "robust" not in getattr(trainer, "loss_types", ()) or self.noise == "off":
@@ -128,7 +134,7 @@ class Behavioral(Technique):
         unwanted = {WEIGHT: not self.weights, FLIP: self.noise == "off"}
         return [column for column in COLUMNS if not unwanted.get(column)]
 
-    def ft_trainer(self, trainer: Any) -> None:
+    def ft_trainer(self, trainer: Trainer) -> None:
         from .model_forward import behavioral_forward
         from .reference_model import refuse_reference
         from .trl_trainers import innermost_models, refuse_unfit, shares_prefixes

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 Noise = Literal["auto", "robust", "cdpo", "off"]
 
 CONTRACTS = {"DPOTrainer": "dpo", "KTOTrainer": "kto", "RewardTrainer": "reward", "SFTTrainer": "sft"}
-# The losses whose gradient is, for each row, its own loss's: a weight scales it exactly. Those of `aot` sort the batch.
+# Losses that are sums of one term for each row, which a weight scales exactly. The `aot` losses sort the batch.
 WEIGHED_LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down"),
     *("discopop", "sft", "sigmoid_norm", "kto", "apo_zero_unpaired", "nll", "dft"),
@@ -41,7 +41,7 @@ def contract_of(trainer_class: type) -> str:
 
 
 def settings_of(args: TrainingArguments, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What reference log-probabilities depend on, beside the data and the model; `options` are the technique's."""
+    """What reference log-probabilities depend on besides the data and the model; `options` are the technique's."""
     names = ("max_length", "truncation_mode", "ld_alpha", "pad_to_multiple_of", "disable_dropout", "bf16", "fp16")
     return {"technique": dict(options)} | {name: getattr(args, name, None) for name in names}
 
@@ -52,14 +52,14 @@ def columns_of(dataset: Any) -> list[str]:
     return list(next(iter(dataset), {})) if columns is None else list(columns)
 
 
-def innermost_models(trainer: Any) -> list[Any]:
+def innermost_models(trainer: Trainer) -> list[Any]:
     """The policy and, where there is one, the reference, without DDP and PEFT around them."""
     models = [trainer.model] + [model for model in [getattr(trainer, "ref_model", None)] if model is not None]
     unwrapped = [trainer.accelerator.unwrap_model(model) for model in models]
     return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in unwrapped]
 
 
-def losses_of(trainer: Any) -> list[str]:
+def losses_of(trainer: Trainer) -> list[str]:
     """The names of a trainer's losses; none for reward models."""
     if hasattr(trainer, "loss_types"):
         return list(trainer.loss_types)
@@ -110,7 +110,7 @@ def refuse_unfit(trainer: Trainer, *, weights: bool, noise: Noise) -> None:
         )
 
 
-def _choose_noise(trainer: Any, noise: Noise, has_flips: bool) -> None:
+def _choose_noise(trainer: Trainer, noise: Noise, has_flips: bool) -> None:
     if not has_flips or noise == "off":
         return
     if set(trainer.loss_types) <= {"sigmoid", "robust"}:

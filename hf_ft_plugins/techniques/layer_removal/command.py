@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ...errors import PluginError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 app = typer.Typer(
     help="Layers of a model: what they do, and what it costs to do without.", no_args_is_help=True, add_completion=False
@@ -72,8 +76,8 @@ def curve(
         table.add_row(str(point["removed"]), "+".join(map(str, point["layers"])), f"{point['perplexity']:.2f}", *shares)
     console.print(table)
     console.print(f"Without healing; the curve is in {found['picture']}. To train without, say, the first two:")
-    said = "+".join(map(str, found["curve"][min(2, len(found["curve"]) - 1)]["layers"]))
-    console.print(f"  hf-ft run --with layer-removal:layers={said} SCRIPT", highlight=False)
+    layers = "+".join(map(str, found["curve"][min(2, len(found["curve"]) - 1)]["layers"]))
+    console.print(f"  hf-ft run --with layer-removal:layers={layers} SCRIPT", highlight=False)
 
 
 def examine(
@@ -166,14 +170,16 @@ def _read(data: Path | None, column: str, target_column: str | None, most: int) 
     return found
 
 
-def _batches(tokenizer: Any, texts: list[tuple[str, str | None]], max_length: int, model: Any) -> list[dict[str, Any]]:
+def _batches(
+    tokenizer: Any, texts: list[tuple[str, str | None]], max_length: int, model: PreTrainedModel
+) -> list[dict[str, Any]]:
     from .stacks import NAME
 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     kept = []
     for text, target in texts:
-        # Of a long text, no more than can be needed is tokenized.
+        # A long text is cut before it is tokenized, to as many characters as max_length tokens can need.
         ids = tokenizer(text[: 20 * max_length], truncation=True, max_length=max_length)
         if len(ids["input_ids"]) >= FEWEST_TOKENS or target is not None:
             kept.append((ids, target))

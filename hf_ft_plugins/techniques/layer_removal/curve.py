@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,11 +14,15 @@ from .quality import measure_quality, perplexity_of
 from .remove import remove_layers
 from .score import Batches, choose_layers, mean_loss, removal_order
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 FILE = "layer_removal_curve"
 
 
 def measure_curve(
-    model: Any,
+    model: PreTrainedModel,
     batches: Batches,
     *,
     most: int,
@@ -54,7 +58,7 @@ def measure_curve(
 
 
 def measure_choices(
-    model: Any,
+    model: PreTrainedModel,
     choices: Sequence[Sequence[int]],
     held_out: Batches,
     *,
@@ -116,8 +120,8 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
     gone: list[int] = []
     for point in points[1:]:
         new = sorted(set(point["layers"]) - set(gone))
-        said = "+".join(map(str, new if set(gone) < set(point["layers"]) else point["layers"]))
-        first.annotate(said, (point["removed"], point["perplexity"]), (0, 8), textcoords="offset points", ha="center")
+        label = "+".join(map(str, new if set(gone) < set(point["layers"]) else point["layers"]))
+        first.annotate(label, (point["removed"], point["perplexity"]), (0, 8), textcoords="offset points", ha="center")
         gone = point["layers"]
     first.set_title("at each point, the layer that goes", fontsize=9)
     figure.tight_layout()

@@ -20,7 +20,7 @@ from ...errors import PluginError
 from ...models.inputs import decoder_inputs
 from ...models.unchanged import evaluating
 from .stacks import NAME
-from .trial import forward
+from .trial_inputs import forward
 
 IGNORED = -100
 

@@ -11,7 +11,7 @@ import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,10 @@ from .curve import save_curve
 from .quality import Quality
 from .stacks import NAME
 from .surgery import SURGERY, Surgery, quality_of
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +78,16 @@ class GateCallback(WithTrainer, TrainerCallback):
                 f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}."
             )
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         surgery = self._surgery()
         if surgery is not None and surgery.curve and args.should_save:
             logger.info("%s: the curve is in %s", NAME, save_curve(surgery.curve, Path(args.output_dir)))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         surgery = self._surgery()
         if surgery is not None:
             self.report = close_run(self._trainer, surgery, self.limits, restore=self.on_fail == "restore")

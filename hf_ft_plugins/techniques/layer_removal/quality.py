@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ...models.unchanged import evaluating
 from .score import Batches, mean_loss
 
-# Of tokens; what repeats in shorter ones is grammar.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+# Tokens in an n-gram; shorter ones repeat in any grammatical text.
 NGRAM = 4
 
 
@@ -35,7 +39,9 @@ class Quality:
 
 
 @torch.no_grad()
-def measure_quality(model: Any, batches: Batches, prompts: torch.Tensor, *, new_tokens: int = 64) -> Quality:
+def measure_quality(
+    model: PreTrainedModel, batches: Batches, prompts: torch.Tensor, *, new_tokens: int = 64
+) -> Quality:
     """Measure a causal language model or an encoder-decoder.
 
     Args:

@@ -1,8 +1,8 @@
 """Layers taken out of a model in place, so that it generates, is saved and loads again as what it then is.
 
-Beside the list of modules this mends what other code reads: what the configuration tells of each layer (`editing`), and
-the numbers that modules keep, by which layers find their place in the cache. What nobody thought of is found by
-`structure`: the model must be what its configuration now makes.
+Not only the list of modules changes, but also what other code reads: the configuration's settings of each layer
+(`config_editing`), and the layer numbers kept in modules, by which layers find their place in the cache.
+`config_agreement` finds what was overlooked: the model must be the one that its edited configuration builds.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ...errors import OptionError, PluginError
 from ...models.inputs import bare
 from ...models.unchanged import remembered, unchanged_on_error
-from .editing import edit_config, original_layers, remember_removed, rename_paths
+from .config_agreement import Differences, describe, differences, new_differences, rebuilt
+from .config_editing import edit_config, original_layers, remember_removed, rename_paths
 from .stacks import NAME, Stack, find_stack
-from .structure import Differences, differences, new_differences, rebuilt, told
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 __all__ = ["Removal", "original_layers", "refuse_architecture", "remove_layers"]
 
@@ -53,7 +57,7 @@ class Removal:
 
 
 def remove_layers(
-    model: Any, layers: Sequence[int], *, side: str = "", check: bool = True, mends: bool = True
+    model: PreTrainedModel, layers: Sequence[int], *, side: str = "", check: bool = True, suggest: bool = True
 ) -> Removal:
     """Remove blocks by number, in place. If it fails the model is as it was.
 
@@ -62,7 +66,7 @@ def remove_layers(
         layers: numbers in the stack as it is, from 0.
         side: of an encoder-decoder "encoder" or "decoder".
         check: compare the result with what its configuration makes, and put all back if they differ.
-        mends: look for layers that could go instead, for the error.
+        suggest: look for other layers that could be removed, to name them in the error.
 
     Returns:
         the way back. The configuration remembers, in `removed_layers`, the numbers in the original stack.
@@ -102,16 +106,16 @@ def remove_layers(
             found = new_differences(model, before, lambda name: _name_before(name, lists, kept))
     if found:
         changed()()
-        mend = _mend(model, depth, len(out), side) if mends else "Remove others, or none."
-        raise PluginError(f"{told(bare(model), found)} {mend}")
+        remedy = _other_layers(model, depth, len(out), side) if suggest else "Remove others, or none."
+        raise PluginError(f"{describe(bare(model), found)} {remedy}")
     removal = Removal(stack, tuple(out), changed())
     _REMOVALS[model] = weakref.ref(removal)
     return removal
 
 
 @contextmanager
-def whole_again(model: Any) -> Iterator[bool]:
-    """With the layers that were removed last, if somebody still holds the `Removal`; whether that is so."""
+def whole_again(model: PreTrainedModel) -> Iterator[bool]:
+    """Put the last removed layers back for a while; yields whether that is possible, as the `Removal` still exists."""
     removal = _REMOVALS.get(model, lambda: None)()
     if removal is None:
         yield False
@@ -126,7 +130,7 @@ def whole_again(model: Any) -> Iterator[bool]:
         back()
 
 
-def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int]) -> None:
+def refuse_architecture(model: PreTrainedModel, stack: Stack, side: str, out: Sequence[int]) -> None:
     """
     Raises:
         PluginError: without these layers the model would be wrong in a way that its configuration cannot say.
@@ -155,11 +159,11 @@ def refuse_architecture(model: Any, stack: Stack, side: str, out: Sequence[int])
         raise PluginError(f"{NAME}: {what} cannot lose layers {list(out)}: {why}.")
 
 
-def _mend(model: Any, depth: int, count: int, side: str) -> str:
-    """What else could go: where something follows from a layer's number, the last ones, as no number changes."""
+def _other_layers(model: PreTrainedModel, depth: int, count: int, side: str) -> str:
+    """Which layers could be removed instead: the last ones, as that changes no other layer's number."""
     last = range(depth - count, depth)
     try:
-        remove_layers(model, last, side=side, mends=False).restore()
+        remove_layers(model, last, side=side, suggest=False).restore()
     except PluginError:
         return "Remove others, or none."
     return (
@@ -172,7 +176,7 @@ def _is_of_stages(sizes: Any, stack: Stack) -> bool:
     return isinstance(sizes, (list, tuple)) and len(sizes) == len(stack.layers)
 
 
-def _differences_of_whole(model: Any) -> Differences | None:
+def _differences_of_whole(model: PreTrainedModel) -> Differences | None:
     try:
         return differences(model)
     except PluginError as error:
@@ -189,7 +193,7 @@ def _name_before(name: str, lists: list[str], kept: list[int]) -> str:
     return name
 
 
-def _take_out(model: Any, stack: Stack, side: str, kept: list[int], depth: int) -> None:
+def _take_out(model: PreTrainedModel, stack: Stack, side: str, kept: list[int], depth: int) -> None:
     lists = [stack.parent._modules[key] for key in stack.keys]
     copies = {id(own): own for own in _configs_in(stack) if own is not stack.config}
     remember_removed(stack.config, side, kept, depth)
@@ -210,7 +214,7 @@ def _take_out(model: Any, stack: Stack, side: str, kept: list[int], depth: int) 
             if vars(module).get(name) == depth:
                 setattr(module, name, len(kept))
     for name, value in list(vars(stack.parent).items()):
-        # Gemma's first layer that shares keys and values, of none.
+        # Gemma's number of the first layer that shares keys and values; the depth if none does.
         if "layer" in name and value == depth and type(value) is int:
             setattr(stack.parent, name, len(kept))
 
@@ -223,7 +227,7 @@ def _configs_in(stack: Stack) -> list[Any]:
 
 
 def _number(layers: nn.ModuleList, names: Sequence[str]) -> None:
-    """Tell layers, and what they consist of, which number they have."""
+    """Renumber layers and their submodules."""
     for number, layer in enumerate(layers):
         for module in layer.modules():
             for name in names:
@@ -239,7 +243,7 @@ def _unscale(parent: Any) -> None:
         parent.training = training
 
 
-def _spread_drop_paths(model: Any) -> None:
+def _spread_drop_paths(model: PreTrainedModel) -> None:
     """Rates of dropped paths rise over the layers, in training alone: as the configuration spreads them over these."""
     modules = dict(bare(model).named_modules())
     if not any(hasattr(module, "drop_prob") for module in modules.values()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,11 @@ from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating, unchanged_on_error
 from .remove import Removal, refuse_architecture, remove_layers
 from .stacks import NAME, Stack, find_stack
-from .trial import takes_cache
+from .trial_inputs import takes_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 Batches = Sequence[dict[str, torch.Tensor]]
 IGNORED = -100
@@ -20,7 +24,7 @@ SOUND = {"input_values", "input_features"}
 
 
 def choose_layers(
-    model: Any,
+    model: PreTrainedModel,
     batches: Batches,
     number: int,
     *,
@@ -51,7 +55,7 @@ def choose_layers(
 
 
 def removal_order(
-    model: Any,
+    model: PreTrainedModel,
     batches: Batches,
     number: int,
     method: str,
@@ -77,7 +81,7 @@ def removal_order(
         return list(METHODS[method](model, batches, number, side, free, seed))
 
 
-def _allowed(model: Any, stack: Stack, side: str, layers: Iterable[int]) -> list[int]:
+def _allowed(model: PreTrainedModel, stack: Stack, side: str, layers: Iterable[int]) -> list[int]:
     """Those that this architecture can lose."""
     allowed, refused = [], None
     for layer in layers:
@@ -91,7 +95,7 @@ def _allowed(model: Any, stack: Stack, side: str, layers: Iterable[int]) -> list
     return allowed
 
 
-def mean_loss(model: Any, batches: Batches) -> float:
+def mean_loss(model: PreTrainedModel, batches: Batches) -> float:
     """The loss per label of all batches, labels of -100 left out; per row where a loss is of no `labels`.
 
     Batches that give no loss do not count; nan if none does.
@@ -105,13 +109,13 @@ def mean_loss(model: Any, batches: Batches) -> float:
     return total / count if count else math.nan
 
 
-def gives_loss(model: Any, batches: Batches) -> bool:
+def gives_loss(model: PreTrainedModel, batches: Batches) -> bool:
     """Whether the model gives a loss of at least one of the batches."""
     with torch.no_grad(), evaluating(model):
         return any(_scored(model, one) and getattr(_forward(model, one), "loss", None) is not None for one in batches)
 
 
-def failure_of(model: Any, batches: Batches) -> Exception | None:
+def failure_of(model: PreTrainedModel, batches: Batches) -> Exception | None:
     """What the model raises when it is called with one of the batches; None if it takes them all."""
     with torch.no_grad(), evaluating(model):
         for batch in batches:
@@ -122,7 +126,7 @@ def failure_of(model: Any, batches: Batches) -> Exception | None:
     return None
 
 
-def _scored(model: Any, batch: dict[str, torch.Tensor]) -> int:
+def _scored(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> int:
     """How many labels a batch has; where its loss is of something else, how many rows."""
     labels: Any = batch.get("labels")
     if not torch.is_tensor(labels):
@@ -132,7 +136,7 @@ def _scored(model: Any, batch: dict[str, torch.Tensor]) -> int:
     return int(scored.sum())
 
 
-def score_layers(model: Any, batches: Batches, *, side: str = "") -> dict[str, list[float]]:
+def score_layers(model: PreTrainedModel, batches: Batches, *, side: str = "") -> dict[str, list[float]]:
     """What each layer does, for people to look at.
 
     Returns:
@@ -147,7 +151,9 @@ def score_layers(model: Any, batches: Batches, *, side: str = "") -> dict[str, l
     return {"loss": losses, "block_influence": turned}
 
 
-def _by_perplexity(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+def _by_perplexity(
+    model: PreTrainedModel, batches: Batches, number: int, side: str, free: list[int], seed: int
+) -> Iterable[int]:
     gone: list[int] = []
     for _ in range(number):
         left = [layer for layer in free if layer not in gone]
@@ -155,7 +161,7 @@ def _by_perplexity(model: Any, batches: Batches, number: int, side: str, free: l
     return gone
 
 
-def _loss_without(model: Any, batches: Batches, layers: list[int], side: str) -> float:
+def _loss_without(model: PreTrainedModel, batches: Batches, layers: list[int], side: str) -> float:
     removal: Removal = remove_layers(model, layers, side=side, check=False)
     try:
         return mean_loss(model, batches)
@@ -163,19 +169,23 @@ def _loss_without(model: Any, batches: Batches, layers: list[int], side: str) ->
         removal.restore()
 
 
-def _by_influence(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+def _by_influence(
+    model: PreTrainedModel, batches: Batches, number: int, side: str, free: list[int], seed: int
+) -> Iterable[int]:
     turned = _turned(model, batches, side, 1)
     return sorted(free, key=lambda layer: (turned[layer], layer))[:number]
 
 
-def _by_angle(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+def _by_angle(
+    model: PreTrainedModel, batches: Batches, number: int, side: str, free: list[int], seed: int
+) -> Iterable[int]:
     turned = _turned(model, batches, side, number)
     starts = [layer for layer in free if layer + number - 1 <= free[-1]]
     start = min(starts, key=lambda layer: (turned[layer], layer))
     return range(start, start + number)
 
 
-def _turned(model: Any, batches: Batches, side: str, over: int) -> list[float]:
+def _turned(model: PreTrainedModel, batches: Batches, side: str, over: int) -> list[float]:
     """1 - cosine between the states before layer n and after layer n + over - 1, mean over real tokens, for each n."""
     stack = find_stack(model, side)
     layers = stack.layers
@@ -217,17 +227,19 @@ def _real(batch: dict[str, torch.Tensor], states: torch.Tensor, decoding: bool) 
     if mask is None and decoding and labels is not None:
         mask = labels != IGNORED
     if mask is not None and mask.dim() > len(shape):
-        # Of several choices, each of which is a row of the states.
+        # Multiple choice: each choice is a row of the states.
         mask = mask.flatten(0, mask.dim() - len(shape))
     if mask is not None and not decoding and SOUND & batch.keys() and mask.dim() == 2 and mask.shape[1] > shape[1]:
-        # Many samples of sound make one state.
+        # One state stands for many audio samples.
         mask = mask[:, torch.arange(shape[1], device=mask.device) * mask.shape[1] // shape[1]]
     if mask is None or mask.shape != shape:
         return torch.ones(shape, dtype=torch.bool, device=states.device)
     return mask.to(states.device).bool()
 
 
-def _by_taylor(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+def _by_taylor(
+    model: PreTrainedModel, batches: Batches, number: int, side: str, free: list[int], seed: int
+) -> Iterable[int]:
     layers = find_stack(model, side).layers
     learned = {name: weight.requires_grad for name, weight in model.named_parameters()}
     kept = {name: weight.grad for name, weight in model.named_parameters()}
@@ -251,16 +263,20 @@ def _by_taylor(model: Any, batches: Batches, number: int, side: str, free: list[
     return sorted(free, key=lambda layer: (totals[layer], layer))[:number]
 
 
-def _last(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+def _last(
+    model: PreTrainedModel, batches: Batches, number: int, side: str, free: list[int], seed: int
+) -> Iterable[int]:
     return free[::-1][:number]
 
 
-def _random(model: Any, batches: Batches, number: int, side: str, free: list[int], seed: int) -> Iterable[int]:
+def _random(
+    model: PreTrainedModel, batches: Batches, number: int, side: str, free: list[int], seed: int
+) -> Iterable[int]:
     order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed)).tolist()
     return [free[place] for place in order[:number]]
 
 
-def _forward(model: Any, batch: dict[str, Any]) -> Any:
+def _forward(model: PreTrainedModel, batch: dict[str, Any]) -> Any:
     cached = {"use_cache": False} if model.can_generate() and takes_cache(model) else {}
     moved = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
     return model(**moved, **cached)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,10 @@ from ...host.stash import StashKey
 from ...models.unchanged import evaluating
 from .quality import Quality, measure_quality, perplexity_of
 from .score import Batches, mean_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 PROMPT, PROMPTS, NEW_TOKENS = 16, 8, 32
 
@@ -44,7 +48,7 @@ class Surgery:
 SURGERY = StashKey[Surgery]("layer-removal: what was removed")
 
 
-def quality_of(model: Any, held_out: Batches, prompts: torch.Tensor | None) -> Quality | None:
+def quality_of(model: PreTrainedModel, held_out: Batches, prompts: torch.Tensor | None) -> Quality | None:
     """What can be measured: perplexity of the batches, and the writing where there are prompts; None without batches.
 
     Of a classifier, perplexity is exp of its loss.
@@ -57,7 +61,7 @@ def quality_of(model: Any, held_out: Batches, prompts: torch.Tensor | None) -> Q
         return Quality(perplexity_of(mean_loss(model, held_out)), math.nan, torch.empty(0, 0, dtype=torch.long))
 
 
-def prompts_of(model: Any, batches: Batches) -> torch.Tensor | None:
+def prompts_of(model: PreTrainedModel, batches: Batches) -> torch.Tensor | None:
     """The first tokens of some rows, int64 [up to 8, 16], for a causal language model; None if there are none."""
     if not model.can_generate() or model.config.is_encoder_decoder:
         return None

@@ -16,6 +16,8 @@ from ...host.stash import Stash, stash_of
 from ...technique import Change, Technique, option
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
     from .choice import Choice
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class LayerRemoval(Technique):
 
     # ---- hooks ----
 
-    def ft_model(self, model: Any, args: Any, first_batches: Any, stash: Stash) -> None:
+    def ft_model(self, model: PreTrainedModel, args: TrainingArguments, first_batches: Any, stash: Stash) -> None:
         import torch
 
         from ...models.unchanged import unchanged_on_error
@@ -109,7 +111,7 @@ class LayerRemoval(Technique):
                 f"{self.name}: the script's model has adapters already. Remove layers first: --with peft."
             )
         if SURGERY in stash:
-            # What was done to the model of another trial.
+            # Left by the model of an earlier trial.
             del stash[SURGERY]
         side = usual_side(model, self.side)
         stack = find_stack(model, side)
@@ -130,14 +132,14 @@ class LayerRemoval(Technique):
         with unchanged_on_error(model), torch.random.fork_rng(devices=devices):
             stash[SURGERY] = operation(model, first_batches, side, len(stack.layers))
 
-    def ft_trainer(self, trainer: Any) -> None:
+    def ft_trainer(self, trainer: Trainer) -> None:
         if self.distill and trainer.args.label_smoothing_factor:
             raise PluginError(
                 f"{self.name}: distill={self.distill} needs a model called with labels, and Trainer keeps them for "
                 f"label_smoothing_factor={trainer.args.label_smoothing_factor}. Set either to 0."
             )
 
-    def ft_loss(self, trainer: Any) -> AbstractContextManager[None] | None:
+    def ft_loss(self, trainer: Trainer) -> AbstractContextManager[None] | None:
         from .distill import distilling
         from .surgery import SURGERY
 
@@ -162,7 +164,7 @@ class LayerRemoval(Technique):
         gate = self.max_degradation is not None or self.max_repetition is not None
         return gate and self.on_fail == "restore"
 
-    def plan_for(self, model: Any) -> str | None:
+    def plan_for(self, model: PreTrainedModel) -> str | None:
         from .stacks import find_stack, usual_side
 
         stack = find_stack(model, usual_side(model, self.side))

@@ -1,7 +1,7 @@
 """Does a model without layers give the same with a cache and without, and after it was saved and loaded?
 
-What the whole model fails too is not held against it: it is said in the log. The whole one is asked where the `Removal`
-is still held, so keep it until the model is verified.
+A check that the whole model fails, too, is only logged. The whole model can be checked while the `Removal` exists, so
+keep that until the model is verified.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...errors import PluginError
 from ...models.unchanged import evaluating
+from .config_agreement import check_structure
 from .remove import whole_again
 from .stacks import NAME
-from .structure import check_structure
-from .trial import forward, main_output, trial_inputs
+from .trial_inputs import forward, main_output, trial_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 __all__ = ["check_structure", "verify_cache", "verify_model"]
 
@@ -28,12 +32,12 @@ CLOSE, ROUNDED = 1e-4, 5e-2
 
 
 class NoGeneration(PluginError):
-    """It does not generate at all."""
+    """The model does not generate at all."""
 
 
 @torch.no_grad()
 def verify_model(
-    model: Any,
+    model: PreTrainedModel,
     *,
     input_ids: torch.Tensor | None = None,
     new_tokens: int = 8,
@@ -48,15 +52,15 @@ def verify_model(
     Raises:
         PluginError: something differs; it says what, and by how much.
     """
-    _hold_to_whole(model, check_structure)
+    _check_as_whole(model, check_structure)
     given = inputs or trial_inputs(model, input_ids)
-    _hold_to_whole(model, lambda one: _compare_caches(one, given, new_tokens))
-    _hold_to_whole(model, lambda one: _compare_reloaded(one, given))
+    _check_as_whole(model, lambda one: _compare_caches(one, given, new_tokens))
+    _check_as_whole(model, lambda one: _compare_reloaded(one, given))
 
 
 @torch.no_grad()
 def verify_cache(
-    model: Any,
+    model: PreTrainedModel,
     *,
     input_ids: torch.Tensor | None = None,
     new_tokens: int = 8,
@@ -71,10 +75,10 @@ def verify_cache(
     """
     if model.can_generate():
         given = inputs or trial_inputs(model, input_ids)
-        _hold_to_whole(model, lambda one: _compare_caches(one, given, new_tokens))
+        _check_as_whole(model, lambda one: _compare_caches(one, given, new_tokens))
 
 
-def _hold_to_whole(model: Any, check: Callable[[Any], None]) -> None:
+def _check_as_whole(model: PreTrainedModel, check: Callable[[Any], None]) -> None:
     with evaluating(model):
         try:
             check(model)
@@ -88,11 +92,11 @@ def _hold_to_whole(model: Any, check: Callable[[Any], None]) -> None:
                     if not isinstance(error, NoGeneration) or isinstance(of_whole, NoGeneration):
                         logger.warning("%s This is of the whole model, so it is no fault of the removal.", of_whole)
                         return
-            # It was able to with them.
+            # The whole model passes.
             raise PluginError(str(error).replace("does not generate", "no longer generates", 1)) from error
 
 
-def _compare_caches(model: Any, inputs: dict[str, Any], new_tokens: int) -> None:
+def _compare_caches(model: PreTrainedModel, inputs: dict[str, Any], new_tokens: int) -> None:
     from transformers import GenerationMixin
 
     if not model.can_generate():
@@ -103,7 +107,7 @@ def _compare_caches(model: Any, inputs: dict[str, Any], new_tokens: int) -> None
     if model.config.is_encoder_decoder and model.generation_config.decoder_start_token_id is None:
         settings["decoder_start_token_id"] = 0
     given = {name: value for name, value in inputs.items() if not name.startswith("decoder_") and name != "labels"}
-    # Whisper's own cuts what it gives into segments.
+    # Whisper's own `generate` cuts its output into segments.
     generate = GenerationMixin.generate
     try:
         with_cache, without = (
@@ -111,23 +115,23 @@ def _compare_caches(model: Any, inputs: dict[str, Any], new_tokens: int) -> None
         )
     except Exception as error:
         raise NoGeneration(
-            f"{NAME}: {type(model).__name__} does not generate: {type(error).__name__}: {error}. {_mend(model)}"
+            f"{NAME}: {type(model).__name__} does not generate: {type(error).__name__}: {error}. {_remedy(model)}"
         ) from error
     difference = _difference(with_cache, without)
     if not difference <= close:
         raise PluginError(
             f"{NAME}: {type(model).__name__} generates otherwise with a cache: scores differ by {difference:.1g}. "
-            f"{_mend(model)}"
+            f"{_remedy(model)}"
         )
 
 
-def _compare_reloaded(model: Any, inputs: dict[str, Any]) -> None:
+def _compare_reloaded(model: PreTrainedModel, inputs: dict[str, Any]) -> None:
     device: Any = model.device
     try:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             if getattr(model, "hf_quantizer", None) is not None:
-                # Such a model is put together where it stays.
+                # A quantised model has to be loaded onto its device.
                 again = type(model).from_pretrained(folder, dtype=model.dtype, device_map={"": device})
             else:
                 again = type(model).from_pretrained(folder, dtype=model.dtype).to(device)
@@ -145,8 +149,8 @@ def _compare_reloaded(model: Any, inputs: dict[str, Any]) -> None:
         )
 
 
-def _mend(model: Any) -> str:
-    # The stock T5 fails with a cache where its decoder is the deeper of the two.
+def _remedy(model: PreTrainedModel) -> str:
+    # Stock T5 fails with a cache if its decoder is deeper than its encoder.
     first = " If the encoder lost some, take as many from the decoder before: side=decoder."
     return "Remove other layers, or none." + (first if model.config.is_encoder_decoder else "")
 

@@ -6,7 +6,7 @@ _HOMES = {
     "Peft": "technique",
     "find_targets": "targets",
     "Targets": "targets",
-    "make_config": "methods",
+    "make_config": "configuration",
     "quantize": "quantization",
     "dequantized": "quantization",
     "never_repack": "quantization",

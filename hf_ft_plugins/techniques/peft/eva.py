@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from .layers import NAME
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
 logger = logging.getLogger(__name__)
 
 
-def initialize(trainer: Any) -> None:
+def initialize(trainer: Trainer) -> None:
     """Give the trainer's LoRA adapter, with `init_lora_weights="eva"`, its beginning from the training data.
 
     Every rank gets what the first computes. A resumed run computes it once more, to have the ranks that its

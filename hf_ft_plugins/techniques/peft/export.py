@@ -1,4 +1,4 @@
-"""What is left when training ends: the adapter, for the base as it was, and the merged model, verified."""
+"""What a run writes when training ends: the adapter for the unchanged base, and the merged model, verified."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import logging
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
 from ...host.stash import WithTrainer
-from .answers import call_for
-from .folders import write_fingerprint
 from .layers import NAME
 from .merge import verified_merge
+from .model_outputs import call_for
 from .reload import verified_adapter
-from .written import written_whole
+from .saved_adapter import write_fingerprint
+from .whole_folders import written_whole
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +66,8 @@ def export(
         try:
             error = verified_merge(model, call, folder / "merged", processing_class)
         except Exception as raised:
-            said = str(raised) if isinstance(raised, PluginError) else f"{NAME}: {type(raised).__name__}: {raised}"
-            raise PluginError(f"{said} Nothing is merged; the adapter that was trained is in {adapter}.") from raised
+            reason = str(raised) if isinstance(raised, PluginError) else f"{NAME}: {type(raised).__name__}: {raised}"
+            raise PluginError(f"{reason} Nothing is merged; the adapter that was trained is in {adapter}.") from raised
         logger.info("%s: merged into %s; logits differ by %.2g of their norm", NAME, folder / "merged", error)
     if "adapter" in parts:
         logger.info("%s: the adapter is in %s; %s", NAME, adapter, _compared(model, call, adapter, initial))
@@ -82,8 +86,8 @@ def _compared(
     except PluginError:
         raise
     except Exception as error:
-        # What was written is what peft writes; that it could not be read back here, for want of memory or by a method
-        # that cannot be taken off, is told, and ends no run.
+        # The adapter is as peft writes it. If it cannot be read back here, for want of memory or because the method
+        # cannot be unloaded, the log says so and the run ends normally.
         logger.warning(
             "%s: the adapter in %s could not be compared with the trained model: %s: %s",
             *(NAME, folder, type(error).__name__, error),
@@ -92,7 +96,7 @@ def _compared(
 
 
 def save_adapter(model: Any, folder: Path, initial: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Save the active adapter, for the base as it was; see `plain_lora` for `initial`."""
+    """Save the active adapter for the unchanged base; see `plain_lora` for `initial`."""
     with written_whole(folder) as scratch:
         if initial is None:
             model.save_pretrained(scratch)
@@ -105,7 +109,7 @@ def _save_plain_lora(model: Any, folder: Path, initial: Mapping[str, torch.Tenso
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import save_file
 
-    # Its configuration's own words (the base's class and name), then the tensors that replace those it wrote.
+    # This writes the base's class and name into the configuration; its tensors are replaced below.
     model.save_pretrained(folder)
     tensors, config = plain_lora(model, initial)
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -139,11 +143,12 @@ def plain_lora(model: Any, initial: Mapping[str, torch.Tensor]) -> tuple[dict[st
             tensors[key] = torch.cat([value.detach().cpu(), -initial[key].cpu()], dim=1)
         else:
             tensors[key] = value.detach().cpu()
-    # The scale stays alpha / r; rsLoRA's alpha / sqrt(r) grows with the root.
-    config.lora_alpha = config.lora_alpha * (2**0.5 if config.use_rslora else 2)
+    # The scale alpha / r, of rsLoRA alpha / sqrt(r), stays as it is at twice the rank.
+    growth = 2**0.5 if config.use_rslora else 2
+    config.lora_alpha = config.lora_alpha * growth
     config.r, config.init_lora_weights = 2 * config.r, True
     config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}
-    config.alpha_pattern = {key: 2 * alpha for key, alpha in config.alpha_pattern.items()}
+    config.alpha_pattern = {key: alpha * growth for key, alpha in config.alpha_pattern.items()}
     config.inference_mode = True
     return {key: tensor.contiguous() for key, tensor in tensors.items()}, config
 
@@ -172,21 +177,25 @@ class ExportCallback(WithTrainer, TrainerCallback):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_initial": {}, "_call": None, "_asked": False}
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if "merged" in self.parts and (args.fsdp or args.deepspeed):
             raise PluginError(f"{NAME}: export={self.export} under FSDP or DeepSpeed is not known. Use export=adapter.")
         self._remember()
         if self._trainer.train_dataset is not None:
             self._find_call()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # A model of model_init is new in each run.
         if state.global_step == 0:
             self._remember()
         if not self._asked:
             self._find_call()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if args.should_save:
             self.run()
 
@@ -226,13 +235,13 @@ class ExportCallback(WithTrainer, TrainerCallback):
         try:
             self._call = call_for(self._model(), batch, tuple(self._trainer.label_names or ()))
         except PluginError as error:
-            said = f"{error}{why}."
+            reason = f"{error}{why}."
             if "merged" in self.parts:
                 raise PluginError(
-                    f"{said} export={self.export} could not be compared with what was trained. Use export=adapter, and "
-                    "merge_exactly on what it saves; or let the collator give the model's own inputs."
+                    f"{reason} export={self.export} could not be compared with what was trained. Use export=adapter, "
+                    "and merge_exactly on what it saves; or let the collator give the model's own inputs."
                 ) from error
-            logger.warning("%s The adapter will be saved, and not compared with what was trained.", said)
+            logger.warning("%s The adapter will be saved, and not compared with what was trained.", reason)
 
     def _first_batch(self) -> tuple[Any, str]:
         """The first rows as they are collated; None, and why, where they cannot be read like that."""

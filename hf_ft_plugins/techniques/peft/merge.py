@@ -20,11 +20,11 @@ import torch
 
 from ...errors import PluginError
 from ...models.embeddings import input_embeddings
-from .answers import answers, relative_error
 from .layers import NAME
+from .model_outputs import answers, relative_error
 from .quantization import dequantized, is_quantized
-from .tied import adapters_are_tied, copied, joined, other_places, separated, tensors_that_differ
-from .written import quiet, written_whole
+from .tied_weights import adapters_are_tied, copied, joined, other_places, separated, tensors_that_differ
+from .whole_folders import quiet, written_whole
 
 # Relative difference of the logits, above which a merged model is not what was trained: rounding of its dtype, and, of
 # int8, of the activations, which the merged model does not round.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,16 +16,20 @@ from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings, token_embeddings
 from .layers import NAME, shortest_names
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 # Numbers of tokens that a message lists.
 SHOWN = 8
 
 
-def new_tokens(model: Any) -> list[int]:
+def new_tokens(model: PreTrainedModel) -> list[int]:
     """Rows of the embeddings beyond those that the model was made with; [] where there are none, or none is known.
 
     The evidence is the configuration on disk that the model names; where it names none, the size that the model's
-    inner parts still remember, which `resize_token_embeddings` leaves as it was. (Rows that a vocabulary was padded
-    with were there before, and are not told from others.)
+    inner parts still remember, which `resize_token_embeddings` leaves as it was. (Rows that only pad the
+    vocabulary were there before, and count as known.)
     """
     table = token_embeddings(model)
     if table is None:
@@ -39,7 +43,7 @@ def new_tokens(model: Any) -> list[int]:
     return list(range(stored, rows)) if stored is not None and 0 < stored < rows else []
 
 
-def layers_of_tokens(model: Any) -> dict[str, Any]:
+def layers_of_tokens(model: PreTrainedModel) -> dict[str, Any]:
     """The layers with a row a token, by the shortest name that fits each alone: the embeddings, a decoder's of its
     own, and an output layer that is not tied to the first.
     """
@@ -50,7 +54,7 @@ def layers_of_tokens(model: Any) -> dict[str, Any]:
     return {shortest_names(model, [_path_of(model, layer)])[0]: layer for layer in layers}
 
 
-def _table_of_decoder(model: Any, table: Any) -> Any:
+def _table_of_decoder(model: PreTrainedModel, table: Any) -> Any:
     """Of an encoder-decoder with two vocabularies the second one's table; None where the two halves share one."""
     if not getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "get_decoder"):
         return None
@@ -58,7 +62,7 @@ def _table_of_decoder(model: Any, table: Any) -> Any:
     return None if own is None or table is None or own.weight is table.weight else own
 
 
-def _path_of(model: Any, layer: Any) -> str:
+def _path_of(model: PreTrainedModel, layer: Any) -> str:
     """Where the layer hangs; of several places (Marian's resized table has three) the one that the model itself asks
     for its embeddings, since peft puts what it wraps into one place, and looks for it there.
     """
@@ -76,7 +80,7 @@ def _path_of(model: Any, layer: Any) -> str:
 
 
 def trainable_rows(
-    model: Any, tokens: list[int], method: str, fields: Mapping[str, Any], whole: Iterable[str]
+    model: PreTrainedModel, tokens: list[int], method: str, fields: Mapping[str, Any], whole: Iterable[str]
 ) -> dict[str, list[int]]:
     """`trainable_token_indices` for these tokens: in each layer that has a row a token and is not trained whole.
 
@@ -95,7 +99,7 @@ def trainable_rows(
     return left
 
 
-def frozen_layers(model: Any, whole: Iterable[str]) -> list[str]:
+def frozen_layers(model: PreTrainedModel, whole: Iterable[str]) -> list[str]:
     """Names of the layers with a row a token that neither an adapter nor a whole copy reaches."""
     reached = tuple(whole)
     paths = {id(module): path for path, module in model.named_modules()}
@@ -106,7 +110,7 @@ def frozen_layers(model: Any, whole: Iterable[str]) -> list[str]:
     ]
 
 
-def warning_of(model: Any, tokens: list[int], layers: list[str]) -> str:
+def warning_of(model: PreTrainedModel, tokens: list[int], layers: list[str]) -> str:
     """What to say of new tokens whose rows stay as they are."""
     shown = ", ".join(map(str, tokens[:SHOWN])) + (", ..." if len(tokens) > SHOWN else "")
     return (
@@ -115,7 +119,7 @@ def warning_of(model: Any, tokens: list[int], layers: list[str]) -> str:
     )
 
 
-def _stored_size(model: Any) -> int | None:
+def _stored_size(model: PreTrainedModel) -> int | None:
     name = getattr(model, "name_or_path", None)
     if not name:
         return None

@@ -7,13 +7,17 @@ trainer.add_callback(AdaLoraCallback())
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
 from .layers import NAME
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +62,8 @@ class AdaLoraCallback(TrainerCallback):
     """Moves AdaLoRA's budget of ranks to the layers that matter, after each optimizer step, while gradients live.
 
     AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) needs the run's number of steps and a call in each of them; Trainer
-    gives it neither, so that its ranks stay as they began. Ranks that are taken away are held at zero until the run's
-    end, and only then left out of what is saved: a checkpoint has every tensor at its full size, and the optimizer's
+    gives it neither, so that its ranks stay as they began. Ranks that are taken away stay zero until the run's end,
+    and only then are left out of what is saved: a checkpoint has every tensor at its full size, and the optimizer's
     state fits it. The scores and the ranks so far are kept in the checkpoint.
 
     Args:
@@ -85,7 +89,9 @@ class AdaLoraCallback(TrainerCallback):
         self.ranks = {name: list(kept) for name, kept in state["ranks"].items()}
         self._scores = state["scores"]
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
         config, self._allocator = _adalora(model)
         config.total_step, config.rank_pattern = state.max_steps, None
         if self.warmup is not None:
@@ -106,7 +112,9 @@ class AdaLoraCallback(TrainerCallback):
                 setattr(self._allocator, kind, {name: score.to(devices[name]) for name, score in scores.items()})
         self._scores = None
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
         inner, step = model.base_model.model, state.global_step + 1
         config, allocator = _adalora(model)
         last = config.total_step - config.tfinal
@@ -121,7 +129,9 @@ class AdaLoraCallback(TrainerCallback):
             allocator.reset_ipt()
             logger.info("%s: AdaLoRA's ranks: %s", NAME, self.by_layer())
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
         if self.ranks:
             # From here on peft leaves the others out of what it saves.
             _adalora(model)[0].rank_pattern = dict(self.ranks)

@@ -9,13 +9,13 @@ blocks of 64 is that of Dettmers et al. 2023 (arXiv:2305.14314); int8 by rows is
 without its outliers in higher precision (threshold 0), whose gradients would differ from the merged model's.
 
 bitsandbytes 0.50 repacks NF4 weights in the first forward pass in evaluation mode on CPUs with AVX512-BF16. The
-gradients of later steps, and merges, then read them as if they had not been; here the layers are told not to.
+gradients of later steps, and merges, then read them as if they were not repacked; here repacking is switched off.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,12 +24,16 @@ from ...models.linear_layers import is_linear, linear_layers_of_blocks
 from ...models.unchanged import unchanged_on_error
 from .layers import NAME, block_stacks
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 logger = logging.getLogger(__name__)
 
 Kind = Literal["nf4", "int8"]
 
 
-def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None) -> int:
+def quantize(model: PreTrainedModel, kind: Kind, *, compute_dtype: torch.dtype | None = None) -> int:
     """Turn the linear layers of a model's blocks into bitsandbytes', in place; they are frozen.
 
     Args:
@@ -61,7 +65,7 @@ def quantize(model: Any, kind: Kind, *, compute_dtype: torch.dtype | None = None
     return turned
 
 
-def never_repack(model: Any) -> None:
+def never_repack(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking NF4 weights of `model` for evaluation on CPUs with AVX512-BF16."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -73,7 +77,7 @@ def is_quantized(module: Any) -> bool:
     return type(module.weight).__name__ in ("Params4bit", "Int8Params") if hasattr(module, "weight") else False
 
 
-def kind_of(model: Any) -> Kind | None:
+def kind_of(model: PreTrainedModel) -> Kind | None:
     """How the layers of a model are quantised by bitsandbytes, if they are."""
     for module in model.modules():
         if is_quantized(module):
@@ -81,7 +85,7 @@ def kind_of(model: Any) -> Kind | None:
     return None
 
 
-def other_quantisation(model: Any) -> str | None:
+def other_quantisation(model: PreTrainedModel) -> str | None:
     """How the model is quantised, if not by bitsandbytes (gptq, awq, fp8, ...): transformers' name of it."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None or kind_of(model) is not None:
@@ -142,7 +146,7 @@ def _quantized(bnb: Any, module: Any, kind: Kind, compute_dtype: torch.dtype | N
     return new
 
 
-def _say_that_it_is(model: Any, kind: Kind, compute_dtype: torch.dtype) -> None:
+def _say_that_it_is(model: PreTrainedModel, kind: Kind, compute_dtype: torch.dtype) -> None:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers import AutoHfQuantizer
     from transformers.utils.quantization_config import QuantizationMethod

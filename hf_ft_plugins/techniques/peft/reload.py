@@ -19,16 +19,16 @@ import torch
 
 from ...errors import PluginError
 from ...models.embeddings import token_embeddings
-from .answers import answers, relative_error
 from .layers import NAME
 from .merge import dense, dtype_of, forget_quantisation, tolerance
+from .model_outputs import answers, relative_error
 from .quantization import is_quantized, never_repack
-from .tied import copied
-from .written import quiet, written_whole
+from .tied_weights import copied
+from .whole_folders import quiet, written_whole
 
 logger = logging.getLogger(__name__)
 
-# A copy on the model's device needs its size and some room to compute in.
+# Memory for a copy of the model, in sizes of the model: the copy and its activations.
 ROOM = 1.3
 
 
@@ -64,12 +64,12 @@ def verified_adapter(
     rest = base_without_adapter(model, initial)
     if rest is None:
         return f"not compared with the trained model: its base cannot be told from it ({why})"
-    error, said = _error_on(rest, model, folder, wanted, call)
+    error, failure = _error_on(rest, model, folder, wanted, call)
     if not error <= most:
-        said = said or f"its logits differ by {error:.1%} from the trained model's"
+        failure = failure or f"its logits differ by {error:.1%} from the trained model's"
         raise PluginError(
-            f"{NAME}: the adapter is in {folder}, and loaded anew on its base it is not what was trained: {said}. Use "
-            "export=merged, or other targets."
+            f"{NAME}: the adapter is in {folder}, and loaded anew on its base it is not what was trained: {failure}. "
+            "Use export=merged, or other targets."
         )
     if not _is_there(base):
         return f"loaded anew on the base in memory its logits differ by {error:.2g} of their norm"
@@ -133,8 +133,7 @@ def _named_base(model: Any) -> tuple[Any, str]:
         with torch.random.fork_rng(devices=[]), quiet():
             return _read(base), ""
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        said = f"{base.name_or_path} cannot be read as a {type(base).__name__}: {str(error)[:200]}"
-        return None, said
+        return None, f"{base.name_or_path} cannot be read as a {type(base).__name__}: {str(error)[:200]}"
 
 
 def _is_there(base: Any) -> bool:

@@ -14,13 +14,17 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import PluginError
 from ...models.linear_layers import linear_layers_of_blocks
 from ...models.text_part import text_config
 from .layers import NAME, block_stacks, shortest_names, some_names, without_numbers
 from .quantization import other_quantisation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 # Adapters that reach less of the blocks leave most of the model as it was, and must be meant.
 LEAST_COVERAGE = 0.5
@@ -58,7 +62,7 @@ class Targets:
 
 
 def find_targets(
-    model: Any, *, moe: Literal["attention", "experts"] | None = None, exclude: Iterable[str] = ()
+    model: PreTrainedModel, *, moe: Literal["attention", "experts"] | None = None, exclude: Iterable[str] = ()
 ) -> Targets:
     """All linear layers of the blocks: no head, no embeddings, no router of experts, no tower of another modality.
 
@@ -96,14 +100,14 @@ def find_targets(
     coverage = _coverage(model, stacks, layers, fused)
     if coverage < LEAST_COVERAGE and moe is None and not exclude:
         has_experts = any(True for stack in stacks for _ in _fused_experts(model, stack))
-        mend = (
+        remedy = (
             "Say moe=experts to adapt its experts too, or moe=attention if the rest is what you want"
             if has_experts
             else "Name its layers: targets=..."
         )
         raise PluginError(
             f"{NAME}: the linear layers of a {type(model).__name__} hold {coverage:.1%} of its blocks' parameters; the "
-            f"others would stay frozen. {mend}."
+            f"others would stay frozen. {remedy}."
         )
     return Targets(
         modules=shortest_names(model, layers),
@@ -114,7 +118,7 @@ def find_targets(
     )
 
 
-def named_targets(model: Any, names: Iterable[str]) -> Targets:
+def named_targets(model: PreTrainedModel, names: Iterable[str]) -> Targets:
     """The layers that the user names: each is a layer's whole name or the end of it.
 
     Raises:
@@ -135,7 +139,7 @@ def named_targets(model: Any, names: Iterable[str]) -> Targets:
     return Targets(tuple(names), (), len(found), stacks, _coverage(model, stacks, found, []))
 
 
-def find_norms(model: Any) -> Targets:
+def find_norms(model: PreTrainedModel) -> Targets:
     """The norms of the blocks, for the method `ln_tuning`."""
     stacks = block_stacks(model)
     found = {
@@ -147,7 +151,7 @@ def find_norms(model: Any) -> Targets:
     return Targets(shortest_names(model, found), (), len(found), stacks, _coverage(model, stacks, found, []))
 
 
-def _layers_to_adapt(model: Any) -> Iterator[tuple[str, Any]]:
+def _layers_to_adapt(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     config, text = getattr(model, "config", None), text_config(model)
     experts = {getattr(text, name, None) for name in EXPERTS} - {None} | {1}
     reads = READ_DIRECTLY if getattr(config, "model_type", None) in MAMBA else ()
@@ -159,13 +163,13 @@ def _layers_to_adapt(model: Any) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
-def _fused_experts(model: Any, stack: str) -> Iterator[str]:
+def _fused_experts(model: PreTrainedModel, stack: str) -> Iterator[str]:
     for inside, parameter in model.get_submodule(stack).named_parameters():
         if parameter.dim() == 3 and "experts" in inside.split("."):
             yield f"{stack}.{inside}"
 
 
-def _coverage(model: Any, stacks: Iterable[str], layers: dict[str, Any], fused: Iterable[str]) -> float:
+def _coverage(model: PreTrainedModel, stacks: Iterable[str], layers: dict[str, Any], fused: Iterable[str]) -> float:
     owned = {id(parameter): _size(parameter) for module in layers.values() for parameter in module.parameters()}
     owned |= {id(parameter): _size(parameter) for parameter in map(model.get_parameter, fused)}
     blocks = {id(one): _size(one) for stack in stacks for one in model.get_submodule(stack).parameters()}

@@ -14,10 +14,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Technique, option
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ class Peft(Technique):
         super().__post_init__()
 
     def check(self) -> None:
-        from .names import read_options, refuse_method
+        from .known_methods import read_options, refuse_method
 
         self.require(self.r is None or self.r >= 1, "r", "it must be 1 or more.")
         self.require(self.alpha is None or self.alpha > 0, "alpha", "it must be > 0.")
@@ -86,10 +90,10 @@ class Peft(Technique):
 
     # ---- hooks ----
 
-    def ft_adapter(self, model: Any, args: Any) -> Any:
-        from .folders import config_for
-        from .names import has_targets
+    def ft_adapter(self, model: PreTrainedModel, args: TrainingArguments) -> Any:
+        from .known_methods import has_targets
         from .quantization import kind_of, never_repack, other_quantisation, quantize
+        from .saved_adapter import config_for
 
         self._refuse_quantised_by_the_script(kind_of(model), other_quantisation(model))
         config, found = None, None
@@ -106,7 +110,7 @@ class Peft(Technique):
 
     def ft_callbacks(self) -> list[Any]:
         from .export import ExportCallback
-        from .names import MUTATING, read_options
+        from .known_methods import MUTATING, read_options
         from .optim import SETTLED, WARMUP, AdaLoraCallback
 
         callbacks: list[Any] = []
@@ -123,10 +127,10 @@ class Peft(Technique):
         ratio = LORAPLUS_RATIO if self.loraplus_ratio is None and self.method == "loraplus" else self.loraplus_ratio
         return 1.0 if ratio is None else ratio
 
-    def ft_trainer(self, trainer: Any) -> None:
+    def ft_trainer(self, trainer: Trainer) -> None:
         from ... import lr_scale
-        from .folders import load_weights
-        from .names import MUTATING
+        from .known_methods import MUTATING
+        from .saved_adapter import load_weights
 
         if self.method in MUTATING and getattr(trainer, "ref_model", self) is None:
             raise PluginError(
@@ -147,7 +151,7 @@ class Peft(Technique):
             "%s: %s of %s parameters learn (%.2f %%)", self.name, f"{learns:,}", f"{there:,}", 100 * learns / there
         )
 
-    def ft_param_groups(self, trainer: Any, model: Any) -> None:
+    def ft_param_groups(self, trainer: Trainer, model: Any) -> None:
         from .optim import loraplus
 
         if self._second_rate != 1.0:
@@ -155,7 +159,7 @@ class Peft(Technique):
 
     # ---- what the options mean for a model ----
 
-    def _targets(self, model: Any) -> Any:
+    def _targets(self, model: PreTrainedModel) -> Any:
         from .targets import find_norms, find_targets, named_targets
 
         if self.targets != AUTO:
@@ -164,9 +168,9 @@ class Peft(Technique):
             return find_norms(model)
         return find_targets(model, moe=self.moe, exclude=self.exclude)
 
-    def _configuration(self, model: Any, targets: Any) -> Any:
-        from .methods import make_config
-        from .names import read_options
+    def _configuration(self, model: PreTrainedModel, targets: Any) -> Any:
+        from .configuration import make_config
+        from .known_methods import read_options
 
         options = read_options(self.config)
         return make_config(
@@ -180,9 +184,9 @@ class Peft(Technique):
             options=options | self._rows_of_new_tokens(model, targets, options),
         )
 
-    def _rows_of_new_tokens(self, model: Any, targets: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _rows_of_new_tokens(self, model: PreTrainedModel, targets: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Their option of peft's; a warning where they would stay as they began."""
-        from .names import config_class, fields_of
+        from .known_methods import config_class, fields_of
         from .new_tokens import frozen_layers, new_tokens, trainable_rows, warning_of
 
         if {"trainable_token_indices", "token_indices"} & options.keys():
@@ -204,13 +208,13 @@ class Peft(Technique):
         rows = trainable_rows(model, tokens, self.method, fields_of(config_class(self.method)), whole)
         return {"trainable_token_indices": rows}
 
-    def _saved_whole(self, model: Any) -> tuple[str, ...]:
+    def _saved_whole(self, model: PreTrainedModel) -> tuple[str, ...]:
         from .layers import head_modules
 
         return head_modules(model) if self.modules_to_save == AUTO else self.modules_to_save
 
     def _refuse_quantised_by_the_script(self, kind: str | None, other: str | None) -> None:
-        from .names import refuse_method
+        from .known_methods import refuse_method
 
         if other is not None and self.export in ("merged", "both"):
             raise PluginError(
@@ -220,17 +224,17 @@ class Peft(Technique):
         if kind is not None:
             refuse_method(self.method, kind, merged=False)
 
-    def plan_for(self, model: Any) -> str | None:
+    def plan_for(self, model: PreTrainedModel) -> str | None:
         return str(self._targets(model))
 
     def memory_effects(self, config: Any) -> dict[str, Any]:
         return {"quant": self.quant, "change": self._without_numbers}
 
-    def _without_numbers(self, model: Any) -> Any:
-        """With the adapter, as the estimate of memory takes it: how it begins is of no account, or cannot be told."""
+    def _without_numbers(self, model: PreTrainedModel) -> Any:
+        """The model with its adapter, for the estimate of memory: initial values do not matter, and `meta` has none."""
         from peft import get_peft_model
 
-        from .names import has_targets, kind_of
+        from .known_methods import has_targets, kind_of
 
         config = self._configuration(model, self._targets(model) if has_targets(self.method) else None)
         if kind_of(self.method) == "LORA":
@@ -238,7 +242,7 @@ class Peft(Technique):
         return get_peft_model(model, config)
 
 
-def _compute_dtype(args: Any) -> Any:
+def _compute_dtype(args: TrainingArguments) -> Any:
     import torch
 
     if args.bf16:

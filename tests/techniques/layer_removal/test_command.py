@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from hf_ft_plugins.cli.app import app
 from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.techniques.layer_removal import command, curve
 from hf_ft_plugins.testing import tiny_model
 from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_tokenizer
 
@@ -53,6 +54,21 @@ def test_it_shows_what_each_layer_does_and_draws_the_curve(folder, tmp_path):
     assert (tmp_path / "new" / "layer_removal_curve.png").stat().st_size > 10_000
     told = run(*words, "--method", "block_influence", "--most", "1").output
     assert "--with layer-removal:layers=3 SCRIPT" in told
+
+
+def test_the_curve_is_measured_on_other_rows_than_layers_are_chosen_by(folder, tmp_path, monkeypatch):
+    measure, seen = curve.measure_curve, {}
+
+    def measured(model, batches, *, held_out, **settings):
+        seen.update(chosen_by=batches, held_out=held_out)
+        return measure(model, batches, held_out=held_out, **settings)
+
+    monkeypatch.setattr(curve, "measure_curve", measured)
+    monkeypatch.setattr(command, "BATCH", 2)
+    command.examine(str(folder / "writer"), folder / "text.txt", rows=4, out=tmp_path)
+    rows = [{tuple(row) for batch in batches for row in batch["input_ids"].tolist()} for batches in seen.values()]
+    assert len(rows[0]) == len(rows[1]) == 4
+    assert not rows[0] & rows[1]
 
 
 def test_of_an_encoder_it_shows_how_much_layers_turn(folder, tmp_path):

@@ -13,9 +13,9 @@ from hf_ft_plugins.models.inputs import decoder_inputs
 from hf_ft_plugins.techniques.layer_removal import distilling, remove_layers
 from hf_ft_plugins.techniques.layer_removal.gate import REPORT
 from hf_ft_plugins.techniques.layer_removal.score import gives_loss, mean_loss, score_layers
-from hf_ft_plugins.techniques.layer_removal.smallest import smallest
+from hf_ft_plugins.techniques.layer_removal.smallest_model import smallest
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
-from hf_ft_plugins.techniques.layer_removal.trial import trial_inputs
+from hf_ft_plugins.techniques.layer_removal.trial_inputs import trial_inputs
 from hf_ft_plugins.testing import tiny_trainer
 
 IDS = torch.randint(3, 90, (4, 20), generator=torch.Generator().manual_seed(1))

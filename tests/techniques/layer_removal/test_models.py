@@ -19,9 +19,9 @@ from hf_ft_plugins.techniques.layer_removal import (
 )
 from hf_ft_plugins.techniques.layer_removal import remove as removing
 from hf_ft_plugins.techniques.layer_removal import verify as verifying
-from hf_ft_plugins.techniques.layer_removal.smallest import smallest
+from hf_ft_plugins.techniques.layer_removal.smallest_model import smallest
 from hf_ft_plugins.techniques.layer_removal.stacks import block_stacks
-from hf_ft_plugins.techniques.layer_removal.trial import forward, main_output, trial_inputs
+from hf_ft_plugins.techniques.layer_removal.trial_inputs import forward, main_output, trial_inputs
 from hf_ft_plugins.techniques.peft import quantize
 from hf_ft_plugins.testing.examples.layer_removal import REFUSED as TINY_REFUSED
 from hf_ft_plugins.testing.examples.layer_removal import built

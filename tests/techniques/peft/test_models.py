@@ -294,7 +294,7 @@ def test_an_adapter_that_the_script_has_merged_is_verified(tmp_path):
 
 
 def test_a_decoder_is_not_given_classes_for_tokens():
-    from hf_ft_plugins.techniques.peft.answers import _decoder_ids
+    from hf_ft_plugins.techniques.peft.model_outputs import _decoder_ids
 
     torch.manual_seed(0)
     sizes = {"d_model": 16, "vocab_size": 40, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}

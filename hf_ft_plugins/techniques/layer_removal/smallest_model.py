@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .trial import forward, trial_inputs
+from .trial_inputs import forward, trial_inputs
 
 DEPTH = 6
 _HEADS: tuple[str, ...] = (

@@ -1,10 +1,10 @@
-"""What a model can be tried on, where no data is at hand."""
+"""Made-up inputs to run a model on where there is no data."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,11 +12,15 @@ from ...errors import PluginError
 from ...models.inputs import bare, main_input_name
 from .stacks import NAME
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 ROWS, TOKENS = 2, 12
 
 
 @torch.no_grad()
-def trial_inputs(model: Any, input_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+def trial_inputs(model: PreTrainedModel, input_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Inputs of the model's forward pass: token ids from its vocabulary, or noise of a size that it takes.
 
     Args:
@@ -46,7 +50,7 @@ def trial_inputs(model: Any, input_ids: torch.Tensor | None = None) -> dict[str,
     )
 
 
-def forward(model: Any, inputs: dict[str, Any]) -> Any:
+def forward(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
     """The outputs, without a cache, always drawn alike (some models mask at random)."""
     cached = {"use_cache": False} if takes_cache(model) else {}
     devices = [model.device] if model.device.type == "cuda" else []
@@ -55,7 +59,7 @@ def forward(model: Any, inputs: dict[str, Any]) -> Any:
         return model(**inputs, **cached)
 
 
-def takes_cache(model: Any) -> bool:
+def takes_cache(model: PreTrainedModel) -> bool:
     return "use_cache" in inspect.signature(bare(model).forward).parameters
 
 
@@ -66,18 +70,18 @@ def main_output(outputs: Any) -> torch.Tensor:
     return next(one for one in outputs.to_tuple() if torch.is_tensor(one))
 
 
-def _reads_ids(model: Any) -> bool:
+def _reads_ids(model: PreTrainedModel) -> bool:
     return "decoder_input_ids" in inspect.signature(bare(model).forward).parameters
 
 
-def _decoder_ids(model: Any, ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    # Of an encoder that was taken out of an encoder-decoder the configuration may still say that it is one.
+def _decoder_ids(model: PreTrainedModel, ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    # The configuration of an encoder taken from an encoder-decoder may still say that it is the whole.
     return (
         {"decoder_input_ids": ids} if model.config.is_encoder_decoder and ids is not None and _reads_ids(model) else {}
     )
 
 
-def _drawn(model: Any) -> torch.Tensor:
+def _drawn(model: PreTrainedModel) -> torch.Tensor:
     config = model.config
     sizes = [getattr(one, "vocab_size", None) for one in (config, config.get_text_config(), *vars(config).values())]
     vocabulary = min(size for size in sizes if isinstance(size, int))
@@ -86,8 +90,8 @@ def _drawn(model: Any) -> torch.Tensor:
     return drawn.to(model.device)
 
 
-def _ended(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    # A classifier may read what stands where a row ends (BART's).
+def _ended(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    # A classifier may read the state at the end-of-sequence token (BART).
     end = getattr(model.config.get_text_config(), "eos_token_id", None)
     if not model.can_generate() and isinstance(end, int) and end < int(ids.max()) + 1:
         ids[:, -1] = end

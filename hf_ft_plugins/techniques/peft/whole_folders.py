@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-# Weights of an earlier export, which would be taken for the new one's.
+# Weight files of an earlier export, which would be mistaken for parts of the new one.
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
@@ -19,13 +19,13 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 def written_whole(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; what is in it takes the place of what is in `folder` when all went well.
 
-    If what runs inside raises, `folder` is as it was. Files of other names that it held stay.
+    If what runs inside raises, `folder` is as it was. Other files that it contains stay.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield scratch
-        # mkdtemp lets nobody else in.
+        # mkdtemp gives access to the owner alone.
         scratch.chmod(0o777 & ~_umask())
         if folder.exists():
             _replace_files(scratch, folder)

@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings
 from ...models.inputs import main_input_name
 from ...models.text_part import text_config
 from ...technique import nearest
+from .known_methods import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .layers import shortest_names
-from .names import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .tasks import task_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 RANK, ALPHA = 16, 2
 # The papers' scale, where it is not alpha = 2 r; None: peft's own default.
@@ -26,9 +30,9 @@ ALPHA_PER_RANK: dict[str, float | None] = {
     **dict.fromkeys(("pissa", "olora", "rslora", "loha", "lokr"), 1),
     **dict.fromkeys(("mica", "orthogonal", "randlora", "deft", "supertuning"), None),
 }
-# Of which any rank can be trained and merged, be it above what a layer has room for.
+# Methods that train and merge at any rank, even one above a layer's full rank.
 ANY_RANK = ("lora", "rslora", "dora", "loraplus")
-# Methods whose size is no rank, or whose rank of 16 would not be a like size: peft's default stays.
+# Methods sized otherwise than by rank, or for which rank 16 would be a very different size: peft's default stays.
 OWN_RANK = ("oft", "vera", "randlora", "pvera", "miss", "adamss", "vblora", "tinylora", "unilora", "boft")
 # Fields that must divide the layers' sizes, and the largest value taken: peft's default.
 DIVISORS = {
@@ -38,7 +42,7 @@ DIVISORS = {
     "VBLORA": ("vector_length", 256),
     "ROAD": ("group_size", 64),
 }
-# Where peft's default is to begin with another model than the pretrained one.
+# Where peft's default initialisation would change the pretrained model's outputs.
 BEGINS_AT_ZERO = {"FOURIERFT": "init_weights", "C3A": "init_weights"}
 # peft's `EMBEDDING_LAYER_NAMES`.
 TIED_NAMES = ("embed_tokens", "lm_head")
@@ -52,7 +56,7 @@ NESTED = {
 
 def make_config(
     method: str,
-    model: Any,
+    model: PreTrainedModel,
     targets: Any,
     *,
     r: int | None = None,
@@ -123,7 +127,7 @@ def make_config(
         raise OptionError(f"{NAME}: method={method} with {settings}: {error}") from error
 
 
-def _paths(model: Any, targets: Any) -> list[str]:
+def _paths(model: PreTrainedModel, targets: Any) -> list[str]:
     names = tuple(targets.modules)
     return [
         path for path, _ in model.named_modules() if any(path == name or path.endswith(f".{name}") for name in names)
@@ -147,7 +151,7 @@ def _sizes(layer: Any) -> tuple[int, int] | None:
 
 
 def _rank(
-    method: str, fields: Mapping[str, Any], r: int | None, layers: Any, model: Any, targets: Any
+    method: str, fields: Mapping[str, Any], r: int | None, layers: Any, model: PreTrainedModel, targets: Any
 ) -> dict[str, Any]:
     if "r" not in fields:
         if r is not None:
@@ -202,7 +206,7 @@ def _divisor(layers: Iterable[Any], most: int) -> int:
     return max((size for size in range(1, most + 1) if common % size == 0), default=1)
 
 
-def _scaled_at_their_input(model: Any, targets: Any) -> list[str]:
+def _scaled_at_their_input(model: PreTrainedModel, targets: Any) -> list[str]:
     """IA3 scales what goes into the second layer of a feed-forward block, and what comes out of the others."""
     sizes = {path: _sizes(model.get_submodule(path)) for path in _paths(model, targets)}
     inputs = Counter(size[0] for size in sizes.values() if size is not None)
@@ -210,7 +214,7 @@ def _scaled_at_their_input(model: Any, targets: Any) -> list[str]:
     return list(shortest_names(model, [path for path, size in sizes.items() if size is not None and size[0] > width]))
 
 
-def _touched_tied(model: Any, targets: Any, saved: Iterable[str]) -> list[str]:
+def _touched_tied(model: PreTrainedModel, targets: Any, saved: Iterable[str]) -> list[str]:
     """Paths of the embeddings and the output layer tied to them, if an adapter or a trained copy comes between them."""
     embeddings = input_embeddings(model)
     if not getattr(text_config(model), "tie_word_embeddings", False) or embeddings is None:
@@ -225,13 +229,13 @@ def _known(paths: Iterable[str]) -> bool:
     return all(path.rpartition(".")[2] in TIED_NAMES for path in paths)
 
 
-def _sharing(model: Any) -> int:
+def _sharing(model: PreTrainedModel) -> int:
     """How many layers share the weight of the embeddings."""
     weight = getattr(input_embeddings(model), "weight", None)
     return sum(getattr(module, "weight", None) is weight for module in model.modules())
 
 
-def _refuse_prompts(method: str, model: Any, task: str | None) -> None:
+def _refuse_prompts(method: str, model: PreTrainedModel, task: str | None) -> None:
     if task is None and method in PROMPTS:
         raise OptionError(
             f"{NAME}: method={method} puts its own before embedded tokens, and peft knows no way into a "

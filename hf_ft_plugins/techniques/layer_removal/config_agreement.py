@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,10 +16,14 @@ from ...errors import PluginError
 from ...models.inputs import bare
 from .stacks import NAME
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 logger = logging.getLogger(__name__)
 
-# What differs between two builds of one architecture and means nothing. Trainers set the padding token of a model that
-# has none; a quantised model is built unquantised.
+# Attributes whose difference between two builds of one architecture means nothing. Trainers set the padding token of a
+# model that has none; a quantised model is built unquantised.
 INCIDENTAL = (
     *("training", "gradient_checkpointing", "name_or_path", "call_super_init", "dump_patches", "padding_idx"),
     *("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "layers_are_rescaled"),
@@ -32,7 +36,7 @@ KINDS: tuple[str, ...] = tuple(getattr(configuration_utils, "ALLOWED_LAYER_TYPES
 Differences = dict[str, tuple[Any, Any]]
 
 
-def check_structure(model: Any) -> None:
+def check_structure(model: PreTrainedModel) -> None:
     """Compare the model with a new one of its configuration: classes, parameters' shapes, and numbers kept in modules.
 
     Raises:
@@ -40,10 +44,10 @@ def check_structure(model: Any) -> None:
     """
     found = differences(model)
     if found:
-        raise PluginError(f"{told(model, found)} Remove others, or none.")
+        raise PluginError(f"{describe(model, found)} Remove others, or none.")
 
 
-def new_differences(model: Any, before: Differences, name_before: Callable[[str], str]) -> Differences:
+def new_differences(model: PreTrainedModel, before: Differences, name_before: Callable[[str], str]) -> Differences:
     """What of a model without some layers is not what its configuration makes, but for what differed before.
 
     Args:
@@ -53,7 +57,7 @@ def new_differences(model: Any, before: Differences, name_before: Callable[[str]
     return {name: pair for name, pair in differences(model).items() if before.get(name_before(name)) != pair}
 
 
-def differences(model: Any) -> Differences:
+def differences(model: PreTrainedModel) -> Differences:
     """What of the model, by name, is not as in a new one of its configuration: what it is here, and there.
 
     Raises:
@@ -76,7 +80,7 @@ def differences(model: Any) -> Differences:
     }
 
 
-def rebuilt(model: Any) -> Any:
+def rebuilt(model: PreTrainedModel) -> Any:
     """A new model, without weights, of what would be saved as the configuration.
 
     Raises:
@@ -93,7 +97,7 @@ def rebuilt(model: Any) -> Any:
         ) from error
 
 
-def told(model: Any, found: Differences) -> str:
+def describe(model: PreTrainedModel, found: Differences) -> str:
     places = "; ".join(
         f"{name} is {ours}, saved and loaded again {theirs}" for name, (ours, theirs) in [*found.items()][:3]
     )
@@ -103,7 +107,7 @@ def told(model: Any, found: Differences) -> str:
     )
 
 
-def _described(model: Any) -> dict[str, Any]:
+def _described(model: PreTrainedModel) -> dict[str, Any]:
     described: dict[str, Any] = {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
     for name, module in model.named_modules():
         described[f"{name} (class)"] = type(module).__name__
@@ -119,7 +123,7 @@ def _of_kinds_that_are_gone(config: Any) -> tuple[str, ...]:
     return tuple(f"{kind}_" for kind in KINDS if kinds and kind not in kinds)
 
 
-def _of_quantised(name: str, model: Any, expected: Any) -> bool:
+def _of_quantised(name: str, model: PreTrainedModel, expected: Any) -> bool:
     """Whether this is of a linear layer that is quantised and as large as the one it is made from."""
     if not _is_quantised(model):
         return False
@@ -133,9 +137,9 @@ def _of_quantised(name: str, model: Any, expected: Any) -> bool:
     return False
 
 
-def _is_quantised(model: Any) -> bool:
-    said = getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None
-    return bool(said or getattr(model.config, "quantization_config", None))
+def _is_quantised(model: PreTrainedModel) -> bool:
+    marked = getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None
+    return bool(marked or getattr(model.config, "quantization_config", None))
 
 
 def _module(model: nn.Module, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a configuration tells of each layer, without some of them.
+"""Edits a configuration's settings of each layer when some layers are removed.
 
 Beside the number of layers that is every list with an entry for each layer or with layers' numbers, rules over these
 numbers, and paths of modules that hold them.
@@ -7,9 +7,13 @@ numbers, and paths of modules that hold them.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .stacks import Stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 REMOVED = "removed_layers"
 # Lists of layers' numbers; all other lists that are as long as the stack have an entry for each layer.
@@ -21,7 +25,7 @@ NOT_BY_LAYER = re.compile(
     r"architectures|removed_layers|no_split_modules|stage_names|.*token.*|.*labels?|.*(conv|tdnn|kernel|stride|dilation)"
     r".*|.*_(sizes|section|sections|shape|resolution|ratios|mean|std)|image_size|patch_size|depths|hidden_sizes|_?out_.*"
 )
-# So many of the first layers are of another kind.
+# Settings that count how many of the first layers are of another kind.
 FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
 
 
@@ -41,7 +45,7 @@ def remember_removed(config: Any, side: str, kept: list[int], depth: int) -> Non
 
 
 def edit_config(config: Any, stack: Stack, kept: list[int], depth: int) -> None:
-    """Tell a configuration of the layers that are kept; it may be the stack's own or a copy of it."""
+    """Reduce a configuration to the layers that are kept; it may be the stack's own or a copy of it."""
     for name, value in list(vars(config).items()):
         public = name.lstrip("_")
         if not isinstance(value, (list, tuple)) or NOT_BY_LAYER.fullmatch(public) or _of_other_half(public, stack):
@@ -55,7 +59,7 @@ def edit_config(config: Any, stack: Stack, kept: list[int], depth: int) -> None:
         setattr(config, name, type(value)(new))
     _edit_rules(config, kept, depth)
     for name in (*stack.counts, "num_layers"):
-        # Copies, as T5's stacks have, tell their own number in num_layers.
+        # Copies, as T5's stacks have, keep their own count in num_layers.
         if (name in stack.counts or config is not stack.config) and vars(config).get(name) == depth:
             setattr(config, name, len(kept))
     _edit_stages(config, kept, depth)
@@ -67,15 +71,15 @@ def edit_config(config: Any, stack: Stack, kept: list[int], depth: int) -> None:
 
 def _of_other_half(name: str, stack: Stack) -> bool:
     if stack.half == "decoder":
-        # What is told of no half is told of the first one: LED's attention_window.
+        # A setting that names neither half belongs to the encoder: LED's attention_window.
         return "decoder" not in name
     return stack.half == "encoder" and "decoder" in name
 
 
 def _edit_rules(config: Any, kept: list[int], depth: int) -> None:
-    """What is told of layers by a rule over their numbers."""
+    """Edit settings that are rules over the layers' numbers."""
     if getattr(config, "decoder_sparse_step", None) and hasattr(config, "mlp_only_layers"):
-        # Qwen's: sparse are every n-th, but for those named, which are numbered anew already.
+        # Qwen: every n-th layer is sparse, except those named, which are renumbered already.
         step, named = config.decoder_sparse_step, set(config.mlp_only_layers or ())
         if step > 1:
             config.mlp_only_layers = [new for new, old in enumerate(kept) if new in named or (old + 1) % step]
@@ -86,7 +90,7 @@ def _edit_rules(config: Any, kept: list[int], depth: int) -> None:
     if isinstance(vars(config).get("moe_layer_end_index"), int) and config.moe_layer_end_index >= 0:
         config.moe_layer_end_index = sum(layer <= config.moe_layer_end_index for layer in kept) - 1
     if getattr(config, "attention_types", None) and hasattr(config, "attention_layers"):
-        # GPT-Neo's: the list is made of this when it is loaded.
+        # GPT-Neo makes attention_layers from attention_types when it is loaded.
         config.attention_types = [[[kind], 1] for kind in config.attention_layers]
 
 
@@ -99,7 +103,7 @@ def _edit_stages(config: Any, kept: list[int], depth: int) -> None:
     new = [kept.index(index - 1) + 1 for index in given if index - 1 in kept]
     new = [0] * (0 in given) + new
     if depth in given and len(kept) not in new:
-        # The last one is what a classifier reads.
+        # A classifier reads the last one.
         new.append(len(kept))
     config.stage_names = names[: len(kept) + 1]
     if given:
@@ -116,7 +120,7 @@ def renamed(path: str, stack: Stack, kept: list[int]) -> str | None:
     return None if old not in kept else f"{path[: found.start(2)]}{kept.index(old)}{path[found.end(2) :]}"
 
 
-def rename_paths(model: Any, stack: Stack, kept: list[int]) -> None:
+def rename_paths(model: PreTrainedModel, stack: Stack, kept: list[int]) -> None:
     """In what a quantiser, accelerate or Whisper's timestamps know of single layers."""
     if getattr(model, "hf_device_map", None):
         model.hf_device_map = _renamed_keys(model.hf_device_map, stack, kept)

@@ -1,4 +1,4 @@
-"""What a model answers, to compare two models by; and what to ask it: a call that it takes, found before training.
+"""The outputs by which two models are compared, and the inputs to compare them on, found before training.
 
 A batch of the training data is what the loss is computed from, which need not be what the model is called with: the
 decoder begins with what the labels make of it, a preference batch holds answers under names of its own, a script's
@@ -19,10 +19,10 @@ from ...models.embeddings import output_embeddings, token_embeddings
 from ...models.inputs import bare, decoder_inputs, main_input_name
 from .layers import NAME
 
-# Rows of the training data that are compared, and tokens of a row that is made up.
+# How many training rows are compared, and how many tokens a made-up row has.
 PROMPTS, TOKENS = 8, 16
 LABELS = ("labels", "label", "label_ids")
-# Of a model's outputs, what is no answer.
+# Outputs of a model that are no predictions.
 INSIDE = ("loss", "past_key_values", "hidden_states", "attentions", "cross_attentions", "mems", "cache_params")
 
 
@@ -35,19 +35,19 @@ def call_for(model: Any, batch: Any, label_names: tuple[str, ...] = ()) -> dict[
         label_names: further names of what the loss alone needs.
 
     Raises:
-        PluginError: the model answers none of them; the text tells what it said to the likeliest.
+        PluginError: the model accepts none of the calls; the text has its error for the likeliest one.
     """
-    said: list[str] = []
+    failures: list[str] = []
     for call in _calls(model, batch, label_names):
         try:
             found = answers(model, call)
         except Exception as error:
-            said.append(f"{', '.join(call)}: {type(error).__name__}: {error}")
+            failures.append(f"{', '.join(call)}: {type(error).__name__}: {error}")
             continue
         if found and all(bool(one.isfinite().any()) for one in found):
             return call
-        said.append(f"{', '.join(call)}: no logits, or none that is finite")
-    first = f" ({said[0][:300]})" if said else ""
+        failures.append(f"{', '.join(call)}: no logits, or none that is finite")
+    first = f" ({failures[0][:300]})" if failures else ""
     raise PluginError(
         f"{NAME}: no batch of the training data, as it is collated, can be given to a {type(bare(model)).__name__} by "
         f"its names{first}"
@@ -55,7 +55,7 @@ def call_for(model: Any, batch: Any, label_names: tuple[str, ...] = ()) -> dict[
 
 
 def answers(model: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The model's logits, float32, on the CPU, in evaluation mode; without any of that name, all that it puts out.
+    """The model's logits, float32, on the CPU, in evaluation mode; all its outputs if none is named so.
 
     A model that draws numbers (masks, samples) draws the same in every call.
     """
@@ -65,7 +65,7 @@ def answers(model: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
     # Prompts, and adapters that need to know where in the text they are, live in the wrapper.
     called = model if getattr(config, "is_prompt_learning", False) else bare(model)
     with _evaluating(model), torch.no_grad():
-        # The class's own, past what a trainer has put over this one.
+        # The class's own forward, not one that a trainer has set on the instance.
         outputs = type(called).forward(called, **inputs)
     named = outputs.items() if isinstance(outputs, Mapping) else {"": outputs}.items()
     logits = [(name, value) for name, value in named if "logits" in name]
@@ -75,7 +75,7 @@ def answers(model: Any, call: Mapping[str, Any]) -> list[torch.Tensor]:
 
 
 def relative_error(wanted: list[torch.Tensor], found: list[torch.Tensor], call: Mapping[str, Any]) -> float:
-    """Norm of the difference / norm of what is wanted; positions with `attention_mask` 0 do not count."""
+    """Norm of the difference / norm of `wanted`; positions with `attention_mask` 0 do not count."""
     mask, difference, whole = call.get("attention_mask"), 0.0, 0.0
     for one, other in zip(wanted, found, strict=True):
         if one.shape != other.shape:
@@ -119,7 +119,7 @@ def _calls(model: Any, batch: Any, label_names: tuple[str, ...]) -> Iterator[dic
     dtype = next((one.dtype for one in bare(model).parameters() if one.is_floating_point()), torch.float32)
     likely = list(_from_batch(model, batch, {*LABELS, *label_names})) if isinstance(batch, Mapping) else []
     rows = [_first_rows(call, count) for count in (PROMPTS, 1) for call in likely]
-    # Where the first dimension is not that of rows (patches of pictures), the whole batch.
+    # The whole batch, too: the first dimension may count image patches instead of rows.
     for call in [*rows, *likely, *_from_vocabulary(model, batch)]:
         if call:
             yield call

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...models.embeddings import tied_layers
 
-# Of the largest weight's last place: the same sum in another order.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+# Tolerance in units of the largest weight's last place: the same sum in another order.
 ROUNDINGS = 8
 # What peft puts between a wrapped layer's path and its own weight.
 WRAPPED = ("base_layer", "original_module")
@@ -34,7 +38,7 @@ def _tensors(table: Mapping[str, Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-def separated(model: Any) -> list[list[str]]:
+def separated(model: PreTrainedModel) -> list[list[str]]:
     """Give, in place, each layer a tensor of its own where an adapter acts on one of those that share it.
 
     Args:
@@ -50,7 +54,7 @@ def separated(model: Any) -> list[list[str]]:
     return [[_without_wrapper(path) for path in paths] for paths in groups]
 
 
-def joined(model: Any, groups: list[list[str]], tied: bool) -> None:
+def joined(model: PreTrainedModel, groups: list[list[str]], tied: bool) -> None:
     """Let the layers share one tensor again, in place, where they are equal; else the configuration says that they
     do not, and no two layers of the model share one, since transformers ties all of them or none.
 
@@ -77,7 +81,7 @@ def joined(model: Any, groups: list[list[str]], tied: bool) -> None:
         config.tie_word_embeddings = equal
 
 
-def other_places(model: Any) -> dict[str, str]:
+def other_places(model: PreTrainedModel) -> dict[str, str]:
     """Where a table of which peft trains single rows hangs without them, too, and where it hangs with them: of several
     places of one layer peft wraps those that are read (Marian's `shared` is not).
     """
@@ -100,7 +104,7 @@ def _own(parameter: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
-def _set(model: Any, path: str, parameter: torch.nn.Parameter) -> None:
+def _set(model: PreTrainedModel, path: str, parameter: torch.nn.Parameter) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, parameter)
 

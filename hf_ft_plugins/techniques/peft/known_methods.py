@@ -27,7 +27,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mica": ("LORA", {"init_lora_weights": "mica"}),
     "orthogonal": ("LORA", {"init_lora_weights": "orthogonal"}),
 }
-# What peft 0.21 has, so that a wrong name is told before peft is imported.
+# What peft 0.21 has, so that a wrong name is refused before peft is imported.
 KNOWN = (
     *("lora", "loha", "lokr", "ia3", "vera", "oft", "boft", "hra", "vblora", "randlora", "c3a", "miss", "delora"),
     *("gralora", "hira", "road", "shira", "waveft", "ln_tuning", "adamss", "beft", "deft", "frod", "glora", "lily"),
