@@ -105,6 +105,8 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
             logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
+            for option, reason in technique.idle_options().items():
+                logger.warning("%s: option %s has no effect: %s.", technique.name, option, reason)
 
     def _ask_all(self, hook: str, **arguments: Any) -> list[tuple[Technique, Any]]:
         return [

@@ -75,6 +75,18 @@ class AdaptiveLR(Technique):
         self.require(self.ema_steps >= 1, "ema_steps", "it must be 1 or more.")
         self.require(0 < self.max_nonfinite_share <= 1, "max_nonfinite_share", "it must lie in (0, 1].")
 
+    def keeps_objective(self) -> bool:
+        return True
+
+    def idle_options(self) -> dict[str, str]:
+        greedy = self.controller == "greedy"
+        reason = "controller=greedy neither counts cuts nor stops" if greedy else "only controller=greedy raises it"
+        names = ("max_cuts", "cooldown", "stop") if greedy else ("max_scale",)
+        idle = {name: reason for name in names if name in self.changed_options()}
+        if not self.guard and "max_nonfinite_share" in self.changed_options():
+            idle["max_nonfinite_share"] = "guard is off"
+        return idle
+
     @property
     def cut_factor(self) -> float:
         return CUT_FACTOR[self.controller] if self.factor is None else self.factor

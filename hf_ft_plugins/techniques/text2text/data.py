@@ -49,6 +49,13 @@ def prepared(options: Any, dataset: Any, split: str, model: Any, tokenizer: Any)
         return dataset if "input_ids" in names else TokenizedRows(dataset, partial(_text_ids, **texts))
     if not training:
         dataset = _without_column_of_none(dataset, options.target if "input_ids" not in names else "labels")
+    if options.source_prefix and "input_ids" in names:
+        logger.warning(
+            "%s: source_prefix=%r has no effect: the script tokenizes its data (they hold input_ids). Put it "
+            "before the texts there.",
+            NAME,
+            options.source_prefix,
+        )
     if "input_ids" not in names:
         dataset = _tokenized(options, dataset, model, tokenizer, training=training)
     elif "labels" not in names and "label" in names and is_arrow(dataset):
