@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from .errors import ConflictError, OptionError, PluginError, UnknownTechniqueError
+from .errors import ConflictError, MissingPackageError, OptionError, PluginError, UnknownTechniqueError
 from .technique import FALSE_WORDS, TRUE_WORDS, Technique, nearest, parse_spec
 
 GROUP = "hf_ft_plugins"
@@ -157,12 +157,12 @@ def resolve(spec: Technique | type[Technique] | str | Mapping[str, Any]) -> Tech
 
 
 def refuse_missing_packages(technique: Technique) -> None:
-    """Raise `PluginError` where a package that the technique needs with these options is not installed."""
+    """Raise `MissingPackageError` where a package that the technique needs with these options is not installed."""
     ours = origin(technique)[0] == DISTRIBUTION
     for module, requirement in technique.packages().items():
         if module not in sys.modules and importlib.util.find_spec(module) is None:
             clone = ' From a clone of hf-ft-plugins: pip install -e ".[all]".' if ours else ""
-            raise PluginError(
+            raise MissingPackageError(
                 f"{technique.name}: {technique} needs the package {module}, which is not installed. "
                 f"pip install '{requirement}'.{clone}"
             )
