@@ -25,10 +25,11 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
 from .. import lr_scale
 from ..errors import ConflictError, PluginError
-from ..registry import origin, resolve
+from ..registry import origin, refuse_conflicts, resolve
 from ..technique import Technique
 from . import hooks
 from .adapter import Innermost
+from .blame import Blame
 from .checkpoints import WholeCheckpoints
 from .endings import END_PHASES, Endings, phase_of
 from .inputs import Inputs
@@ -46,7 +47,8 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
 
     Args:
         trainer_class: `transformers.Trainer` or any subclass of it: Seq2SeqTrainer, TRL's trainers, one of the
-            script's own, or a class that is a host already; the lists are then joined.
+            script's own, or a class that is a host already: the lists are then joined, and a technique that it has
+            already is replaced by the one that is named now.
         techniques: instances, classes, `"name:option=value"` strings or `{name: {option: value}}` mappings, in the
             order in which their hooks are to be asked.
 
@@ -56,10 +58,15 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
     Raises:
         PluginError: an unknown technique or option, the same technique twice, two owners of one hook.
     """
-    listed = (
-        *getattr(trainer_class, "_ft_techniques", ()),
-        *(resolve(technique) for technique in techniques),
-    )
+    added = tuple(resolve(technique) for technique in techniques)
+    refuse_conflicts(added)
+    present = getattr(trainer_class, "_ft_techniques", ())
+    # The line that makes the class may be run again, with other options: a cell of a notebook.
+    replaced = {technique.name: technique for technique in added}
+    for technique in present:
+        if replaced.get(technique.name, technique) != technique:
+            logger.warning("%s replaces %s on %s", replaced[technique.name], technique, trainer_class.__name__)
+    listed = (*(technique for technique in present if technique.name not in replaced), *added)
     hooks.manager(listed)
     if issubclass(trainer_class, Host):
         bases: tuple[type, ...] = (trainer_class,)
@@ -80,7 +87,7 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
     )
 
 
-class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
+class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     control: Any
@@ -145,6 +152,7 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
                     )
                 callbacks.insert(position, callback)
                 self._ft_callbacks.append(callback)
+                self._ft_owners = (*self._ft_owners, (callback, technique))
                 position += 1
                 self._remember_part(technique, callback)
                 if hasattr(callback, "set_trainer"):
