@@ -121,6 +121,15 @@ def test_weights_that_cannot_be_seeded_are_told_of(tmp_path):
     assert row["interval"][0] < row["with"] - row["without"] < row["interval"][1]
 
 
+def test_what_a_process_of_the_scripts_own_trains_is_compared(tmp_path):
+    script = SCRIPTS / "train_in_children.py"
+    process = hf_ft("compare", "--json", "--with", "adaptive-lr:patience=99", script, "spawn", cwd=tmp_path)
+    # The script looks for its child's result where it would be without a comparison.
+    assert "spawn/result-0.json" in process.stdout
+    record = json.loads(next((tmp_path / "hf-ft-compare").glob("without.*.json")).read_text())
+    assert record["trainings"][0]["step"] == 6
+
+
 # ---- the folder of a comparison ----
 
 
