@@ -172,6 +172,7 @@ def test_whatever_byte_is_flipped_the_older_whole_checkpoint_is_taken(name, run,
 
 def test_a_state_edited_by_hand_under_a_manifest_that_holds_is_read_or_refused(checkpoint, monkeypatch):
     monkeypatch.setattr("hf_ft_plugins.host.manifest.set_aside", lambda folder: folder)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     trainer = tiny_trainer(checkpoint.parent, AdaptiveLR(**ROLLBACK), max_steps=8)
     trainer.create_optimizer_and_scheduler(8)
     whole = read_state(checkpoint)
