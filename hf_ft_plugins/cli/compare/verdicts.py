@@ -26,7 +26,7 @@ ONE_SEED = "one seed: --seeds 3 tells a difference from noise"
 SAME = "the same"
 SEEDS_IGNORED = "every seed gave the same run: the script sets its own"
 # In the unit of an objective: its temperature, its reference, its sampling.
-OBJECTIVE_UNITS = re.compile(r"(?:^|[^a-z])(?:rewards?|logps?|logits?|entropy|kl)(?:[^a-z]|$)")
+OBJECTIVE_UNITS = re.compile(r"(?:^|[^a-z])(?:rewards?|margins?|logps?|logits?|entropy|kl)(?:[^a-z]|$)")
 LOSS = re.compile(r"(?:^|[^a-z])loss$")
 
 Outcomes = Mapping[str, Sequence[Outcome]]
