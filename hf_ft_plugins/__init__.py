@@ -14,16 +14,28 @@ if TYPE_CHECKING:
     from .host.trainer import with_plugins
     from .technique import Technique, option
     from .techniques.adaptive_lr import AdaptiveLR, AdaptiveLRCallback
+    from .techniques.behavioral import Behavioral
+    from .techniques.layer_removal import LayerRemoval
+    from .techniques.multitask import MultiTask
+    from .techniques.peft import Peft
+    from .techniques.task import Task
     from .techniques.text2text import Text2Text
+    from .techniques.transfer import Transfer
 
 _HOMES = {
     "AdaptiveLR": "techniques.adaptive_lr",
     "AdaptiveLRCallback": "techniques.adaptive_lr",
+    "Behavioral": "techniques.behavioral",
     "ConflictError": "errors",
+    "LayerRemoval": "techniques.layer_removal",
+    "MultiTask": "techniques.multitask",
     "OptionError": "errors",
+    "Peft": "techniques.peft",
     "PluginError": "errors",
+    "Task": "techniques.task",
     "Technique": "technique",
     "Text2Text": "techniques.text2text",
+    "Transfer": "techniques.transfer",
     "option": "technique",
     "with_plugins": "host.trainer",
 }
@@ -31,11 +43,17 @@ _HOMES = {
 __all__ = [
     "AdaptiveLR",
     "AdaptiveLRCallback",
+    "Behavioral",
     "ConflictError",
+    "LayerRemoval",
+    "MultiTask",
     "OptionError",
+    "Peft",
     "PluginError",
+    "Task",
     "Technique",
     "Text2Text",
+    "Transfer",
     "option",
     "with_plugins",
 ]

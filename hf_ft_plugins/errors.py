@@ -19,6 +19,10 @@ class UnknownTechniqueError(PluginError, LookupError):
     """No installed distribution offers a technique of this name."""
 
 
+class MissingPackageError(PluginError):
+    """A package that a technique needs with its options is not installed."""
+
+
 class ConflictError(PluginError):
     """Two techniques, or a technique and the script, want to decide the same thing."""
 

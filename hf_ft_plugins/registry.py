@@ -9,14 +9,16 @@ that cannot be imported matters only to the run that names it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from .errors import ConflictError, PluginError, UnknownTechniqueError
-from .technique import Technique, nearest, parse_spec
+from .errors import ConflictError, MissingPackageError, OptionError, PluginError, UnknownTechniqueError
+from .technique import FALSE_WORDS, TRUE_WORDS, Technique, nearest, parse_spec
 
 GROUP = "hf_ft_plugins"
 DISTRIBUTION = "hf-ft-plugins"
@@ -41,7 +43,7 @@ class Offer:
         """
         try:
             found = self.entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.name}: the plugin {self.distribution} {self.version} cannot be imported "
                 f"({type(error).__name__}: {error}). Repair or uninstall {self.distribution}, "
@@ -57,13 +59,40 @@ class Offer:
                 f"{self.name}: {self.entry.value} in {self.distribution} {self.version} calls itself "
                 f"{found.name!r}. The entry point's name and the class's `name` must be equal."
             )
+        try:
+            found.option_infos()
+        except Exception as error:
+            raise PluginError(
+                f"{self.name}: the options that {self.entry.value} in {self.distribution} {self.version} declares "
+                f"cannot be read ({type(error).__name__}: {error}). Their annotations must name types that its module "
+                "imports."
+            ) from error
         return found
 
 
 def offers() -> list[Offer]:
-    """Every offered technique, sorted by name; a name that two distributions claim appears twice."""
-    disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
-    only_builtin = os.environ.get(ONLY_BUILTIN_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+    """Every offered technique that is not hidden, sorted by name; a name that two distributions claim appears twice.
+
+    Raises:
+        OptionError: `HF_FT_PLUGINS_ONLY_BUILTIN` is neither on nor off.
+    """
+    only_builtin = is_on(ONLY_BUILTIN_VARIABLE)
+    return [offer for offer in _all_offers() if _hidden_by(offer, only_builtin) is None]
+
+
+def is_on(variable: str) -> bool:
+    """Whether an environment variable says yes.
+
+    Raises:
+        OptionError: it says neither yes nor no.
+    """
+    word = os.environ.get(variable, "").strip().lower()
+    if word and word not in (*TRUE_WORDS, *FALSE_WORDS):
+        raise OptionError(f"{variable}={word} is neither on nor off. Set it to 1 or 0.")
+    return word in TRUE_WORDS
+
+
+def _all_offers() -> list[Offer]:
     found = {
         Offer(
             entry.name,
@@ -73,26 +102,33 @@ def offers() -> list[Offer]:
         )
         for entry in entry_points(group=GROUP)
     }
-    return sorted(
-        (
-            offer
-            for offer in found
-            if offer.name not in disabled and (offer.distribution == DISTRIBUTION or not only_builtin)
-        ),
-        key=lambda offer: (offer.name, offer.distribution),
-    )
+    return sorted(found, key=lambda offer: (offer.name, offer.distribution))
+
+
+def _hidden_by(offer: Offer, only_builtin: bool) -> str | None:
+    disabled = os.environ.get(DISABLE_VARIABLE, "")
+    if offer.name in {name.strip() for name in disabled.split(",")}:
+        return f"{DISABLE_VARIABLE}={disabled} disables it"
+    if only_builtin and offer.distribution != DISTRIBUTION:
+        return f"{offer.distribution} is a third party's, and --only-builtin ({ONLY_BUILTIN_VARIABLE}) keeps these out"
+    return None
 
 
 def find(name: str) -> Offer:
     """The one offer of `name`.
 
     Raises:
-        UnknownTechniqueError: nobody offers it; the text says which name is nearest.
+        UnknownTechniqueError: nobody offers it, or it is hidden; the text says which name is nearest, or what hides it.
         ConflictError: two distributions offer it.
     """
     known = offers()
     matches = [offer for offer in known if offer.name == name]
     if not matches:
+        hidden = [reason for offer in _all_offers() if offer.name == name if (reason := _hidden_by(offer, True))]
+        if hidden:
+            raise UnknownTechniqueError(
+                f"the technique {name!r} is installed, and switched off: {hidden[0]}. Switch it on, or leave it out."
+            )
         raise UnknownTechniqueError(
             f"unknown technique {name!r}.{nearest(name, (offer.name for offer in known))} "
             f"Installed: {', '.join(offer.name for offer in known) or '(none)'}."
@@ -104,13 +140,32 @@ def find(name: str) -> Offer:
 
 
 def resolve(spec: Technique | type[Technique] | str | Mapping[str, Any]) -> Technique:
-    """A technique from any of its forms: an instance, its class, a string or a mapping."""
+    """A technique from any of its forms: an instance, its class, a string or a mapping.
+
+    Raises:
+        PluginError: there is no such technique, its options do not fit, or a package that it needs is not installed.
+    """
     if isinstance(spec, Technique):
-        return spec
-    if isinstance(spec, type) and issubclass(spec, Technique):
-        return spec()
-    name, options = parse_spec(spec)
-    return find(name).load().from_options(options)
+        technique = spec
+    elif isinstance(spec, type) and issubclass(spec, Technique):
+        technique = spec()
+    else:
+        name, options = parse_spec(spec)
+        technique = find(name).load().from_options(options)
+    refuse_missing_packages(technique)
+    return technique
+
+
+def refuse_missing_packages(technique: Technique) -> None:
+    """Raise `MissingPackageError` where a package that the technique needs with these options is not installed."""
+    ours = origin(technique)[0] == DISTRIBUTION
+    for module, requirement in technique.packages().items():
+        if module not in sys.modules and importlib.util.find_spec(module) is None:
+            clone = ' From a clone of hf-ft-plugins: pip install -e ".[all]".' if ours else ""
+            raise MissingPackageError(
+                f"{technique.name}: {technique} needs the package {module}, which is not installed. "
+                f"pip install '{requirement}'.{clone}"
+            )
 
 
 def origin(technique: Technique | type[Technique]) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -25,10 +26,18 @@ from typing import Any, ClassVar, Literal, Self, Union
 
 from . import hookspecs
 from .errors import OptionError
+from .option_text import parse_spec, shown, written
+
+__all__ = ["OptionInfo", "Technique", "convert", "data_seed", "nearest", "option", "parse_spec"]
 
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 NONE_WORDS = ("none", "null", "")
+# What counts, sizes and seeds are kept in by torch and by files.
+LARGEST_NUMBER = 2**63 - 1
+# Of difflib's ratio: `wieghts` is 0.86 of `weights`, and `mixture` 0.57 of `mixed`.
+NEAR = 0.7
+BEGINNING = 3  # letters of a name that may stand for it
 
 
 def option(default: Any, *, help: str) -> Any:
@@ -90,7 +99,7 @@ class Technique:
     def require(self, holds: bool, name: str, mend: str) -> None:
         """Raise an `OptionError` about option `name` unless `holds`; `mend` says which values are allowed."""
         if not holds:
-            raise OptionError(f"{self.name}: option {name}={_plain(getattr(self, name))} is not allowed: {mend}")
+            raise OptionError(f"{self.name}: option {name}={written(getattr(self, name))} is not allowed: {mend}")
 
     def conflict(self, other: Technique) -> str | None:
         """Why this technique cannot run together with `other`, or None. Asked when the trainer is built."""
@@ -103,6 +112,27 @@ class Technique:
     def excludes(self) -> Mapping[Change, str]:
         """Changes by other techniques that this one cannot run together with, and the reason for each, a sentence."""
         return {}
+
+    def idle_options(self) -> dict[str, str]:
+        """The options that were changed and cannot act beside the others, each with the reason; they are warned about.
+
+        `{"max_scale": "the controller is plateau, and only greedy raises the learning rate"}`
+        """
+        return {}
+
+    def packages(self) -> dict[str, str]:
+        """What must be installed for these options beside the distribution's own dependencies.
+
+        Names of modules, each with what pip is to install: `{"sklearn": "scikit-learn>=1.7"}`.
+        """
+        return {}
+
+    def keeps_objective(self) -> bool:
+        """Whether a loss of a run with this technique measures the same thing as the loss of a run without it.
+
+        `hf-ft compare` gives no verdict on losses unless every technique says so.
+        """
+        return False
 
     def plan_for(self, model: Any) -> str | None:
         """What this technique would do with a model, for `hf-ft check --model`; the model holds no weights."""
@@ -134,8 +164,8 @@ class Technique:
 
     def __str__(self) -> str:
         """The string form, which `parse_spec` reads back."""
-        said = ",".join(f"{name}={_plain(value)}" for name, value in self.changed_options().items())
-        return f"{self.name}:{said}" if said else self.name
+        options = ",".join(f"{name}={written(value)}" for name, value in self.changed_options().items())
+        return f"{self.name}:{options}" if options else self.name
 
     @classmethod
     def option_infos(cls) -> list[OptionInfo]:
@@ -153,7 +183,7 @@ class Technique:
         for name in options:
             if name not in known:
                 raise OptionError(
-                    f"{cls.name}: unknown option {name!r}.{nearest(name, known)} "
+                    f"{cls.name}: unknown option {shown(name)}.{nearest(str(name), known)} "
                     f"Its options are: {', '.join(known) or '(none)'}."
                 )
         return cls(**options)
@@ -166,111 +196,86 @@ def data_seed(args: Any) -> int:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the closest of `known`, or an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def parse_spec(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Read a technique's string or mapping form into its name and its options.
-
-    A string is `name` or `name:option=value,option=value`; commas inside brackets do not separate. A mapping has one
-    key, the name; its value is a mapping of options or None.
-
-    Raises:
-        OptionError: the text does not have that form.
-    """
-    if isinstance(spec, str):
-        name, _, rest = spec.partition(":")
-        return name.strip(), dict(_assignment(part, spec) for part in _split_commas(rest))
-    if isinstance(spec, Mapping) and len(spec) == 1:
-        name, options = next(iter(spec.items()))
-        if options is None or isinstance(options, Mapping):
-            return str(name), dict(options or {})
-    raise OptionError(
-        f"cannot read the technique {spec!r}: write 'name', 'name:option=value,option=value' "
-        "or a mapping {name: {option: value}}."
-    )
-
-
-def _assignment(part: str, spec: str) -> tuple[str, str]:
-    name, sign, value = part.partition("=")
-    if not sign:
-        raise OptionError(f"cannot read {part!r} in {spec!r}: write option=value.")
-    return name.strip(), value.strip()
-
-
-def _split_commas(text: str) -> list[str]:
-    parts, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        depth += (character in "[{(") - (character in "]})")
-        if character == "," and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
-    parts.append(text[start:])
-    return [part for part in parts if part.strip()]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, tuple):
-        value = list(value)
-    return json.dumps(value) if value is not None else "none"
+    """' Did you mean ...?' with the closest of `known`, or an empty string where none is near."""
+    # Two names that differ in their separators, or their case, are written alike.
+    plain = {str(name).lower().replace("_", "-"): name for name in known}
+    wanted = word.lower().replace("_", "-")
+    begun = [name for name in plain if len(wanted) >= BEGINNING and name.startswith(wanted)]
+    matches = difflib.get_close_matches(wanted, list(plain), n=1, cutoff=NEAR) or (begun if len(begun) == 1 else [])
+    return f" Did you mean {plain[matches[0]]!r}?" if matches else ""
 
 
 def _converted(value: Any, hint: Any, technique: str, name: str) -> Any:
     try:
         return convert(value, hint)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        quote = ' YAML reads bare yes, no, on and off so; quote them: "off".' if isinstance(value, bool) else ""
         raise OptionError(
-            f"{technique}: option {name}={value!r} has the wrong type: it must be {_type_name(hint)}."
+            f"{technique}: option {name}={shown(value)} has the wrong type: it must be {_type_name(hint)}.{quote}"
         ) from error
 
 
 def convert(value: Any, hint: Any) -> Any:
     """`value` as the type `hint`: bool, int, float, str, Literal, Optional, list or tuple of these.
 
+    Spaces around a string count for `str` alone.
+
     Raises:
-        TypeError, ValueError: the value cannot be read as that type without loss.
+        TypeError, ValueError, OverflowError, RecursionError: the value cannot be read as that type without loss.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        if type(None) in arguments and (value is None or (isinstance(value, str) and value.lower() in NONE_WORDS)):
+        bare = value.strip().lower() if isinstance(value, str) else value
+        if type(None) in arguments and (bare is None or (isinstance(bare, str) and bare in NONE_WORDS)):
             return None
         for argument in arguments:
             if argument is type(None):
                 continue
             try:
                 return convert(value, argument)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
-        raise TypeError(f"{value!r} is none of {arguments}")
+        raise TypeError(f"{shown(value)} is none of {arguments}")
+    if hint is str:
+        if not isinstance(value, str):
+            raise TypeError(f"{shown(value)} is not a string")
+        return value
+    value = value.strip() if isinstance(value, str) else value
     if origin is Literal:
         for argument in arguments:
-            if value == argument or value == str(argument):
+            if (value == argument and isinstance(value, bool) == isinstance(argument, bool)) or value == str(argument):
                 return argument
-        raise ValueError(f"{value!r} is none of {arguments}")
+        raise ValueError(f"{shown(value)} is none of {arguments}")
     if origin in (list, tuple):
-        items = json.loads(value) if isinstance(value, str) and value.startswith("[") else value
-        items = items.split("+") if isinstance(items, str) else items
-        return tuple(convert(item, arguments[0] if arguments else str) for item in items)
+        return tuple(convert(item, arguments[0] if arguments else str) for item in _items(value))
     if hint is bool:
-        word = str(value).lower()
+        word = str(value).lower() if isinstance(value, (str, bool, int)) else ""
         if word in TRUE_WORDS or word in FALSE_WORDS:
             return word in TRUE_WORDS
-        raise ValueError(f"{value!r} is neither true nor false")
+        raise ValueError(f"{shown(value)} is neither true nor false")
+    if hint in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float, str))):
+        raise TypeError(f"{shown(value)} is not a number")
     if hint is int:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        if isinstance(value, float) and not value.is_integer():
             raise TypeError(f"{value!r} is not a whole number")
-        return int(value)
+        number = int(value)
+        if abs(number) > LARGEST_NUMBER:
+            raise OverflowError(f"{shown(value)} is larger than {LARGEST_NUMBER}")
+        return number
     if hint is float:
-        if isinstance(value, bool):
-            raise TypeError("a truth value is not a number")
-        return float(value)
-    if hint is str and not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
+        real = float(value)
+        if math.isnan(real):
+            raise ValueError("nan is not a number")
+        return real
     return value
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        value = json.loads(value) if value.startswith("[") else value.split("+") if value else []
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{shown(value)} is not a list")
+    return list(value)
 
 
 def _type_name(hint: Any) -> str:

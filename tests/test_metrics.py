@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_ft_plugins.cli.compare import Outcome
+from hf_ft_plugins.cli.compare.outcomes import Training
 from hf_ft_plugins.metrics import direction, greater_is_better, without_set_name
 from hf_ft_plugins.testing import tiny_trainer
 
@@ -99,8 +99,8 @@ def test_a_comparison_finds_the_sets_in_the_log_and_calls_nothing_best_without_a
         {"eval_error_accuracy": value, "eval_error_thing": value, "eval_error_runtime": 1.0, "step": step}
         for step, value in enumerate([0.1, 0.9, 0.5])
     ]
-    outcome = Outcome(history, steps=3, wall=1.0, cpu=1.0, peak=1, gpu_peak=0)
-    assert outcome.final_metrics() == {
+    training = Training(history, steps=3)
+    assert training.final_metrics() == {
         "eval_error_accuracy": 0.5,
         "eval_error_thing": 0.5,
         "best eval_error_accuracy": 0.9,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +15,35 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import registry
-from ..errors import OptionError, PluginError
-from ..host import hooks, state
+from ..errors import PluginError
+from ..host import state
 from ..technique import Technique
 from .checkpoint import app as checkpoint
+from .hosting import Hosting
+from .options import (
+    AllowChanged,
+    AsJson,
+    AsModule,
+    Debug,
+    Only,
+    OnlyBuiltin,
+    Recipe,
+    Script,
+    ScriptArguments,
+    With,
+    keep_third_parties_out,
+    log_to_stderr,
+    show_error,
+    wants_json,
+)
+from .planning import memory_estimate, model_without_weights
+from .recipes import chosen_techniques
+from .record import Watch
+from .run import run as run_script
 from .technique_commands import WithTechniqueCommands
+
+# What follows the script belongs to the script, untouched.
+SCRIPT_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 app = typer.Typer(
     name="hf-ft",
@@ -32,35 +56,27 @@ app = typer.Typer(
 )
 app.add_typer(checkpoint, name="checkpoint")
 console = Console()
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
-# What follows the script belongs to the script, untouched.
-SCRIPT_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
-With = Annotated[
-    list[str] | None,
-    typer.Option("--with", "-w", help="A technique, as name or name:option=value,option=value. May be repeated."),
-]
-Recipe = Annotated[
-    Path | None, typer.Option(help="A YAML file with the same list under the key 'techniques'; --with comes after it.")
-]
-OnlyBuiltin = Annotated[bool, typer.Option("--only-builtin", help="Keep third-party techniques out.")]
-AsModule = Annotated[bool, typer.Option("-m", "--module", help="SCRIPT names a module, as for python -m.")]
-Only = Annotated[str | None, typer.Option(help="Act only on trainers of this class (or its subclasses), by its name.")]
-AllowChanged = Annotated[
-    bool,
-    typer.Option("--allow-changed-plugins", help="Resume from a checkpoint that was made with other techniques."),
-]
-Script = Annotated[str, typer.Argument(metavar="SCRIPT", help="The training script (or module, with -m).")]
-ScriptArguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="Its own arguments.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show our own traceback with an error.")]
+def _version(value: bool) -> None:
+    if value:
+        print(f"hf-ft-plugins {version(registry.DISTRIBUTION)}")
+        raise typer.Exit
+
+
+@app.callback()
+def hf_ft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tuning techniques as plug-ins for the Hugging Face Trainer."""
 
 
 @app.command("list")
 def list_techniques(as_json: AsJson = False, only_builtin: OnlyBuiltin = False) -> None:
     """What is installed, from which distribution; a plug-in that cannot be imported is listed with its error."""
-    _keep_third_parties_out(only_builtin)
+    keep_third_parties_out(only_builtin)
     rows = [_row(offer) for offer in registry.offers()]
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -70,7 +86,8 @@ def list_techniques(as_json: AsJson = False, only_builtin: OnlyBuiltin = False) 
         # Brackets in a plug-in's words are no markup of ours.
         words = escape(row.get("error") or row["summary"])
         what = f"[red]cannot be imported: {words}[/red]" if "error" in row else words
-        table.add_row(f"[bold cyan]{row['name']}[/]", f"{row['distribution']} {row['version']}", what)
+        origin = f"{row['distribution']} {row['version']}"
+        table.add_row(f"[bold cyan]{escape(row['name'])}[/]", escape(origin), what)
     console.print(table)
 
 
@@ -86,11 +103,12 @@ def show(
     if as_json:
         print(json.dumps(row, indent=1))
         return
-    console.print(f"[bold cyan]{row['name']}[/] ({row['distribution']} {row['version']}): {row['summary']}")
+    origin = f"({row['distribution']} {row['version']}): {row['summary']}"
+    console.print(f"[bold cyan]{escape(row['name'])}[/] {escape(origin)}")
     console.print(f"answers: {', '.join(row['hooks']) or '(no hook)'}")
     table = Table("option", "type", "default", "help", box=None, header_style="bold")
     for info in row["options"]:
-        table.add_row(info["name"], info["type"], json.dumps(info["default"]), info["help"])
+        table.add_row(*map(escape, (info["name"], info["type"], json.dumps(info["default"]), info["help"])))
     console.print(table)
 
 
@@ -115,20 +133,24 @@ def check(
     debug: Debug = False,
 ) -> None:
     """The plan before training: which technique answers which hook, and every conflict. Exit status 2 if any."""
-    _keep_third_parties_out(only_builtin)
-    techniques = _techniques(with_, recipe)
+    keep_third_parties_out(only_builtin)
+    techniques = chosen_techniques(with_, recipe)
     plan = _plan(techniques)
-    empty = _without_weights(model) if model else None
+    empty = model_without_weights(model) if model else None
     plans = {} if empty is None else {technique.name: technique.plan_for(empty) for technique in techniques}
-    estimate = _memory(model, arguments or [], length, budget, techniques) if memory else None
+    estimate = None
+    if memory:
+        estimate = memory_estimate(model, arguments or [], length, budget, techniques)
+    idle = {technique.name: found for technique in techniques if (found := technique.idle_options())}
     if as_json:
-        about = {"techniques": state.describe(techniques), "hooks": plan, "model": plans}
+        about = {"techniques": state.describe(techniques), "hooks": plan, "model": plans, "idle": idle}
         if estimate is not None:
             about["memory"] = estimate.as_dict()
         print(json.dumps(about, indent=1))
         return
     for technique in techniques:
-        console.print(f"[bold cyan]{technique}[/]  ({' '.join(registry.origin(technique))})")
+        origin = f"({' '.join(registry.origin(technique))})"
+        console.print(f"[bold cyan]{escape(str(technique))}[/]  {escape(origin)}")
     table = Table("hook", "answered by", box=None, header_style="bold")
     for hook, names in plan.items():
         table.add_row(hook, ", then ".join(names))
@@ -139,6 +161,9 @@ def check(
             console.print(words, markup=False, highlight=False)
     if estimate is not None:
         console.print(f"memory: {estimate}", highlight=False)
+    for name, options in idle.items():
+        for option, reason in options.items():
+            console.print(escape(f"{name}: option {option} has no effect: {reason}."), style="yellow", highlight=False)
     console.print("[green]no conflicts[/]")
 
 
@@ -154,25 +179,21 @@ def run(
     allow_changed_plugins: AllowChanged = False,
     record: Annotated[Path | None, typer.Option(hidden=True)] = None,
     output_subfolder: Annotated[str | None, typer.Option(hidden=True)] = None,
+    comparison: Annotated[str, typer.Option(hidden=True)] = "",
+    seed_shift: Annotated[int, typer.Option(hidden=True)] = 0,
     debug: Debug = False,
 ) -> Any:
     """Run a Trainer script that nobody edited, with techniques."""
-    from .run import Hosting
-    from .run import run as run_script
-
-    _keep_third_parties_out(only_builtin)
-    techniques = _techniques(with_, recipe)
+    keep_third_parties_out(only_builtin)
+    techniques = chosen_techniques(with_, recipe)
     if not techniques and record is None:
         raise PluginError("run: no technique is named. Add --with NAME or --recipe FILE; `hf-ft list` shows the names.")
     if allow_changed_plugins:
         os.environ[state.ALLOW_CHANGED_VARIABLE] = "1"
-    _tell_what_happens()
-    if record is not None:
-        from .record import watch
-
-        watch(record, output_subfolder)
+    log_to_stderr()
+    watch = None if record is None else Watch(record, output_subfolder, comparison, seed_shift)
     # Carried out by `main`, outside of click, which would swallow the script's own exceptions and exit status.
-    return lambda: run_script(Hosting(techniques, only), script, arguments or [], as_module=as_module)
+    return lambda: run_script(Hosting(techniques, only), script, arguments or [], as_module=as_module, watch=watch)
 
 
 @app.command(context_settings=SCRIPT_SETTINGS)
@@ -187,18 +208,24 @@ def compare(
     output: Annotated[Path, typer.Option(help="Where the picture, the table and both runs' logs are written.")] = Path(
         "hf-ft-compare"
     ),
+    seeds: Annotated[
+        int,
+        typer.Option(help="Run both so often, each time with another seed; a verdict needs 2 or more, 3 are a start."),
+    ] = 1,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run a script without and with the techniques, same seed, and show the two side by side."""
-    from .compare import compare_runs
+    from .compare.comparison import compare_runs
 
-    _keep_third_parties_out(only_builtin)
-    techniques = _techniques(with_, recipe)
+    keep_third_parties_out(only_builtin)
+    techniques = chosen_techniques(with_, recipe)
     if not techniques:
         raise PluginError("compare: no technique is named. Add --with NAME or --recipe FILE.")
     extra = (["--module"] if as_module else []) + (["--only", only] if only else [])
-    compare_runs(techniques, [*extra, script, *(arguments or [])], output, console=console, as_json=as_json)
+    compare_runs(
+        techniques, [*extra, script, *(arguments or [])], output, console=console, as_json=as_json, seeds=seeds
+    )
 
 
 @app.command()
@@ -211,112 +238,28 @@ def new(
     from .new import scaffold
 
     made = scaffold(name, folder)
-    console.print(f"made {made}\nNext: [bold]pip install -e {made}[/] and [bold]pytest {made}[/]")
+    package = escape(str(made))
+    console.print(f"made {package}\nNext: [bold]pip install -e {package}[/] and [bold]pytest {package}[/]")
 
 
 def main() -> None:
     """The command's entry point; turns our errors into one paragraph and exit status 2."""
-    arguments = sys.argv[1:]
-    from .run import one_paragraph
-
     try:
-        todo = app(args=arguments, prog_name="hf-ft", standalone_mode=False)
+        todo = app(args=sys.argv[1:], prog_name="hf-ft", standalone_mode=False)
         status = todo() if callable(todo) else todo
     except PluginError as error:
-        errors.print(one_paragraph(error, debug="--debug" in arguments), markup=False)
+        show_error(error)
         status = 2
     except Exception as error:
         # click's own complaints about the command line; it is vendored by typer, so it is known by its method only.
         if not hasattr(error, "format_message"):
             raise
-        error.show()  # type: ignore[attr-defined]
+        if wants_json(sys.argv[1:]):
+            print(json.dumps({"error": error.format_message()}))
+        else:
+            error.show()  # type: ignore[attr-defined]
         status = getattr(error, "exit_code", 2)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _tell_what_happens() -> None:
-    """Show our own log on stderr: which techniques run, which checkpoint is resumed; on the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("hf-ft: %(message)s"))
-        logger = logging.getLogger("hf_ft_plugins")
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-
-
-def _keep_third_parties_out(only_builtin: bool) -> None:
-    if only_builtin:
-        os.environ[registry.ONLY_BUILTIN_VARIABLE] = "1"
-
-
-def _techniques(with_: list[str] | None, recipe: Path | None) -> tuple[Technique, ...]:
-    specs = [*(_read_recipe(recipe) if recipe else []), *(with_ or [])]
-    techniques = tuple(registry.resolve(spec) for spec in specs)
-    # Raises what a Trainer with them would raise, before anything is loaded or run.
-    hooks.manager(techniques)
-    return techniques
-
-
-def _read_recipe(file: Path) -> list[Any]:
-    import yaml
-
-    if not file.is_file():
-        raise PluginError(f"there is no recipe {str(file)!r}. Name a YAML file with a list under 'techniques'.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise PluginError(f"{file} is not YAML: {error}") from error
-    if not isinstance(content, dict) or set(content) != {"techniques"} or not isinstance(content["techniques"], list):
-        raise OptionError(
-            f"{file}: a recipe is a mapping with the one key 'techniques', whose value is a list of techniques, "
-            "each 'name', 'name:option=value' or {name: {option: value}}."
-        )
-    return content["techniques"]
-
-
-def _memory(
-    model: str | None, given: list[str], length: int, budget: float | None, techniques: tuple[Technique, ...]
-) -> Any:
-    """The estimate for a model's folder or name under TrainingArguments said as NAME=VALUE."""
-    if model is None:
-        raise PluginError("memory: --memory estimates a model; name its folder or hub name with --model.")
-    import tempfile
-
-    import torch
-    from transformers import AutoConfig, HfArgumentParser, TrainingArguments
-
-    from ..memory.estimate import GIB, estimate_memory, refuse_over_budget
-
-    flags = [part for one in given for part in ("--" + one.split("=", 1)[0], *one.split("=", 1)[1:])]
-    with tempfile.TemporaryDirectory() as folder:
-        (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
-            ["--output_dir", folder, "--report_to", "none", *flags]
-        )
-    config = AutoConfig.from_pretrained(model)
-
-    def estimated(args: Any, another: str | None = None) -> Any:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        listed = techniques if another is None else (*techniques, registry.resolve(another))
-        if another is not None and "ft_adapter" in _plan(techniques):
-            return None
-        return estimate_memory(config, args, length=length, techniques=listed, device=device)
-
-    estimate = estimated(args)
-    if budget is not None:
-        refuse_over_budget(estimate, round(budget * GIB), estimated, args)
-    return estimate
-
-
-def _without_weights(name: str) -> Any:
-    """The model class that a config names first, on torch's meta device."""
-    import torch
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(name)
-    cls = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
-    with torch.device("meta"):
-        return cls.from_config(config) if cls is transformers.AutoModel else cls(config)
 
 
 def _plan(techniques: tuple[Technique, ...]) -> dict[str, list[str]]:

@@ -3,13 +3,12 @@
 The script sees what it would see without us: `__main__`, `sys.argv`, `sys.path[0]`, its exit status, its tracebacks,
 and an environment into which nothing heavy has been imported yet. When it imports `transformers.trainer` itself,
 `Trainer.__new__` is taught to make instances of a host class (`host/trainer.py`) of whatever Trainer class is being
-built: the stock one, TRL's, or one of the script's own.
+built: the stock one, TRL's, or one of the script's own (`hosting.py`); in the processes that it starts, too
+(`children.py`).
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
@@ -17,85 +16,22 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import PluginError
-from ..technique import Technique
-
-TRAINER_MODULE = "transformers.trainer"
-ARGUMENTS_MODULE = "transformers.training_args"
-
-
-@dataclass
-class Hosting:
-    """What happens to the Trainers that the script builds, and how many there were."""
-
-    techniques: tuple[Technique, ...]
-    only: str | None = None
-    built: int = 0
-    hosted: int = 0
-
-    def install(self, trainer_module: types.ModuleType) -> None:
-        """Make `Trainer(...)`, and every subclass of it, build a host of its class."""
-        from ..host.trainer import with_plugins
-
-        trainer_class = trainer_module.Trainer
-        hosts: dict[type, type] = {}
-
-        def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-            if cls in hosts.values():
-                return object.__new__(cls)
-            self.built += 1
-            if not self._takes(cls):
-                return object.__new__(cls)
-            self.hosted += 1
-            if cls not in hosts:
-                hosts[cls] = with_plugins(cls, *self.techniques)
-            return object.__new__(hosts[cls])
-
-        trainer_class.__new__ = new
-
-    def _takes(self, cls: type) -> bool:
-        return bool(self.techniques) and (self.only is None or self.only in [base.__name__ for base in cls.__mro__])
+from .children import hand_on
+from .hosting import TRAINER_MODULE, AfterImport, Hosting
+from .record import Watch
 
 
-@dataclass
-class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `action(module)` once, right after the module `name` has been imported by whoever wants it."""
-
-    name: str
-    action: Callable[[types.ModuleType], None]
-
-    def watch(self) -> None:
-        if self.name in sys.modules:
-            self.action(sys.modules[self.name])
-        else:
-            sys.meta_path.insert(0, self)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        loader = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: types.ModuleType) -> None:
-            execute(module)
-            self.action(module)
-
-        loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def run(hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: bool = False) -> int:
+def run(
+    hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: bool = False, watch: Watch | None = None
+) -> int:
     """Run a script (or, with `as_module`, a module as `python -m` does) as `__main__`.
+
+    Args:
+        watch: what `hf-ft compare` wants to know of the run.
 
     Returns:
         The exit status that the script would have had; 2 when it ended well but built no Trainer to act on.
@@ -104,6 +40,9 @@ def run(hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: b
         PluginError: the script or module does not exist, or a technique refuses the run.
         SystemExit: as the script raised it.
     """
+    hand_on(hosting, watch)
+    if watch is not None:
+        watch.start()
     AfterImport(TRAINER_MODULE, hosting.install).watch()
     try:
         code, main, first_path = _module_code(target) if as_module else _script_code(target)
@@ -126,11 +65,13 @@ def run(hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: b
         show = sys.excepthook
         sys.excepthook = lambda kind, error, trace: _show_without_our_frames(error, show)
         raise
+    hosting.count_other_processes()
     if not hosting.hosted and hosting.techniques and not {"-h", "--help"} & set(arguments):
         built = f"built {hosting.built} trainers, none of class {hosting.only}" if hosting.built else "built no Trainer"
         raise PluginError(
             f"{target} ended, but {built}, so {', '.join(t.name for t in hosting.techniques)} had nothing to act on. "
-            "Name a script that trains with a transformers.Trainer or a subclass of it."
+            "Name a script that trains with a transformers.Trainer or a subclass of it, in this process or in those of "
+            "multiprocessing; of a program that it starts by itself, name the script."
         )
     return 0
 

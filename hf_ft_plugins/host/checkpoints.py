@@ -33,6 +33,7 @@ class WholeCheckpoints:
     state: Any
     control: Any
     optimizer: Any
+    _blaming: Any
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
@@ -54,7 +55,12 @@ class WholeCheckpoints:
         """The script's own class or callbacks may have added to the checkpoints, or changed them."""
         if self.args.should_save:
             for folder in folders:
-                manifest.refresh_manifest(folder)
+                try:
+                    manifest.refresh_manifest(folder)
+                except CheckpointError as error:
+                    # It would be passed over at a resume; this run goes on.
+                    logger.warning("%s is damaged: %s.", folder, error)
+                    self._saved = tuple(one for one in self._saved if one != folder)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         ended = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
@@ -82,7 +88,10 @@ class WholeCheckpoints:
             committed = True
             # The other ranks write their random state into the same folder; the manifest must cover it.
             self._barrier()
-            states = {key: part.state_dict() for key, part in self.ft_stash.parts.items()}
+            states = {}
+            for key, part in self.ft_stash.parts.items():
+                with self._blaming():
+                    states[key] = part.state_dict()
             state.write_state(folder, self._ft_techniques, states)
             if (folder / manifest.LAST_STOCK_FILE).is_file():
                 manifest.write_manifest(folder)
@@ -123,7 +132,7 @@ class WholeCheckpoints:
 
     def _chosen_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
-            newest, passed_over = manifest.newest_whole_checkpoint(Path(self.args.output_dir))
+            newest, passed_over = manifest.newest_whole_checkpoint(Path(self.args.output_dir), also=_unreadable_state)
             if newest is None:
                 reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
                 # The words of Trainer's own error, by which scripts know it.
@@ -134,7 +143,7 @@ class WholeCheckpoints:
                 )
             folder = newest
             for path, reason in passed_over:
-                logger.warning("resume: passed over %s (%s), now %s", path, reason, manifest.set_aside(path).name)
+                logger.warning("resume: passed over %s (%s), %s", path, reason, _set_aside(path))
         else:
             folder = Path(str(wanted))
             broken = manifest.damage(folder)
@@ -150,7 +159,16 @@ class WholeCheckpoints:
         return str(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        except ValueError as error:
+            if checkpoint is None or not state.allow_changed_by_environment():
+                raise
+            raise CheckpointError(
+                f"{checkpoint}: its optimizer cannot be taken over ({error}). The techniques of then and now divide "
+                "the parameters differently, which --allow-changed-plugins cannot bridge. Resume with the techniques "
+                "that it was made with, or load its weights into the model and train without resume_from_checkpoint."
+            ) from error
         content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
         if checkpoint is not None and self.optimizer is not None:
             lr_scale.forget_others(self.optimizer, (technique.name for technique in self._ft_techniques))
@@ -158,6 +176,27 @@ class WholeCheckpoints:
             stored = content["states"].get(key) if content else None
             if stored is not None:
                 _load(part, key, stored, Path(str(checkpoint)))
+            elif content is not None and not state.allow_changed_by_environment():
+                raise CheckpointError(
+                    f"{Path(str(checkpoint)) / manifest.STATE_FILE} holds no state of {key}, which would start afresh. "
+                    f"{state.ANOTHER} To let it start afresh: --allow-changed-plugins "
+                    f"({state.ALLOW_CHANGED_VARIABLE}=1)."
+                )
+
+
+def _unreadable_state(folder: Path) -> str | None:
+    try:
+        state.read_state(folder)
+    except CheckpointError as error:
+        return str(error).removesuffix(state.ANOTHER).strip()
+    return None
+
+
+def _set_aside(folder: Path) -> str:
+    try:
+        return f"now {manifest.set_aside(folder).name}"
+    except OSError as error:
+        return f"and it keeps its name, which cannot be changed ({error})"
 
 
 def _load(part: Any, key: str, stored: dict[str, Any], folder: Path) -> None:
@@ -165,7 +204,7 @@ def _load(part: Any, key: str, stored: dict[str, Any], folder: Path) -> None:
         part.load_state_dict(stored)
     except PluginError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{folder / manifest.STATE_FILE}: the state of {key} is not of its form ({type(error).__name__}: {error}). "
             "Resume from another checkpoint, or with the version of its plug-in that wrote it."

@@ -90,11 +90,17 @@ def ask(manager: pluggy.PluginManager, technique: Technique, hook: str, argument
     try:
         answer = caller(**arguments)
     except Exception as error:
-        distribution, version = origin(technique)
-        error.add_note(
-            f"in hook {hook} of technique {technique.name} ({distribution} {version}), options {technique.options()}"
-        )
+        add_note(error, f"hook {hook}", technique)
         raise
     if _is_owner_hook(caller):
         return answer
     return answer[0] if answer else None
+
+
+def add_note(error: BaseException, where: str, technique: Technique) -> None:
+    """Say, once, whose an exception is; of the options, those that are not as by default."""
+    distribution, version = origin(technique)
+    options = technique.changed_options()
+    note = f"in {where} of technique {technique.name} ({distribution} {version}), options {options or 'as by default'}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "hf_ft_manifest.json"
 STATE_FILE = "hf_ft_plugins.json"
@@ -74,13 +79,31 @@ def read_manifest(folder: Path) -> Files | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(file)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"its manifest cannot be read ({type(error).__name__}: {error})") from error
     wrong = _what_is_wrong(content)
     if wrong is not None:
         raise CheckpointError(f"its manifest cannot be read ({wrong})")
     return content["files"]
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file in which no key stands twice.
+
+    Raises:
+        ValueError: it is no JSON, or a key stands twice, of which Python would keep the last.
+        RecursionError: it is nested deeper than Python goes.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        return content
+
+    return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
 
 
 def _what_is_wrong(content: Any) -> str | None:
@@ -108,6 +131,13 @@ def damage(folder: Path) -> str | None:
 
     One without a manifest is a stock Trainer's; it counts as whole once its last file is there.
     """
+    try:
+        return _damage(folder)
+    except OSError as error:
+        return f"it cannot be read ({error})"
+
+
+def _damage(folder: Path) -> str | None:
     if (folder / UNFINISHED_MARKER).is_file():
         return CUT_OFF
     if not (folder / MANIFEST_FILE).is_file():
@@ -141,8 +171,14 @@ def changes(folder: Path, files: Files) -> list[str]:
     return found
 
 
-def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint whose manifest holds, and the newer ones that were passed over, each with the reason."""
+def newest_whole_checkpoint(
+    output_dir: Path, also: Callable[[Path], str | None] = lambda folder: None
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint whose manifest holds, and the newer ones that were passed over, each with the reason.
+
+    Args:
+        also: what else a checkpoint may suffer from; None where it is sound.
+    """
     numbered = []
     for folder in output_dir.iterdir() if output_dir.is_dir() else []:
         match = CHECKPOINT_NAME.fullmatch(folder.name)
@@ -150,7 +186,7 @@ def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[tuple[P
             numbered.append((int(match[1]), folder))
     passed_over: list[tuple[Path, str]] = []
     for _, folder in sorted(numbered, reverse=True):
-        reason = damage(folder)
+        reason = damage(folder) or also(folder)
         if reason is None:
             return folder, passed_over
         passed_over.append((folder, reason))
@@ -159,7 +195,17 @@ def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[tuple[P
 
 def set_aside(folder: Path) -> Path:
     """Rename a damaged checkpoint so that Trainer's rotation, which takes the highest number for the newest, cannot
-    keep it in place of a whole one. Its files stay readable."""
+    keep it in place of a whole one. Its files stay readable.
+
+    Those that were set aside before and whose save was cut off are removed: on a full disk there is one at every start.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for other in folder.parent.glob("damaged-checkpoint-*"):
+        if other.is_dir() and _is_unfinished(other):
+            logger.warning("%s is removed: its save was never finished.", other)
+            shutil.rmtree(other)
     target = folder.with_name(f"damaged-{folder.name}")
     count = 1
     while target.exists():
@@ -167,6 +213,14 @@ def set_aside(folder: Path) -> Path:
         target = folder.with_name(f"damaged-{folder.name}.{count}")
     folder.rename(target)
     return target
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether it was never whole; a damaged one that was may still be of use to somebody."""
+    try:
+        return (folder / MANIFEST_FILE).is_file() and read_manifest(folder) is None
+    except CheckpointError:
+        return False
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -7,14 +7,14 @@ manifest tells (`manifest.py`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, PluginError
+from ..registry import is_on, origin
 from ..technique import Technique
-from .manifest import STATE_FILE, TENSORS_FILE, write_atomically
+from .manifest import STATE_FILE, TENSORS_FILE, read_json, write_atomically
 
 ALLOW_CHANGED_VARIABLE = "HF_FT_ALLOW_CHANGED_PLUGINS"
 FORMAT = 1
@@ -24,8 +24,6 @@ ANOTHER = "Resume from another checkpoint, or with resume_from_checkpoint=True, 
 
 def describe(techniques: Iterable[Technique]) -> list[dict[str, Any]]:
     """Name, origin and options of each technique, as they stand in the state file."""
-    from ..registry import origin
-
     described = []
     for technique in techniques:
         distribution, version = origin(technique)
@@ -69,8 +67,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(file)
+    except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read ({type(error).__name__}: {error}). {ANOTHER}") from error
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
@@ -108,7 +106,7 @@ def _read_tensors(file: Path) -> dict[str, Any]:
 
     try:
         return load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}). {ANOTHER}") from error
 
 
@@ -138,9 +136,10 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Any]) -> Any:
 def _with_tensors(value: Any, tensors: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         if set(value) == {TENSOR_MARK}:
-            if value[TENSOR_MARK] not in tensors:
-                raise CheckpointError(f"the tensor {value[TENSOR_MARK]} is not in {TENSORS_FILE}. {ANOTHER}")
-            return tensors[value[TENSOR_MARK]]
+            name = value[TENSOR_MARK]
+            if not isinstance(name, str) or name not in tensors:
+                raise CheckpointError(f"the tensor {name} is not in {TENSORS_FILE}. {ANOTHER}")
+            return tensors[name]
         return {key: _with_tensors(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
         return [_with_tensors(item, tensors) for item in value]
@@ -149,7 +148,7 @@ def _with_tensors(value: Any, tensors: Mapping[str, Any]) -> Any:
 
 def allow_changed_by_environment() -> bool:
     """Whether `HF_FT_ALLOW_CHANGED_PLUGINS` (what `--allow-changed-plugins` sets) is on."""
-    return os.environ.get(ALLOW_CHANGED_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+    return is_on(ALLOW_CHANGED_VARIABLE)
 
 
 def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: Iterable[Technique]) -> None:

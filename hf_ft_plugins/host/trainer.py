@@ -25,10 +25,11 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
 from .. import lr_scale
 from ..errors import ConflictError, PluginError
-from ..registry import origin, resolve
+from ..registry import origin, refuse_conflicts, resolve
 from ..technique import Technique
 from . import hooks
 from .adapter import Innermost
+from .blame import Blame
 from .checkpoints import WholeCheckpoints
 from .endings import END_PHASES, Endings, phase_of
 from .inputs import Inputs
@@ -50,7 +51,8 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
 
     Args:
         trainer_class: `transformers.Trainer` or any subclass of it: Seq2SeqTrainer, TRL's trainers, one of the
-            script's own, or a class that is a host already; the lists are then joined.
+            script's own, or a class that is a host already: the lists are then joined, and a technique that it has
+            already is replaced by the one that is named now.
         techniques: instances, classes, `"name:option=value"` strings or `{name: {option: value}}` mappings, in the
             order in which their hooks are to be asked.
 
@@ -61,10 +63,15 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
         PluginError: an unknown technique or option, the same technique twice, two owners of one hook; a library whose
             names are not those that the host builds on (`surface.py`).
     """
-    listed = (
-        *getattr(trainer_class, "_ft_techniques", ()),
-        *(resolve(technique) for technique in techniques),
-    )
+    added = tuple(resolve(technique) for technique in techniques)
+    refuse_conflicts(added)
+    present = getattr(trainer_class, "_ft_techniques", ())
+    # The line that makes the class may be run again, with other options: a cell of a notebook.
+    replaced = {technique.name: technique for technique in added}
+    for technique in present:
+        if replaced.get(technique.name, technique) != technique:
+            logger.warning("%s replaces %s on %s", replaced[technique.name], technique, trainer_class.__name__)
+    listed = (*(technique for technique in present if technique.name not in replaced), *added)
     hooks.manager(listed)
     check_surface({*CORE, *(_part_of(type(technique)) for technique in listed)})
     if issubclass(trainer_class, Host):
@@ -91,7 +98,7 @@ def _part_of(technique: type) -> str:
     return "/".join(technique.__module__.split(".")[1:3])
 
 
-class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
+class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
@@ -112,6 +119,8 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             self._ask_all("ft_trainer", trainer=self)
         for technique in self._ft_techniques:
             logger.info("technique %s (%s) on %s", technique, " ".join(origin(technique)), type(self).__name__)
+            for option, reason in technique.idle_options().items():
+                logger.warning("%s: option %s has no effect: %s.", technique.name, option, reason)
 
     def _add_callbacks(self) -> None:
         # Right behind the default flow: what they add to a log or decide at a step is seen by every tracker after them.
@@ -129,6 +138,7 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
                     )
                 callbacks.insert(position, callback)
                 self._ft_callbacks.append(callback)
+                self._ft_owners = (*self._ft_owners, (callback, technique))
                 position += 1
                 self.ft_stash.keep_part(technique.name, callback)
                 if hasattr(callback, "set_trainer"):

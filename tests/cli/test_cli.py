@@ -1,18 +1,17 @@
-"""The commands around a run: list, show, check and compare; and what broken or foreign plugins do to them: nothing."""
+"""The commands around a run: list, show and check; and what broken or foreign plugins do to them: nothing."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import entry_points
-from math import nan
-from pathlib import Path
+from importlib.metadata import entry_points, version
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from hf_ft_plugins.errors import PluginError
+
 BUILT_IN = {entry.name for entry in entry_points(group="hf_ft_plugins") if entry.dist.name == "hf-ft-plugins"}
-CUTTING = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
 
 TECHNIQUE = """
 from dataclasses import dataclass
@@ -30,10 +29,12 @@ class Plugin(Technique):
 
 
 def hf_ft(*arguments, cwd, **environment):
+    # The plugins of `cwd` beside the package that is tested.
+    search_path = os.pathsep.join((str(cwd), *os.environ.get("PYTHONPATH", "").split(os.pathsep)))
     return subprocess.run(
         [sys.executable, "-m", "hf_ft_plugins", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(cwd), **environment},
+        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": search_path, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -66,6 +67,9 @@ def plugins(tmp_path):
     )
     add_plugin(tmp_path, "broken-dist", "broken", "import no_such_dependency")
     add_plugin(tmp_path, "lying-dist", "lying", "Plugin = 3")
+    add_plugin(tmp_path, "leaving-dist", "leaving", "raise SystemExit('not on this machine')")
+    annotated = TECHNIQUE.format(name="annotated", summary="", hook="ft_trainer(self)").replace("float", '"Flaot"')
+    add_plugin(tmp_path, "annotated-dist", "annotated", annotated)
     add_plugin(tmp_path, "owner-dist", "owner", scheduler_owner("owner"))
     add_plugin(tmp_path, "rival-dist", "rival", scheduler_owner("rival"))
     return tmp_path
@@ -103,6 +107,8 @@ def test_broken_plugin_is_listed_with_its_error_and_harms_no_one_else(plugins):
     rows = listed(hf_ft("list", "--json", cwd=plugins))
     assert "no_such_dependency" in rows["broken", "broken-dist"]["error"]
     assert "not a Technique" in rows["lying", "lying-dist"]["error"]
+    assert "not on this machine" in rows["leaving", "leaving-dist"]["error"]
+    assert "Flaot" in rows["annotated", "annotated-dist"]["error"]
     assert "no_such_dependency" in hf_ft("list", cwd=plugins).stdout
     assert hf_ft("check", "--with", "adaptive-lr", cwd=plugins).returncode == 0
     text = refused(hf_ft("check", "--with", "broken", cwd=plugins))
@@ -111,15 +117,18 @@ def test_broken_plugin_is_listed_with_its_error_and_harms_no_one_else(plugins):
 
 def test_techniques_can_be_hidden_by_name_or_all_foreign_ones_at_once(plugins):
     hidden = listed(hf_ft("list", "--json", cwd=plugins, HF_FT_PLUGINS_DISABLE="sound, owner"))
-    assert {name for name, _ in hidden} == {*BUILT_IN, "broken", "lying", "rival"}
+    assert {name for name, _ in hidden} == {*BUILT_IN, "annotated", "broken", "leaving", "lying", "rival"}
     for process in (
         hf_ft("list", "--json", "--only-builtin", cwd=plugins),
         hf_ft("list", "--json", cwd=plugins, HF_FT_PLUGINS_ONLY_BUILTIN="1"),
     ):
         assert {distribution for _, distribution in listed(process)} == {"hf-ft-plugins"}
-    assert "unknown technique 'sound'" in refused(hf_ft("check", "--only-builtin", "--with", "sound", cwd=plugins))
+    text = refused(hf_ft("check", "--only-builtin", "--with", "sound", cwd=plugins))
+    assert all(word in text for word in ("'sound' is installed", "sound-dist", "--only-builtin"))
     text = refused(hf_ft("check", "--with", "sound", cwd=plugins, HF_FT_PLUGINS_DISABLE="sound"))
-    assert "unknown technique 'sound'" in text
+    assert all(word in text for word in ("'sound' is installed", "HF_FT_PLUGINS_DISABLE=sound"))
+    text = refused(hf_ft("check", "--with", "sound", cwd=plugins, HF_FT_PLUGINS_ONLY_BUILTIN="banana"))
+    assert "HF_FT_PLUGINS_ONLY_BUILTIN=banana" in text
 
 
 def test_name_that_two_distributions_claim_is_refused_by_both_their_names(plugins):
@@ -185,107 +194,6 @@ def test_check_reads_a_recipe_and_puts_the_command_line_after_it(plugins):
     assert techniques[0]["options"]["patience"] == 5
 
 
-# ---- compare ----
-
-
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compared")
-    script = SCRIPTS / "train_tiny.py"
-    options = ("--output_dir", "runs", "--save_strategy", "steps", "--save_steps", "12")
-    process = hf_ft("compare", "--output", "seen", "--with", CUTTING, script, *options, cwd=folder)
-    assert process.returncode == 0, process.stderr
-    return folder, json.loads((folder / "seen" / "compare.json").read_text()), process.stdout
-
-
-def test_compare_shows_both_runs_side_by_side(compared):
-    folder, rows, _ = compared
-    by_name = {row["name"]: row for row in rows}
-    assert by_name["optimizer steps"] | {"better": None} == {
-        "name": "optimizer steps",
-        "without": 12,
-        "with": 12,
-        "better": None,
-    }
-    assert {"eval_loss", "best eval_loss", "wall time, s", "CPU time, s", "peak memory, MB"} <= set(by_name)
-    for which in ("without", "with"):
-        result = json.loads((folder / "runs" / which / "result-0.json").read_text())
-        losses = [entry["eval_loss"] for entry in result["log"] if "eval_loss" in entry]
-        assert by_name["eval_loss"][which] == losses[-1]
-        assert by_name["best eval_loss"][which] == min(losses)
-    row = by_name["eval_loss"]
-    assert row["without"] != row["with"], "the technique does nothing in this run"
-    assert row["better"] == (row["with"] < row["without"])
-
-
-def test_compare_keeps_both_runs_files_apart(compared):
-    folder, _, _ = compared
-    logs = {}
-    for which in ("without", "with"):
-        assert (folder / "runs" / which / "checkpoint-12").is_dir()
-        result = json.loads((folder / "runs" / which / "result-0.json").read_text())
-        logs[which] = (folder / "seen" / f"{which}.log").read_text()
-        assert result["weights"] in logs[which]
-        cuts = [entry for entry in result["log"] if entry.get("adaptive_lr/action") == "cut"]
-        assert len(cuts) == {"without": 0, "with": 2}[which]
-    assert logs["without"] != logs["with"]
-    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["with", "without"]
-
-
-def test_compare_draws_a_picture(compared):
-    folder, _, _ = compared
-    picture = (folder / "seen" / "compare.png").read_bytes()
-    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-    assert len(picture) > 10_000
-
-
-def test_compare_prints_a_table_a_verdict_and_where_the_files_are(compared):
-    _, rows, text = compared
-    assert all(row["name"] in text for row in rows)
-    assert CUTTING.partition(":")[0] in text
-    assert "12 → 12 steps" in text
-    assert all(name in text for name in ("seen/compare.png", "seen/compare.json", "seen/*.log"))
-
-
-def test_compare_prints_the_same_as_json_where_asked(tmp_path, monkeypatch, capsys):
-    from hf_ft_plugins.cli import compare
-    from hf_ft_plugins.registry import resolve
-
-    history = [{"step": step, "loss": 1 / step, "eval_loss": 2 / step, "learning_rate": 0.1} for step in (1, 2, 3)]
-    outcome = compare.Outcome(history=history, steps=3, wall=1.0, cpu=1.0, peak=2**20, gpu_peak=0)
-    monkeypatch.setattr(compare, "_run", lambda *_: outcome)
-    compare.compare_runs([resolve("adaptive-lr")], ["x.py"], tmp_path, console=None, as_json=True)
-    rows = json.loads(capsys.readouterr().out)
-    assert rows == json.loads((tmp_path / "compare.json").read_text())
-    assert {"name": "optimizer steps", "without": 3, "with": 3, "better": None} in rows
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("print('before'); raise SystemExit('no data here')", ["status 1", "before", "no data here"]),
-        ("print('nothing to do')", ["trained nothing", "nothing to do"]),
-    ],
-)
-def test_compare_of_a_script_that_fails_ends_with_its_last_lines(tmp_path, script, said):
-    (tmp_path / "script.py").write_text(script)
-    process = hf_ft("compare", "--output", "seen", "--with", "adaptive-lr", "script.py", cwd=tmp_path)
-    assert process.returncode == 2
-    assert "Traceback" not in process.stderr
-    assert all(word in process.stderr for word in ["without the techniques", *said]), process.stderr
-    assert "seen/without.log" in process.stderr
-
-
-def test_compare_calls_nothing_better_for_being_not_a_number():
-    from hf_ft_plugins.cli.compare import _row
-
-    assert [_row("eval_loss", *pair, greater=False)["better"] for pair in ((0.5, nan), (nan, 0.5), (nan, nan))] == [
-        False,
-        True,
-        None,
-    ]
-
-
 def test_check_shows_the_order_of_a_models_layers(tmp_path):
     from hf_ft_plugins.testing import tiny_model
 
@@ -294,3 +202,88 @@ def test_check_shows_the_order_of_a_models_layers(tmp_path):
     assert process.returncode == 0, process.stderr
     lines = [line.split() for line in process.stdout.splitlines() if "of the rate" in line]
     assert [line[0] for line in lines] == ["0.0625", "0.1250", "0.2500", "0.5000", "1.0000"]
+
+
+# ---- errors, and what is printed of others' words ----
+
+
+def test_version_is_told():
+    process = hf_ft("--version", cwd=".")
+    assert (process.returncode, process.stdout) == (0, f"hf-ft-plugins {version('hf-ft-plugins')}\n")
+
+
+@pytest.mark.parametrize("arguments", [["check", "--with", "adaptive-ls"], ["check", "--no-such-option"], ["show"]])
+def test_an_error_under_json_is_json(tmp_path, arguments):
+    process = hf_ft(*arguments, "--json", cwd=tmp_path)
+    assert process.returncode == 2
+    assert json.loads(process.stdout)["error"]
+    assert process.stderr == ""
+
+
+def test_a_scripts_debug_is_not_ours(tmp_path):
+    assert "Traceback" not in hf_ft("run", "--with", "adaptive-ls", "script.py", "--debug", cwd=tmp_path).stderr
+    assert "Traceback" in hf_ft("run", "--debug", "--with", "adaptive-ls", "script.py", cwd=tmp_path).stderr
+
+
+def in_process(*arguments):
+    from typer.testing import CliRunner
+
+    from hf_ft_plugins.cli.app import app
+
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
+
+
+def test_brackets_in_an_option_are_text():
+    shown = in_process("check", "--with", "text2text:source_prefix=[/INST] [red]")
+    assert shown.exit_code == 0, shown.exception
+    assert "[/INST] [red]" in shown.output
+
+
+def test_check_tells_which_options_cannot_act():
+    assert "max_cuts has no effect" in in_process("check", "--with", "adaptive-lr:controller=greedy,max_cuts=5").output
+
+
+@pytest.mark.parametrize("architectures", [["set_seed"], ["logging"], ["NoSuchModel"], [], None, [3]])
+def test_a_name_that_is_no_model_is_never_called(tmp_path, architectures):
+    from hf_ft_plugins.testing import tiny_model
+
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": architectures}))
+    shown = in_process("check", "--with", "transfer", "--model", tmp_path)
+    assert shown.exit_code == 0 or isinstance(shown.exception, PluginError), shown.exception
+    assert "of the rate" in shown.output or isinstance(shown.exception, PluginError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "no/such/folder"], ["no/such/folder", "config.json"]),
+        (["--model", "{}", "--memory", "--length", "0"], ["--length 0", "1 or more"]),
+        (["--model", "{}", "--memory", "--length", "-3"], ["--length -3", "1 or more"]),
+        (["--model", "{}", "--memory", "--budget", "0"], ["--budget 0", "GiB"]),
+        (["--model", "{}", "--memory", "--arg", "optm=sgd"], ["optm=sgd", "'optim'"]),
+        (["--model", "{}", "--memory", "--arg", "optim"], ["optim", "NAME=VALUE"]),
+        (["--model", "{}", "--memory", "--arg", "optim=banana"], ["banana"]),
+        (["--model", "{}", "--memory", "--arg", "max_steps=many"], ["max_steps", "many"]),
+        (["--model", "{}", "--memory", "--length", "100000"], ["--length is 100000"]),
+        (["--memory"], ["--model"]),
+    ],
+)
+def test_impossible_arguments_of_check_are_refused_in_words(tmp_path, arguments, words):
+    from hf_ft_plugins.testing import tiny_model
+
+    tiny_model().save_pretrained(tmp_path)
+    shown = in_process("check", *(argument.format(tmp_path) for argument in arguments))
+    assert isinstance(shown.exception, PluginError), shown.output
+    assert all(word in str(shown.exception) for word in words), shown.exception
+
+
+def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, name)
+    shown = in_process("check", "--with", "peft")
+    assert all(word in str(shown.exception) for word in ("package peft", "pip install 'peft", "clone"))

@@ -345,3 +345,10 @@ def test_error_in_a_hook_names_technique_distribution_version_hook_and_options(t
     assert note == "in hook ft_trainer of technique exploding (exploding 1.0), options {'strength': 3}"
     assert "train_tiny.py" in process.stderr
     assert not list((folder / "exploding").iterdir()), "something was trained"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_trainer_in_a_process_of_multiprocessing_is_hosted(tmp_path, method):
+    process = start(*RUN, "--with", CUTTING, SCRIPTS / "train_in_children.py", method, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "cuts 1" in process.stdout

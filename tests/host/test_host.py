@@ -93,9 +93,9 @@ def test_made_a_host_twice_the_lists_join():
     assert [technique.name for technique in twice._ft_techniques] == ["log-everything", "adaptive-lr"]
 
 
-def test_made_a_host_twice_with_the_same_technique_is_refused():
+def test_a_technique_named_twice_in_one_line_is_refused():
     with pytest.raises(ConflictError, match="adaptive-lr: named twice"):
-        with_plugins(with_plugins(Trainer, "adaptive-lr"), AdaptiveLR())
+        with_plugins(Trainer, AdaptiveLR(), "adaptive-lr:patience=3")
 
 
 def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):

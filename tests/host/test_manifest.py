@@ -4,16 +4,18 @@ import copy
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from typer.testing import CliRunner
 
 from hf_ft_plugins import AdaptiveLR, with_plugins
 from hf_ft_plugins.cli.app import app
 from hf_ft_plugins.cli.checkpoint import sign
 from hf_ft_plugins.errors import CheckpointError
+from hf_ft_plugins.host.checkpoints import _load
 from hf_ft_plugins.host.manifest import (
     MANIFEST_FILE,
     STATE_FILE,
@@ -21,6 +23,9 @@ from hf_ft_plugins.host.manifest import (
     UNFINISHED_MARKER,
     begin_manifest,
     damage,
+    newest_whole_checkpoint,
+    read_manifest,
+    set_aside,
 )
 from hf_ft_plugins.host.state import read_state
 from hf_ft_plugins.testing import difference, outcome, tiny_trainer
@@ -136,6 +141,130 @@ def test_a_flipped_bit_anywhere_ends_in_a_message_or_in_the_same_run(name, run, 
         trainer.train(resume_from_checkpoint=True)
         expected = expected or outcome(trainer)
         assert difference(expected, outcome(trainer)) is None
+
+
+def flipped(file, every):
+    """The file with one bit flipped of each `every`th byte, one after the other; then as it was.
+
+    `benchmarks/compare.py` flips every byte.
+    """
+    content = file.read_bytes()
+    for position in range(0, len(content), every):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        yield position
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [STATE_FILE, MANIFEST_FILE])
+def test_whatever_byte_is_flipped_the_older_whole_checkpoint_is_taken(name, run, checkpoint):
+    taken = []
+    for _ in flipped(checkpoint / name, 11):
+        newest, passed_over = newest_whole_checkpoint(checkpoint.parent)
+        taken.append(newest.name)
+        assert len(passed_over) == (newest.name == "checkpoint-4")
+    # White space of one kind for another says the same.
+    assert taken.count("checkpoint-8") <= (name == MANIFEST_FILE) * 0.3 * len(taken)
+    assert taken.count("checkpoint-4") > 0.7 * len(taken)
+    assert newest_whole_checkpoint(checkpoint.parent)[0].name == "checkpoint-8"
+
+
+def test_a_state_edited_by_hand_under_a_manifest_that_holds_is_read_or_refused(checkpoint, monkeypatch):
+    monkeypatch.setattr("hf_ft_plugins.host.manifest.set_aside", lambda folder: folder)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    trainer = tiny_trainer(checkpoint.parent, AdaptiveLR(**ROLLBACK), max_steps=8)
+    trainer.create_optimizer_and_scheduler(8)
+    whole = read_state(checkpoint)
+    older = refused = 0
+    for _ in flipped(checkpoint / STATE_FILE, 17):
+        sign_anyway(checkpoint)
+        try:
+            chosen = trainer._checkpoint_to_resume(True)
+            older += chosen.endswith("-4")
+            for key, part in trainer.ft_stash.parts.items():
+                content = read_state(Path(chosen))
+                _load(part, key, content["states"].get(key, whole["states"][key]), Path(chosen))
+        except CheckpointError:
+            refused += 1
+    assert older > 5
+    assert refused > 5
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"format": 1, "format": 1, "files": null}', "\ud800", '{"a": 1e999}']
+)
+def test_json_that_python_would_not_read_or_not_read_whole_is_damage(checkpoint, content):
+    for name in (MANIFEST_FILE, STATE_FILE):
+        before = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_text(content, errors="surrogatepass")
+        assert newest_whole_checkpoint(checkpoint.parent)[0].name == "checkpoint-4"
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_manifest(checkpoint) if name == MANIFEST_FILE else read_state(checkpoint)
+        (checkpoint / name).write_bytes(before)
+
+
+@pytest.mark.parametrize("mark", [[], {}, 3, None, "elsewhere"])
+def test_a_tensor_that_is_named_by_no_name_is_a_message(checkpoint, mark):
+    content = json.loads((checkpoint / STATE_FILE).read_text())
+    content["states"] = {"adaptive-lr/AdaptiveLRCallback": {"weights": {"__tensor__": mark}}}
+    (checkpoint / STATE_FILE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="tensor"):
+        read_state(checkpoint)
+
+
+def test_a_part_whose_state_is_gone_does_not_start_afresh_unasked(checkpoint, monkeypatch):
+    content = json.loads((checkpoint / STATE_FILE).read_text())
+    (checkpoint / STATE_FILE).write_text(json.dumps({**content, "states": {}}))
+    sign_anyway(checkpoint)
+
+    def resume():
+        tiny_trainer(checkpoint.parent, AdaptiveLR(**ROLLBACK), max_steps=9).train(
+            resume_from_checkpoint=str(checkpoint)
+        )
+
+    with pytest.raises(CheckpointError, match="would start afresh"):
+        resume()
+    monkeypatch.setenv("HF_FT_ALLOW_CHANGED_PLUGINS", "1")
+    resume()
+
+
+def test_saves_that_were_cut_off_do_not_pile_up(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for step in (12, 16, 20):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        begin_manifest(folder)
+        (folder / "half.bin").write_bytes(bytes(100))
+        set_aside(folder)
+    broken = shutil.copytree(run / "checkpoint-8", tmp_path / "run" / "checkpoint-24")
+    (broken / STATE_FILE).unlink()
+    set_aside(broken)
+    begin_manifest(tmp_path / "run" / "checkpoint-28")
+    set_aside(tmp_path / "run" / "checkpoint-28")
+    # One that was whole may still be of use.
+    assert sorted(path.name for path in (tmp_path / "run").glob("damaged-*")) == [
+        "damaged-checkpoint-24",
+        "damaged-checkpoint-28",
+    ]
+
+
+def test_a_manifest_that_is_damaged_while_the_run_goes_on_does_not_end_it(tmp_path, caplog):
+    class Damages(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                (tmp_path / "checkpoint-2" / MANIFEST_FILE).write_text("{")
+
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(), max_steps=4, save_steps=2, callbacks=[Damages()])
+    trainer.train()
+    assert "checkpoint-2 is damaged" in caplog.text
+    assert damage(tmp_path / "checkpoint-4") is None
+
+
+def test_an_optimizer_of_other_groups_is_refused_even_where_changes_are_allowed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_FT_ALLOW_CHANGED_PLUGINS", "1")
+    tiny_trainer(tmp_path, "transfer:layer_decay=0.5,strategy=full", max_steps=2, save_steps=2).train()
+    with pytest.raises(CheckpointError, match="divide the parameters differently"):
+        tiny_trainer(tmp_path, AdaptiveLR(), max_steps=4).train(resume_from_checkpoint=True)
 
 
 def test_a_script_that_trains_afresh_where_nothing_can_be_resumed_still_does(tmp_path):

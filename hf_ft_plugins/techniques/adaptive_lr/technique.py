@@ -66,6 +66,18 @@ class AdaptiveLR(Technique):
         settings_from(WatchSettings, options)
         settings_from(GuardSettings, options)
 
+    def keeps_objective(self) -> bool:
+        return True
+
+    def idle_options(self) -> dict[str, str]:
+        greedy = self.controller == "greedy"
+        reason = "controller=greedy neither counts cuts nor stops" if greedy else "only controller=greedy raises it"
+        names = ("max_cuts", "cooldown", "stop") if greedy else ("max_scale",)
+        idle = {name: reason for name in names if name in self.changed_options()}
+        if not self.guard and "max_nonfinite_share" in self.changed_options():
+            idle["max_nonfinite_share"] = "guard is off"
+        return idle
+
     def ft_callbacks(self) -> list[TrainerCallback]:
         from .callback import AdaptiveLRCallback
 

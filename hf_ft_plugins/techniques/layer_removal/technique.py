@@ -71,6 +71,14 @@ class LayerRemoval(Technique):
                 getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none."
             )
 
+    def keeps_objective(self) -> bool:
+        return not self.distill
+
+    def idle_options(self) -> dict[str, str]:
+        if self.layers and "method" in self.changed_options():
+            return {"method": "layers says which are removed, so none are chosen"}
+        return {}
+
     @classmethod
     def ft_commands(cls) -> Any:
         from .command import app

@@ -14,7 +14,7 @@ from .tasks import ABSENT, NAME, TaskSpec
 logger = logging.getLogger(__name__)
 
 SCORE = "multitask_score"
-INSTALL = 'pip install "hf-ft-plugins[multitask]"'
+INSTALL = "pip install seqeval; from a clone of hf-ft-plugins, pip install -e '.[all]'"
 
 
 class MultiTaskMetrics:

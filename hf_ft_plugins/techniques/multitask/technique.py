@@ -84,6 +84,17 @@ class MultiTask(Technique):
             self.batches == "homogeneous" or not self.adaptive, "batches", f"mix={self.mix} learns from batches of one."
         )
 
+    def packages(self) -> dict[str, str]:
+        return {"pcgrad": {"torchjd": "torchjd>=0.18"}, "cagrad": {"scipy": "scipy"}}.get(self.balance, {})
+
+    def idle_options(self) -> dict[str, str]:
+        needed = {"temperature": "temperature", "max_passes": "unimax"}
+        return {
+            name: f"mix is {self.mix}, and only {one} uses it"
+            for name, one in needed.items()
+            if name in self.changed_options() and self.mix != one
+        }
+
     @property
     def adaptive(self) -> bool:
         return self.mix in ("loss_ratio", "progress")

@@ -113,7 +113,7 @@ def config_class(method: str) -> Any:
     try:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
-        raise PluginError(f"{NAME}: peft is not installed: pip install 'hf-ft-plugins[peft]'.") from error
+        raise PluginError(f"{NAME}: peft is not installed: pip install 'peft>=0.21'.") from error
     types = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = kind_of(method)
     if kind not in types:

@@ -88,6 +88,13 @@ class Peft(Technique):
         refuse_method(self.method, self.quant, self.export in ("merged", "both"))
         read_options(self.config)
 
+    def keeps_objective(self) -> bool:
+        return True
+
+    def packages(self) -> dict[str, str]:
+        quantised = {"bitsandbytes": "bitsandbytes>=0.50"} if self.quant is not None else {}
+        return {"peft": "peft>=0.21", **quantised}
+
     # ---- hooks ----
 
     def ft_adapter(self, model: PreTrainedModel, args: TrainingArguments) -> Any:

@@ -61,6 +61,20 @@ class Task(Technique):
         self.require(self.early_stopping_threshold >= 0, "early_stopping_threshold", "it must be 0 or more.")
         self.require(self.worst_examples >= 0, "worst_examples", "it must be 0 or more.")
 
+    def keeps_objective(self) -> bool:
+        return self.imbalance in ("none", "sampler")
+
+    def idle_options(self) -> dict[str, str]:
+        needed = {"tau": "logit_adjust", "gamma": "focal"}
+        idle = {
+            name: f"imbalance is {self.imbalance}, and only {one} uses it"
+            for name, one in needed.items()
+            if name in self.changed_options() and self.imbalance != one
+        }
+        if self.early_stopping_patience is None and "early_stopping_threshold" in self.changed_options():
+            idle["early_stopping_threshold"] = "early_stopping_patience is none, so the run is never stopped"
+        return idle
+
     def changes(self) -> frozenset[Change]:
         return frozenset({Change.CLASS_LABELS})
 

@@ -51,6 +51,13 @@ def prepared(dataset: Any, split: str, pairs: PairFormat) -> Any:
         return dataset if "input_ids" in names else TokenizedRows(dataset, tokenize)
     if not training:
         dataset = _without_column_of_none(dataset, pairs.target if "input_ids" not in names else "labels")
+    if pairs.source_prefix and "input_ids" in names:
+        logger.warning(
+            "%s: source_prefix=%r has no effect: the script tokenizes its data (they hold input_ids). Put it "
+            "before the texts there.",
+            NAME,
+            pairs.source_prefix,
+        )
     if "input_ids" not in names:
         dataset = _tokenized(dataset, pairs, training=training)
     elif "labels" not in names and "label" in names and is_arrow(dataset):

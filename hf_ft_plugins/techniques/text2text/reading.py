@@ -56,7 +56,17 @@ def column(examples: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 
 
 def _labels(values: list[Any], sources: Ragged) -> Ragged:
-    """A row may have no label where others do; then it has none to score."""
+    """A row may have no label where others do; then it has none to score.
+
+    Raises:
+        PluginError: a row's label is a number.
+    """
+    single = next((value for value in values if value is not None and np.ndim(value) == 0), None)
+    if single is not None:
+        raise PluginError(
+            f"text2text: a row's labels are {single!r}; they must be a list of token ids. Tokenize its target; where "
+            "the labels are classes, leave out text2text."
+        )
     beside = all(value is None or len(value) == length for value, length in zip(values, sources.lengths, strict=True))
     return Ragged.from_rows(
         [

@@ -84,6 +84,12 @@ class Text2Text(Technique):
         )
         self.require(self.objective == "seq2seq" or self.packing == "none", "packing", "only objective=seq2seq packs.")
 
+    def idle_options(self) -> dict[str, str]:
+        if self.objective == "span_corruption":
+            return {}
+        reason = f"objective is {self.objective}, and only span_corruption takes tokens out"
+        return {name: reason for name in ("noise_density", "mean_span_length") if name in self.changed_options()}
+
     def changes(self) -> frozenset[Change]:
         return frozenset({Change.GENERATION})
 

@@ -68,6 +68,9 @@ class Transfer(Technique):
             self.probe_learning_rate is None or self.probe_learning_rate > 0, "probe_learning_rate", "it must be > 0."
         )
 
+    def keeps_objective(self) -> bool:
+        return True
+
     @property
     def all_learn_from(self) -> float:
         if self.unfrozen_at is not None:

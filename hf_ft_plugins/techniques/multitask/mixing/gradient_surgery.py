@@ -14,7 +14,7 @@ from ....errors import PluginError
 from ..tasks import NAME
 
 METHODS = ("pcgrad", "cagrad")
-INSTALL = 'pip install "hf-ft-plugins[multitask]"'
+INSTALL = "pip install torchjd scipy; from a clone of hf-ft-plugins, pip install -e '.[all]'"
 # How far the direction may be from the mean gradient, as a share of its length.
 CAGRAD_C = 0.5
 # A weighed gradient shorter than this share of its parts' lengths has cancelled out, and float32 cannot tell how long

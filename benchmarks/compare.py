@@ -1,0 +1,122 @@
+"""Whether `hf-ft compare` finds no difference where there is none, and resuming survives any flipped byte.
+
+    python -m benchmarks.compare [--quick] [--json]
+
+- "no difference": a script that seeds nothing is compared with itself (a technique that never acts) 20 times; `ours` is
+  how often the comparison called the two runs identical, `baseline` how often the same script, started twice by plain
+  Python, ends with the same weights (twice alone, for the time it takes).
+- "flipped bytes": one bit of every byte of a checkpoint's manifest, then of its state, is flipped; `ours` is how often
+  the newest whole checkpoint was found without an error (the older one, or the same where the file still says the
+  same), `baseline` the number of flips. `raw_errors` are other exceptions than ours.
+
+`ratio` is ours / baseline for the flips, and the share of comparisons for the others. No time is measured, so there is
+no noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Result, arguments, conditions, show
+from hf_ft_plugins import AdaptiveLR
+from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.host.manifest import MANIFEST_FILE, STATE_FILE, newest_whole_checkpoint
+from hf_ft_plugins.testing import tiny_trainer
+
+SCRIPT = Path(__file__).parents[1] / "tests" / "scripts" / "train_unseeded.py"
+COMPARISONS = 20
+NEVER_ACTS = "adaptive-lr:patience=99"
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """What a comparison of the script with itself tells."""
+    command = ["-m", "hf_ft_plugins", "compare", "--json", "--with", NEVER_ACTS, str(SCRIPT)]
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else {"identical": False, "failed": done.stderr[-500:]}
+
+
+def plain_weights(folder: Path) -> str:
+    """The weights that the script ends with under plain Python, as a digest."""
+    code = (
+        "import runpy\n"
+        f"trainer = runpy.run_path({str(SCRIPT)!r})['trainer']\n"
+        "from hf_ft_plugins.cli.record import weights_digest\n"
+        "print(weights_digest(trainer.model))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]
+
+
+def no_difference(quick: bool) -> Result:
+    count = 3 if quick else COMPARISONS
+    with tempfile.TemporaryDirectory() as place:
+        told = [compared(Path(place)) for _ in range(count)]
+        alike = plain_weights(Path(place)) == plain_weights(Path(place))
+    identical = sum(one["identical"] for one in told)
+    return Result(
+        benchmark="compare",
+        metric="a script that seeds nothing, with itself: no difference",
+        ours=identical,
+        baseline=float(alike),
+        ratio=identical / count,
+        noise=None,
+        gate="every time",
+        met=identical == count,
+        conditions=conditions("cpu", comparisons=count, failed=[one["failed"] for one in told if "failed" in one]),
+    )
+
+
+def flipped_bytes(name: str, quick: bool) -> Result:
+    with tempfile.TemporaryDirectory() as place:
+        options = {"controller": "rollback", "patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
+        with contextlib.redirect_stdout(sys.stderr):
+            tiny_trainer(Path(place), AdaptiveLR(**options), max_steps=8, save_steps=4).train()
+        file = Path(place) / "checkpoint-8" / name
+        content = file.read_bytes()
+        positions = range(0, len(content), 10 if quick else 1)
+        older = same = errors = 0
+        for position in positions:
+            changed = bytearray(content)
+            changed[position] ^= 1 << position % 8
+            file.write_bytes(changed)
+            try:
+                newest, _ = newest_whole_checkpoint(Path(place))
+            except PluginError:
+                continue
+            except Exception:
+                errors += 1
+                continue
+            older += newest is not None and newest.name == "checkpoint-4"
+            # Only where the file says the same as before: white space.
+            same += newest is not None and newest.name == "checkpoint-8" and json.loads(changed) == json.loads(content)
+    return Result(
+        benchmark="compare",
+        metric=f"flipped bytes of {name}: a whole checkpoint is found",
+        ours=older + same,
+        baseline=len(positions),
+        ratio=(older + same) / len(positions),
+        noise=None,
+        gate="every time, and no raw error",
+        met=older + same == len(positions) and errors == 0,
+        conditions=conditions("cpu", older=older, same=same, raw_errors=errors, bytes=len(content)),
+    )
+
+
+def main() -> None:
+    chosen = arguments(__doc__)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    results = [flipped_bytes(name, chosen.quick) for name in (MANIFEST_FILE, STATE_FILE)]
+    results.append(no_difference(chosen.quick))
+    show(results, as_json=chosen.json)
+    sys.exit(not all(result.met for result in results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What `hf-ft check` tells of a model before it is loaded: the techniques' plans, and the memory of a training step."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from .. import registry
+from ..errors import MissingPackageError, OptionError, PluginError
+from ..technique import Technique, nearest
+
+
+def model_without_weights(name: str) -> Any:
+    """The model class that a config names first, on torch's meta device.
+
+    Raises:
+        PluginError: there is no such model, or none can be made of its configuration.
+    """
+    import torch
+    import transformers
+
+    config = _config_of(name)
+    named = (config.architectures or [""])[0]
+    cls = getattr(transformers, named, None) if isinstance(named, str) else None
+    # Any other name of the package is no model: `set_seed` would be called.
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    try:
+        with torch.device("meta"):
+            return cls(config) if cls is not None and is_model else transformers.AutoModel.from_config(config)
+    except Exception as error:
+        raise PluginError(
+            f"check: no {named or 'model'} can be made of the configuration of {name} ({type(error).__name__}: "
+            f"{error}). Correct its config.json, or name another model with --model."
+        ) from error
+
+
+def memory_estimate(
+    model: str | None, given: Sequence[str], length: int, budget: float | None, techniques: tuple[Technique, ...]
+) -> Any:
+    """The estimate for a model's folder or name under TrainingArguments told as NAME=VALUE.
+
+    Raises:
+        PluginError: an argument is unknown or has an impossible value, the model cannot be read, the run does not fit
+            into the budget, or nothing can be estimated.
+    """
+    if model is None:
+        raise PluginError("memory: --memory estimates a model; name its folder or hub name with --model.")
+    if length < 1:
+        raise OptionError(f"memory: --length {length} is no length of a row. Use 1 or more tokens.")
+    if budget is not None and not budget > 0:
+        raise OptionError(f"memory: --budget {budget} is no amount of memory. Use GiB, more than 0.")
+    import torch
+
+    from ..memory.estimate import GIB, estimate_memory, refuse_over_budget
+
+    config = _config_of(model)
+    with tempfile.TemporaryDirectory() as folder:
+        args = training_arguments(given, folder)
+
+    def estimated(args: Any, another: str | None = None) -> Any:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if another is not None and any("ft_adapter" in technique.hooks() for technique in techniques):
+            return None
+        try:
+            listed = techniques if another is None else (*techniques, registry.resolve(another))
+        except MissingPackageError:
+            # Not to be advised where it cannot be followed.
+            return None
+        return estimate_memory(config, args, length=length, techniques=listed, device=device)
+
+    try:
+        estimate = estimated(args)
+    except PluginError:
+        raise
+    except Exception as error:
+        limit = getattr(config, "max_position_embeddings", None)
+        longest = f" It takes rows of {limit} tokens, and --length is {length}." if limit and length > limit else ""
+        raise PluginError(
+            f"memory: a training step of {model} cannot be followed ({type(error).__name__}: {error}).{longest}"
+        ) from error
+    if budget is not None:
+        refuse_over_budget(estimate, round(budget * GIB), estimated, args)
+    return estimate
+
+
+def training_arguments(given: Sequence[str], folder: str) -> Any:
+    """`TrainingArguments` from NAME=VALUE strings.
+
+    Raises:
+        OptionError: a name is unknown, or a value is not of its type.
+    """
+    import dataclasses
+
+    from transformers import HfArgumentParser, TrainingArguments
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> Any:
+            raise OptionError(f"memory: --arg cannot be read: {message}. Write --arg NAME=VALUE.")
+
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for one in given:
+        name, sign, _ = one.partition("=")
+        if not sign or name not in known:
+            raise OptionError(
+                f"memory: --arg {one}: write NAME=VALUE with the name of a TrainingArguments field."
+                f"{nearest(name, known)}"
+            )
+    flags = [f"--{one}" for one in given]
+    try:
+        (args,) = Parser(TrainingArguments).parse_args_into_dataclasses(
+            ["--output_dir", folder, "--report_to", "none", *flags]
+        )
+    except PluginError:
+        raise
+    except Exception as error:
+        raise OptionError(f"memory: TrainingArguments refuses {' '.join(given)}: {error}") from error
+    return args
+
+
+def _config_of(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise PluginError(
+            f"check: there is no model {name!r} that can be read ({type(error).__name__}: {reason}). Name a folder "
+            "with a config.json, or a model of the hub, with --model."
+        ) from error

@@ -1,0 +1,43 @@
+"""Trainer mix-in: an exception that comes out of a technique's callback, or another of its parts, says whose it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from ..technique import Technique
+from .hooks import add_note
+
+
+class Blame:
+    """Comes before a Trainer class in the method resolution order; part of `Host`."""
+
+    # The parts that techniques have supplied, each with its technique.
+    _ft_owners: tuple[tuple[Any, Technique], ...] = ()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self._blaming():
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._blaming():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self._blaming():
+            return super().predict(*args, **kwargs)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _blaming(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            trace = error.__traceback__
+            while trace is not None:
+                frame = trace.tb_frame
+                for part, technique in self._ft_owners:
+                    if frame.f_locals.get("self") is part:
+                        add_note(error, f"{type(part).__name__}.{frame.f_code.co_name}", technique)
+                trace = trace.tb_next
+            raise
