@@ -1,6 +1,6 @@
 """Whether `hf-ft compare` finds no difference where there is none, and resuming survives any flipped byte.
 
-    python -m benchmarks.compare [--quick] [--json]
+    python -m benchmarks.compare [--quick] [--json] [--write]
 
 - "no difference": a script that seeds nothing is compared with itself (a technique that never acts) 20 times; `ours` is
   how often the comparison called the two runs identical, `baseline` how often the same script, started twice by plain
@@ -21,15 +21,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Result, arguments, conditions, show
+from benchmarks import report
+from benchmarks.report import Gate, Result, conditions, row
 from hf_ft_plugins import AdaptiveLR
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.host.manifest import MANIFEST_FILE, STATE_FILE, newest_whole_checkpoint
 from hf_ft_plugins.testing import tiny_trainer
 
+BENCHMARK = "compare"
 SCRIPT = Path(__file__).parents[1] / "tests" / "scripts" / "train_unseeded.py"
 COMPARISONS = 20
 NEVER_ACTS = "adaptive-lr:patience=99"
@@ -57,19 +61,14 @@ def plain_weights(folder: Path) -> str:
 def no_difference(quick: bool) -> Result:
     count = 3 if quick else COMPARISONS
     with tempfile.TemporaryDirectory() as place:
-        told = [compared(Path(place)) for _ in range(count)]
+        found = [compared(Path(place)) for _ in range(count)]
         alike = plain_weights(Path(place)) == plain_weights(Path(place))
-    identical = sum(one["identical"] for one in told)
-    return Result(
-        benchmark="compare",
-        metric="a script that seeds nothing, with itself: no difference",
-        ours=identical,
-        baseline=float(alike),
+    identical = sum(one["identical"] for one in found)
+    return row(
+        *(BENCHMARK, "a script that seeds nothing, with itself: no difference", identical, float(alike)),
         ratio=identical / count,
-        noise=None,
-        gate="every time",
-        met=identical == count,
-        conditions=conditions("cpu", comparisons=count, failed=[one["failed"] for one in told if "failed" in one]),
+        gate=Gate("ratio", "=", 1.0),
+        conditions=conditions("cpu", comparisons=count, failed=[one["failed"] for one in found if "failed" in one]),
     )
 
 
@@ -96,27 +95,21 @@ def flipped_bytes(name: str, quick: bool) -> Result:
             older += newest is not None and newest.name == "checkpoint-4"
             # Only where the file says the same as before: white space.
             same += newest is not None and newest.name == "checkpoint-8" and json.loads(changed) == json.loads(content)
-    return Result(
-        benchmark="compare",
-        metric=f"flipped bytes of {name}: a whole checkpoint is found",
-        ours=older + same,
-        baseline=len(positions),
+    return row(
+        *(BENCHMARK, f"flipped bytes of {name}: a whole checkpoint is found", older + same, len(positions)),
         ratio=(older + same) / len(positions),
-        noise=None,
-        gate="every time, and no raw error",
-        met=older + same == len(positions) and errors == 0,
+        gate=Gate("ratio", "=", 1.0),
+        also={"no raw error": errors == 0},
         conditions=conditions("cpu", older=older, same=same, raw_errors=errors, bytes=len(content)),
     )
 
 
-def main() -> None:
-    chosen = arguments(__doc__)
+def measured(asked: Namespace) -> Iterator[Result]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = [flipped_bytes(name, chosen.quick) for name in (MANIFEST_FILE, STATE_FILE)]
-    results.append(no_difference(chosen.quick))
-    show(results, as_json=chosen.json)
-    sys.exit(not all(result.met for result in results))
+    for name in (MANIFEST_FILE, STATE_FILE):
+        yield flipped_bytes(name, asked.quick)
+    yield no_difference(asked.quick)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(report.run(BENCHMARK, __doc__, measured))

@@ -27,11 +27,11 @@ import os
 import random
 import re
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -40,80 +40,60 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from benchmarks.behavioral_logs import HH, OASST, hh_pairs, oasst_pairs
-from benchmarks.report import Result, arguments, conditions, noise_floor, quartiles, show
+from benchmarks.report import Gate, LeftOut, Result, compared, conditions, row
 from hf_ft_plugins.feedback.log_files import Reading, records_of
 from hf_ft_plugins.feedback.near_duplicates import near_duplicates, signatures
 from hf_ft_plugins.feedback.personal_data import Scrubber
 from hf_ft_plugins.feedback.spool import Spool
 
+BENCHMARK = "feedback_libraries"
 HASHES, BANDS, ALIKE = 64, 8, 0.9
 ROUNDS, QUICK_ROUNDS = 9, 3
 Row = tuple[str, str]
 
 
-def main() -> int:
-    parts = {
-        "near-duplicates": near_duplicate_results,
-        "personal-data": personal_data_results,
-        "streaming": streaming_results,
-        "store": store_results,
-    }
-    parsed = arguments(__doc__, {"--only": {"choices": list(parts), "help": "one of the four parts"}})
+def measured(asked: Namespace) -> Iterator[Result | LeftOut]:
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
-    rounds = QUICK_ROUNDS if parsed.quick else ROUNDS
-    results = [result for name, part in parts.items() if parsed.only in (None, name) for result in part(rounds)]
-    show(results, as_json=parsed.json)
-    return 1 if any(result.met is False for result in results) else 0
+    rounds = QUICK_ROUNDS if asked.quick else ROUNDS
+    absent = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if absent:
+        yield LeftOut(f"not installed: {', '.join(absent)}")
+    for name, part in PARTS.items():
+        if asked.only in (None, name):
+            yield from part(rounds)
+
+
+def main() -> int:
+    only = {"--only": {"choices": list(PARTS), "help": "one of the four parts"}}
+    return report.run(BENCHMARK, __doc__, measured, only)
 
 
 def installed(name: str) -> bool:
-    """Whether a library can be imported; says on stderr that it is left out, if not."""
-    if importlib.util.find_spec(name) is not None:
-        return True
-    print(f"left out: {name} is not installed", file=sys.stderr)
-    return False
+    return importlib.util.find_spec(name) is not None
 
 
 def timed(
     metric: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, most: float | None, **more: Any
-) -> Result:
-    """Seconds of the CPU; the gate is a ratio of at most `most`, noise counted against us."""
+) -> Iterator[Result]:
+    """Seconds of the CPU; the gate is a ratio of at most `most`, after the noise has worsened it."""
     seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "again": []}
     for _ in range(rounds):
         for name, work in (("ours", ours), ("theirs", theirs), ("again", ours)):
             start = time.process_time()
             work()
             seconds[name].append(time.process_time() - start)
-    ratios = [one / other for one, other in zip(seconds["ours"], seconds["theirs"], strict=True)]
-    noise = noise_floor([one / other for one, other in zip(seconds["ours"], seconds["again"], strict=True)])
-    ratio = statistics.median(ratios)
-    return Result(
-        benchmark="feedback_libraries",
-        metric=f"{metric} (s)",
-        ours=statistics.median(seconds["ours"]),
-        baseline=statistics.median(seconds["theirs"]),
-        ratio=ratio,
-        noise=noise,
-        gate=None if most is None else f"ratio + noise <= {most}",
-        met=None if most is None else ratio + noise <= most,
-        conditions=conditions("cpu", rounds=rounds, quartiles=quartiles(ratios), **more),
-    )
+    gate = None if most is None else Gate("ratio", "<=", most)
+    pairs = {("ours", "theirs"): gate}
+    yield from compared(BENCHMARK, f"{metric} (s)", seconds, pairs, ("again", "ours"), conditions("cpu", **more))
 
 
 def counted(metric: str, ours: float, theirs: float | None, gate: str | None, met: bool | None, **more: Any) -> Result:
     """A quality: a share or a number, the same in each round."""
-    return Result(
-        benchmark="feedback_libraries",
-        metric=metric,
-        ours=ours,
-        baseline=theirs,
-        ratio=None if not theirs else ours / theirs,
-        noise=None,
-        gate=gate,
-        met=met,
-        conditions=conditions("cpu", **more),
-    )
+    ratio = None if not theirs else ours / theirs
+    also = None if gate is None else {gate: bool(met)}
+    return row(BENCHMARK, metric, ours, theirs, ratio=ratio, also=also, conditions=conditions("cpu", **more))
 
 
 # Texts
@@ -160,7 +140,7 @@ def near_duplicate_results(rounds: int) -> Iterator[Result]:
         if not installed(name):
             continue
         theirs, theirs_wrong = quality(find(everything))
-        yield timed(
+        yield from timed(
             f"near-duplicates, {name}",
             lambda: ours_near(everything),
             lambda find=find: find(everything),  # type: ignore[misc]
@@ -227,8 +207,8 @@ def datasketch_near(rows: Sequence[Row]) -> np.ndarray:
 def exact_resemblance(rows: Sequence[Row]) -> Callable[[int], float]:
     """Of a row the resemblance (Jaccard's, of three words each) with the earlier row that is most like it."""
     sets, holders = [], {}  # type: ignore[var-annotated]
-    for number, row in enumerate(rows):
-        words = f"{row[0]} \0 {row[1]}".split()
+    for number, texts in enumerate(rows):
+        words = f"{texts[0]} \0 {texts[1]}".split()
         sets.append(set(zip(words, words[1:], words[2:], strict=False)))
         for shingle in sets[-1]:
             holders.setdefault(shingle, []).append(number)
@@ -358,7 +338,7 @@ def personal_data_results(rounds: int) -> Iterator[Result]:
             "found": {kind: round(found[kind], 3) for kind in kinds},
             "theirs_found": {kind: round(theirs[kind], 3) for kind in kinds},
         }
-        yield timed(
+        yield from timed(
             f"personal data, {name}",
             lambda: [scrub(text) for text in work],
             lambda replaced=replaced: [replaced(text) for text in work],  # type: ignore[misc]
@@ -478,7 +458,7 @@ def streaming_results(rounds: int) -> Iterator[Result]:
             raise RuntimeError("the two read another number of records")
         backend = ijson.backend_name if hasattr(ijson, "backend_name") else ijson.backend
         of = {"records": len(records), "mib": file.stat().st_size >> 20, "backend": str(backend)}
-        yield timed("streaming JSON, ijson", ours, theirs, rounds, 1.25, **of)
+        yield from timed("streaming JSON, ijson", ours, theirs, rounds, 1.25, **of)
     ours_read, theirs_read = (sum(reads(read, content) for content in WRITTEN) for read in (read_by_us, read_by_ijson))
     metric = f"streaming JSON, of {len(WRITTEN)} lists as exports write them, read rightly, ijson"
     yield counted(metric, ours_read, theirs_read, "all of them", ours_read == len(WRITTEN))
@@ -547,7 +527,7 @@ def store_results(rounds: int) -> Iterator[Result]:
             continue
         if size(store) != ours():
             raise RuntimeError(f"{name} gives other texts")
-        yield timed(
+        yield from timed(
             f"store on disk, {name}",
             ours,
             lambda store=store: size(store),
@@ -618,6 +598,14 @@ def in_duckdb(folder: Path, texts: list[bytes], groups: Groups) -> Iterator[list
         yield [text for (text,) in found]
     base.close()
 
+
+PARTS = {
+    "near-duplicates": near_duplicate_results,
+    "personal-data": personal_data_results,
+    "streaming": streaming_results,
+    "store": store_results,
+}
+LIBRARIES = ("rensa", "datasketch", "presidio_analyzer", "scrubadub", "phonenumbers", "ijson", "pyarrow", "duckdb")
 
 if __name__ == "__main__":
     raise SystemExit(main())

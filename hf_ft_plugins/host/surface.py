@@ -133,6 +133,9 @@ HOST: tuple[Name, ...] = (
         "get_train_dataloader get_eval_dataloader get_test_dataloader",
         by_name="dataset description batch_size sampler_fn is_training",
     ),
+    _trainer(
+        "predict", "An error in a technique's part says whose it is", "test_dataset ignore_keys metric_key_prefix"
+    ),
     _trainer("_get_train_sampler", ORDER, "train_dataset", "get_train_dataloader"),
     _trainer(
         *("_get_eval_sampler", "Predictions come in the order of the data set"),

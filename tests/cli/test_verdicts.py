@@ -165,7 +165,8 @@ def test_any_text_is_text_to_table_and_picture(tmp_path, text):
     console.print(table_of(found.rows, f"text2text:source_prefix={text}", 1))
     for sentence in sentences(found):
         console.print(sentence)
-    draw(outcomes, tmp_path / "picture.png", title=f"text2text:source_prefix={text}")
+    picture = draw(outcomes, tmp_path / "picture.png", title=f"text2text:source_prefix={text}")
+    assert picture.stat().st_size > 0
 
 
 def test_the_verdict_is_printed_as_json_and_written_before_the_picture(tmp_path, monkeypatch, capsys):

@@ -80,7 +80,9 @@ def test_python_blocks_run(page, code, tmp_path, monkeypatch):
     for earlier in FENCE.findall(page.read_text(encoding="utf-8").partition(code)[0]):
         if earlier[0] == "python":
             exec(compile(earlier[1], named(page), "exec"), names)
+    before = set(names)
     exec(compile(code, named(page), "exec"), names)
+    assert set(names) >= before, "a block of a page takes nothing away"
 
 
 def surroundings(folder, page):
@@ -141,8 +143,7 @@ def with_trees():
 
 @pytest.mark.parametrize(("page", "code"), blocks("yaml"))
 def test_recipes_name_techniques_and_options_that_are_there(page, code):
-    for spec in yaml.safe_load(code)["techniques"]:
-        registry.resolve(spec)
+    assert [registry.resolve(spec) for spec in yaml.safe_load(code)["techniques"]]
 
 
 def commands(code):
