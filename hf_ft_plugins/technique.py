@@ -138,6 +138,13 @@ class Technique:
         """What this technique would do with a model, for `hf-ft check --model`; the model holds no weights."""
         return None
 
+    @classmethod
+    def memory_savings(cls) -> tuple[str, ...]:
+        """Its forms that make a run smaller, as strings, what changes least first: `hf-ft check --memory` tries them
+        where a run is over its budget.
+        """
+        return ()
+
     def memory_effects(self, config: Any) -> dict[str, Any]:
         """What it changes of the arguments of `estimate_memory`, for a model of this configuration: `quant`, `removed`,
         and `change`, which gets a model without numbers and returns what is trained. Also how many copies of the whole

@@ -10,7 +10,7 @@ import pytest
 
 import hf_ft_plugins
 from hf_ft_plugins import hookspecs
-from hf_ft_plugins.registry import GROUP
+from hf_ft_plugins.registry import GROUP, offers
 from hf_ft_plugins.testing import LogEverything, hook_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,3 +179,29 @@ def test_production_code_knows_nothing_of_the_kit(path):
         for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
     ]
     assert not [name for name in imported if "testing" in name.split(".") or "pytest" in name.split(".")]
+
+
+TECHNIQUES = [offer.name for offer in offers() if offer.distribution == "hf-ft-plugins"]
+
+
+def named_techniques(file):
+    """Strings of a file's code, its docstrings apart, that are a technique's name or a form of it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    words = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [word for word in words if word.partition(":")[0].strip() in TECHNIQUES and " " not in word]
+
+
+@pytest.mark.parametrize("folder", ["host", "models", "memory", "cli"])
+def test_the_core_knows_no_technique_by_name(folder):
+    # Libraries and metrics may have the name of one.
+    others = {"host/surface.py": {"peft"}, "host/surface_name.py": {"peft"}, "host/surface_check.py": {"peft"}}
+    for file in (ROOT / "hf_ft_plugins" / folder).rglob("*.py"):
+        place = str(file.relative_to(ROOT / "hf_ft_plugins"))
+        assert set(named_techniques(file)) <= others.get(place, set()), place
+
+
+def test_a_technique_that_is_named_is_found(tmp_path):
+    (tmp_path / "core.py").write_text(
+        '"""Of peft and others."""\nif other.name == "peft" or spec == "task:tau=1":\n    x\n'
+    )
+    assert named_techniques(tmp_path / "core.py") == ["peft", "task:tau=1"]

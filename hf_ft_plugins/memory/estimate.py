@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import OptionError, PluginError
 from ..models.classes import class_of
+from ..registry import offers
 from ..technique import Technique
 from .fewer_layers import kinds_of, stack_of, trial_depths, with_layers
 from .trial_run import QUANTISED, Phase, Run, trial_run
@@ -192,7 +193,16 @@ def _savings(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
         yield "; ".join(advice), changes, None
     for optim in ("adamw_8bit", "adafactor"):
         yield "; ".join((*advice, f"optim={optim}")), changes | {"optim": optim}, None
-    for technique in ("peft", "peft:quant=int8", "peft:quant=nf4"):
+    for technique in _offered_savings():
         yield f"--with {technique}", {}, technique
         if advice:
             yield "; ".join((f"--with {technique}", *advice)), changes, technique
+
+
+def _offered_savings() -> Iterator[str]:
+    for offer in offers():
+        try:
+            yield from offer.load().memory_savings()
+        except PluginError:
+            # `hf-ft list` shows what cannot be imported; the other techniques' savings do not depend on it.
+            continue

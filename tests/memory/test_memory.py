@@ -4,11 +4,15 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
+from typing import ClassVar
 
 import pytest
 import torch
 from transformers import BertConfig, GPT2Config, LlamaConfig, MobileNetV1Config, TrainingArguments
 
+from hf_ft_plugins import Technique, registry
 from hf_ft_plugins.errors import OptionError, PluginError
 from hf_ft_plugins.memory import estimate as memory
 from hf_ft_plugins.memory.estimate import estimate_memory, refuse_over_budget
@@ -201,3 +205,29 @@ def test_the_command(tmp_path):
     assert isinstance(over.exception, PluginError)
     assert "by: per_device_train_batch_size=1, gradient_accumulation_steps=64" in str(over.exception)
     assert isinstance(CliRunner().invoke(app, ["check", "--memory"]).exception, PluginError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen(Technique):
+    name: ClassVar[str] = "frozen"
+    summary: ClassVar[str] = "trains the head alone"
+
+    @classmethod
+    def memory_savings(cls):
+        return ("frozen",)
+
+
+def test_over_budget_a_third_partys_technique_is_tried_and_one_that_cannot_be_imported_is_not(tmp_path, monkeypatch):
+    names = {"broken": "NotThere", "frozen": "Frozen"}
+    found = [
+        registry.Offer(name, "theirs", "1.0", EntryPoint(name, f"{__name__}:{cls}", registry.GROUP))
+        for name, cls in names.items()
+    ]
+    monkeypatch.setattr(memory, "offers", lambda: found)
+    settings = args(tmp_path, per_device_train_batch_size=1, gradient_checkpointing=True)
+    large = estimate_memory(llama(num_hidden_layers=2), settings, length=128)
+    small = replace(large, peak=10 * MIB)
+    with pytest.raises(PluginError, match=r"by: --with frozen\.$"):
+        refuse_over_budget(
+            large, 20 * MIB, lambda _, technique=None: small if technique == "frozen" else large, settings
+        )

@@ -234,6 +234,10 @@ class Peft(Technique):
     def plan_for(self, model: PreTrainedModel) -> str | None:
         return str(self._targets(model))
 
+    @classmethod
+    def memory_savings(cls) -> tuple[str, ...]:
+        return ("peft", "peft:quant=int8", "peft:quant=nf4")
+
     def memory_effects(self, config: Any) -> dict[str, Any]:
         return {"quant": self.quant, "change": self._without_numbers}
 
