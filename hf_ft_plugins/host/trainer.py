@@ -2,8 +2,8 @@
 
     Trainer = with_plugins(Trainer, AdaptiveLR(patience=2), "my-technique:option=3")
 
-The result has the same name and signature; everything below that line stays as it was. To add a hook: a hookspec in
-`hookspecs.py` and the override here that asks it.
+The result has the same name and signature; everything below that line stays as it was. To add a hook: the steps in
+`docs/writing-a-technique.md`, "In this repository".
 
 Beside the hooks the host keeps three promises that stock Trainer does not: a checkpoint is whole or passed over
 (`checkpoints.py`), the logged learning rate is the one applied (`lr_scale.py`), and a stop, save or evaluation that one
