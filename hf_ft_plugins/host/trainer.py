@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -121,7 +121,17 @@ class Host(Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             default=-1,
         )
         for technique, supplied in self._ask_all("ft_callbacks", args=self.args, stash=self.ft_stash):
+            if not isinstance(supplied, Iterable):
+                raise PluginError(
+                    f"{technique.name}: ft_callbacks answers one {type(supplied).__name__}, which is not iterable. "
+                    "Return a list of callbacks, here of one."
+                )
             for callback in supplied:
+                if isinstance(callback, type):
+                    raise PluginError(
+                        f"{technique.name}: ft_callbacks answers the class {callback.__name__} instead of a callback. "
+                        f"Return [{callback.__name__}(...)]."
+                    )
                 if phase_of(callback) not in (None, *END_PHASES):
                     raise PluginError(
                         f"{technique.name}: {type(callback).__name__} has end_phase={phase_of(callback)!r}; there are "
