@@ -40,14 +40,16 @@ def test_built_in_techniques_are_offered_like_any_other():
 @pytest.mark.parametrize("hook", hook_names())
 def test_every_hook_is_documented(hook):
     text = getattr(hookspecs, hook).__doc__
-    assert text.startswith(("**all**.", "**owner**."))
-    assert text.startswith("**owner**.") == bool(getattr(hookspecs, hook).hf_ft_plugins_spec["firstresult"])
-    assert f"### `{hook}(" in (ROOT / "docs" / "writing-a-technique.md").read_text(encoding="utf-8")
+    assert text.startswith(("**all**.", "**owner**.")), "in hookspecs.py its docstring begins with neither"
+    owned = bool(getattr(hookspecs, hook).hf_ft_plugins_spec["firstresult"])
+    assert text.startswith("**owner**.") == owned, "in hookspecs.py **owner** and @_spec(firstresult=True) go together"
+    page = (ROOT / "docs" / "writing-a-technique.md").read_text(encoding="utf-8")
+    assert f"### `{hook}(" in page, "run: python docs/generate.py"
 
 
 @pytest.mark.parametrize("hook", hook_names())
 def test_every_hook_is_recorded_by_the_technique_that_logs_everything(hook):
-    assert hook in LogEverything.hooks()
+    assert hook in LogEverything.hooks(), f"give LogEverything (testing/log_everything.py) a method {hook}"
 
 
 @pytest.mark.parametrize("hook", sorted({*hook_names()} - {"ft_commands"}))
@@ -60,7 +62,8 @@ def test_every_hook_is_asked_by_the_host(hook):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("_ask_all", "_ask_owner", "_ask_chain")
         if isinstance(node.args[0], ast.Constant)
     }
-    assert hook in asked
+    places = ", ".join(str(file.relative_to(ROOT)) for file in files)
+    assert hook in asked, f"nothing asks it, by _ask_all, _ask_owner or _ask_chain, in {places}"
 
 
 # What runs code that data or a checkpoint brings; of a name that ends with a dot everything.

@@ -15,7 +15,7 @@ import pluggy
 from .. import hookspecs
 from ..errors import ConflictError, PluginError
 from ..registry import origin, refuse_conflicts
-from ..technique import Technique
+from ..technique import Technique, nearest
 
 
 class _Manager(pluggy.PluginManager):
@@ -57,13 +57,35 @@ def manager(techniques: Sequence[Technique]) -> pluggy.PluginManager:
         except pluggy.PluginValidationError as error:
             distribution, version = origin(technique)
             raise PluginError(
-                f"{technique.name} ({distribution} {version}): a hook does not fit the contract: {error}. "
-                "Compare its name and arguments with hf_ft_plugins/hookspecs.py."
+                f"{technique.name} ({distribution} {version}): a hook does not fit the contract: "
+                f"{_misfit(technique) or f'{error}.'} The hooks and their arguments are in hf_ft_plugins/hookspecs.py."
             ) from error
     for name, caller in vars(manager.hook).items():
         if name.startswith(hookspecs.PREFIX) and _is_owner_hook(caller):
             owner(techniques, name)
     return manager
+
+
+def _misfit(technique: Technique) -> str:
+    """Which method is no hook, or takes what its hook has not, and what there is instead."""
+    arguments = {
+        name: list(inspect.signature(spec).parameters)
+        for name, spec in vars(hookspecs).items()
+        if name.startswith(hookspecs.PREFIX)
+    }
+    for name in dir(type(technique)):
+        if not name.startswith(hookspecs.PREFIX) or not inspect.ismethod(getattr(technique, name)):
+            continue
+        if name not in arguments:
+            return f"there is no hook {name}.{nearest(name, arguments)}"
+        taken = inspect.signature(getattr(technique, name)).parameters
+        unknown = [argument for argument in taken if argument not in arguments[name]]
+        if unknown:
+            return (
+                f"{name} has no argument {', '.join(unknown)}; it has "
+                f"{', '.join(arguments[name]) or 'none'}, of which a method takes any, by name."
+            )
+    return ""
 
 
 def _is_owner_hook(caller: pluggy.HookCaller) -> bool:

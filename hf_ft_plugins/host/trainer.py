@@ -2,8 +2,8 @@
 
     Trainer = with_plugins(Trainer, AdaptiveLR(patience=2), "my-technique:option=3")
 
-The result has the same name and signature; everything below that line stays as it was. To add a hook: a hookspec in
-`hookspecs.py` and the override here that asks it.
+The result has the same name and signature; everything below that line stays as it was. To add a hook: the steps in
+`docs/writing-a-technique.md`, "In this repository".
 
 Beside the hooks the host keeps three promises that stock Trainer does not: a checkpoint is whole or passed over
 (`checkpoints.py`), the logged learning rate is the one applied (`lr_scale.py`), and a stop, save or evaluation that one
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -130,7 +130,17 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             default=-1,
         )
         for technique, supplied in self._ask_all("ft_callbacks", args=self.args, stash=self.ft_stash):
+            if not isinstance(supplied, Iterable):
+                raise PluginError(
+                    f"{technique.name}: ft_callbacks answers one {type(supplied).__name__}, which is not iterable. "
+                    "Return a list of callbacks, here of one."
+                )
             for callback in supplied:
+                if isinstance(callback, type):
+                    raise PluginError(
+                        f"{technique.name}: ft_callbacks answers the class {callback.__name__} instead of a callback. "
+                        f"Return [{callback.__name__}(...)]."
+                    )
                 if phase_of(callback) not in (None, *END_PHASES):
                     raise PluginError(
                         f"{technique.name}: {type(callback).__name__} has end_phase={phase_of(callback)!r}; there are "

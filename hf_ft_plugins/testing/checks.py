@@ -192,8 +192,14 @@ def check_building(example: Example, folder: Path) -> None:
             f"{name}: two trainers share one {type(part).__name__}. Make a new one each time that a hook is asked."
         )
     for part in (*first._ft_callbacks, first.data_collator):
-        with _named(name, f"pickling its {type(part).__name__}"):
+        try:
             pickle.loads(pickle.dumps(part))
+        except Exception as error:
+            raise AssertionError(
+                f"{name}: pickling its {type(part).__name__}: {type(error).__name__}: {error}. Define its class at the "
+                "top of a module, inherit from WithTrainer (hf_ft_plugins.host.stash) to know the trainer, and leave "
+                "out in __getstate__ what belongs to a run."
+            ) from error
 
 
 def _supplied(trainer: Any, stock: Any) -> list[Any]:
@@ -297,7 +303,11 @@ def technique_acted(example: Example, trainer: Any) -> bool:
 
 def _refuse_difference(names: str, expected: dict[str, Any], resumed_run: Any) -> None:
     where = difference(expected, outcome(resumed_run))
-    assert where is None, f"{names}: the resumed run differs from the uninterrupted one at {where}"
+    assert where is None, (
+        f"{names}: the resumed run differs from the uninterrupted one at {where}. What later steps depend on is to be "
+        "in the state_dict() of a callback (what a stash holds is not saved); a factor on the rate is to be set in "
+        "ft_param_groups or in each on_train_begin; random numbers are to come from seed, epoch and position."
+    )
 
 
 def _check_without(examples: list[Example], expected: dict[str, Any], folder: Path) -> None:

@@ -119,15 +119,15 @@ BUILDING = {
     ),
     "a callback that cannot be pickled": (
         technique(ft_callbacks=lambda self: [Locked()]),
-        "planted: pickling its Locked: TypeError: .*lock",
+        "planted: pickling its Locked: TypeError: .*lock.* inherit from WithTrainer",
     ),
     "a callback instead of a list": (
         technique(ft_callbacks=lambda self: Counting()),
-        "planted: check_building: TypeError: .*not iterable",
+        "planted: ft_callbacks answers one Counting, which is not iterable. Return a list",
     ),
     "a class instead of a callback": (
         technique(ft_callbacks=lambda self: [Counting]),
-        "planted: check_building: TypeError",
+        r"planted: ft_callbacks answers the class Counting .* Return \[Counting\(\.\.\.\)\]",
     ),
     "two parts of one class": (
         technique(ft_callbacks=lambda self: [Counting(), Counting()]),
@@ -137,8 +137,14 @@ BUILDING = {
         technique(ft_trainer=with_default),
         "planted: ft_trainer gives more a default",
     ),
-    "an argument that the hook has not": (technique(ft_trainer=with_unknown), "planted .*planet"),
-    "a hook that there is not": (technique(ft_trainr=writes), "planted .*ft_trainr"),
+    "an argument that the hook has not": (
+        technique(ft_trainer=with_unknown),
+        r"planted .*: ft_trainer has no argument planet; it has trainer,",
+    ),
+    "a hook that there is not": (
+        technique(ft_trainr=writes),
+        r"planted .*: there is no hook ft_trainr\. Did you mean 'ft_trainer'",
+    ),
 }
 
 
