@@ -71,10 +71,14 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
     for group in inner.param_groups if groups is None else groups:
         # A new mapping: groups that were split from one share theirs.
         group[KEY] = {**group.get(KEY, {}), name: float(factor)}
-    if not hasattr(inner, _INSTALLED):
-        setattr(inner, _INSTALLED, [])
-        inner.register_step_pre_hook(_apply)
-        inner.register_step_post_hook(_take_back)
+    _install(inner)
+
+
+def _install(optimizer: torch.optim.Optimizer) -> None:
+    if not hasattr(optimizer, _INSTALLED):
+        setattr(optimizer, _INSTALLED, [])
+        optimizer.register_step_pre_hook(_apply)
+        optimizer.register_step_post_hook(_take_back)
 
 
 def refuse_unfit(optimizer: Any, name: str, groups: list[dict[str, Any]] | None = None) -> None:
@@ -150,13 +154,18 @@ def _who(name: str) -> str:
     return name.partition("/")[0]
 
 
-def forget_others(optimizer: Any, kept: Iterable[str]) -> None:
-    """Remove all factors but those named in `kept`, or `KEPT/...`: a checkpoint holds them of all who were there."""
+def take_up(optimizer: Any, kept: Iterable[str]) -> None:
+    """Let the factors that a checkpoint has restored act from the next step on: those named in `kept`, or `KEPT/...`.
+
+    The others, of techniques that this run is without, are removed.
+    """
     kept = tuple(kept)
     for group in innermost(optimizer).param_groups:
         for name in set(group.get(KEY, {})):
             if _who(name) not in kept:
                 del group[KEY][name]
+    if is_scaled(optimizer):
+        _install(innermost(optimizer))
 
 
 def scale_of(group: dict[str, Any]) -> float:

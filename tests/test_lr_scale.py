@@ -149,3 +149,24 @@ def test_scaling_reaches_the_optimizer_under_accelerates_wrapper():
 def test_a_factor_that_is_no_factor_is_refused(factor):
     with pytest.raises(ValueError, match="must be finite"):
         lr_scale.set_scale(optimizer_of_two_groups(), "controller", factor)
+
+
+def test_restored_factors_act_at_the_first_step():
+    first, second, control = (optimizer_of_two_groups() for _ in range(3))
+    contribute(30, first)
+    for resumed in (second, control):
+        resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    lr_scale.take_up(second, ["controller", "layers"])
+    for optimizer in (first, second, control):
+        optimizer.step()
+    assert second.applied == first.applied
+    assert control.applied != first.applied
+
+
+def test_factors_of_others_are_not_taken_up():
+    first, second = optimizer_of_two_groups(), optimizer_of_two_groups()
+    contribute(30, first)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    lr_scale.take_up(second, ["layers"])
+    second.step()
+    assert [lr_scale.scale_of(group) for group in second.param_groups] == [1.0, 0.5]

@@ -171,7 +171,7 @@ class WholeCheckpoints:
             ) from error
         content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
         if checkpoint is not None and self.optimizer is not None:
-            lr_scale.forget_others(self.optimizer, (technique.name for technique in self._ft_techniques))
+            lr_scale.take_up(self.optimizer, (technique.name for technique in self._ft_techniques))
         for key, part in self.ft_stash.parts.items():
             stored = content["states"].get(key) if content else None
             if stored is not None:

@@ -49,7 +49,7 @@ class Undoing(Other):
 
 class TakingAway(TrainerCallback):
     def on_step_end(self, args, state, control, *, optimizer, **kwargs):
-        lr_scale.forget_others(optimizer, ["other"])
+        lr_scale.take_up(optimizer, ["other"])
 
 
 @dataclass(frozen=True, kw_only=True)
