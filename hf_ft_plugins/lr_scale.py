@@ -4,9 +4,8 @@ Schedulers overwrite what a callback writes into `group["lr"]`, or compound it. 
 It contributes a named factor to a parameter group's entry `KEY`; the product of all factors is applied while the
 optimizer steps, by torch's own step hooks, and taken back right after, so that schedulers never see it.
 
-The factors are saved and restored with the optimizer's state, since they are entries of its parameter groups. The step
-hooks are not: a resumed run's optimizer has them from its first `set_scale` on, so a technique calls it in
-`ft_param_groups`, or in each `on_train_begin`.
+The factors are saved and restored with the optimizer's state, since they are entries of its parameter groups; the host
+takes them up again (`take_up`), so that a resumed run steps with them from its first step on.
 
 Not every optimizer steps with the rate of its groups: a factor is first tried on a small twin (`lr_probe.py`), and
 where it would change the log and no weight it is refused. Those that step inside the backward pass are known by name:
