@@ -225,7 +225,7 @@ def test_what_surgery_cannot_weigh(method):
 @pytest.mark.parametrize(("method", "module"), [("pcgrad", "torchjd.aggregation"), ("cagrad", "scipy.optimize")])
 def test_what_is_not_installed_is_named(method, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(PluginError, match=rf"{module.split('.')[0]}.*pip install \"hf-ft-plugins\[multitask\]\""):
+    with pytest.raises(PluginError, match=rf"{module.split('.')[0]}.*pip install torchjd scipy"):
         surgery_weights(method, torch.eye(2), 0)
 
 
