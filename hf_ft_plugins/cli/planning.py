@@ -20,17 +20,16 @@ def model_without_weights(name: str) -> Any:
     import torch
     import transformers
 
+    from ..models.classes import class_of
+
     config = _config_of(name)
-    named = (config.architectures or [""])[0]
-    cls = getattr(transformers, named, None) if isinstance(named, str) else None
-    # Any other name of the package is no model: `set_seed` would be called.
-    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    cls = class_of(config, transformers.AutoModel)
     try:
         with torch.device("meta"):
-            return cls(config) if cls is not None and is_model else transformers.AutoModel.from_config(config)
+            return cls.from_config(config) if cls is transformers.AutoModel else cls(config)
     except Exception as error:
         raise PluginError(
-            f"check: no {named or 'model'} can be made of the configuration of {name} ({type(error).__name__}: "
+            f"check: no {cls.__name__} can be made of the configuration of {name} ({type(error).__name__}: "
             f"{error}). Correct its config.json, or name another model with --model."
         ) from error
 

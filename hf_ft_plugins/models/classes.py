@@ -11,8 +11,11 @@ def class_of(config: Any, default: Any = None) -> Any:
     """
     import transformers
 
-    named = getattr(config, "architectures", None) or [""]
-    return getattr(transformers, named[0], None) or default or transformers.AutoModelForCausalLM
+    (named, *_) = getattr(config, "architectures", None) or [""]
+    found = getattr(transformers, named, None) if isinstance(named, str) else None
+    # Any other name of the package is no model: `set_seed` would be called.
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model else default or transformers.AutoModelForCausalLM
 
 
 def encoder_class(config: Any) -> str | None:

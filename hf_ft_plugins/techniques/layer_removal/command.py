@@ -103,6 +103,7 @@ def examine(
     import torch
     import transformers
 
+    from ...models.classes import class_of
     from .curve import measure_curve, save_curve
     from .score import score_layers
     from .stacks import NAME, find_stack, usual_side
@@ -116,7 +117,7 @@ def examine(
         raise PluginError(
             f"{NAME}: MODEL={model} has no configuration and tokenizer that can be read: {error}"
         ) from error
-    cls = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM)
+    cls = class_of(config)
     network = cls.from_pretrained(model, dtype="auto").eval()
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     side = usual_side(network, side)
