@@ -13,6 +13,7 @@ from .stash import Stash
 if TYPE_CHECKING:
     # So that overrides and attributes are checked against Trainer's own.
     from transformers.trainer import Trainer as _Trainer
+    from transformers.trainer_callback import TrainerCallback
 else:
     # A mix-in comes before the script's own Trainer class, which must not come after `transformers.Trainer`.
     _Trainer = object
@@ -24,6 +25,12 @@ class Asking(_Trainer):
     _ft_techniques: tuple[Technique, ...] = ()
     _ft_manager: pluggy.PluginManager
     ft_stash: Stash
+    # The callbacks that techniques have supplied, each with its technique.
+    _ft_owners: tuple[tuple[TrainerCallback, Technique], ...] = ()
+
+    @property
+    def _ft_callbacks(self) -> list[TrainerCallback]:
+        return [callback for callback, _ in self._ft_owners]
 
     def _ask_all(self, hook: str, **arguments: Any) -> list[tuple[Technique, Any]]:
         """Each technique with its answer, in the order listed, without those that answer None."""

@@ -1,4 +1,4 @@
-"""Trainer mix-in: an exception that comes out of a technique's callback, or another of its parts, says whose it is."""
+"""Trainer mix-in: an exception that comes out of a technique's callback says whose it is."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ..technique import Technique
+from .asking import Asking
 from .hooks import add_note
 
 
-class Blame:
+class Blame(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
-
-    # The parts that techniques have supplied, each with its technique.
-    _ft_owners: tuple[tuple[Any, Technique], ...] = ()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with self._blaming():
-            return super().train(*args, **kwargs)  # type: ignore[misc]
+            return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         with self._blaming():
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+            return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         with self._blaming():
-            return super().predict(*args, **kwargs)  # type: ignore[misc]
+            return super().predict(*args, **kwargs)
 
     @contextlib.contextmanager
     def _blaming(self) -> Iterator[None]:

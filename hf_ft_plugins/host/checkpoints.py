@@ -15,37 +15,30 @@ import torch.distributed as dist
 
 from .. import lr_scale
 from ..errors import CheckpointError, PluginError
-from ..technique import Technique
 from . import manifest, state
-from .stash import Stash
+from .asking import Asking
 
 logger = logging.getLogger(__name__)
 
 
-class WholeCheckpoints:
+class WholeCheckpoints(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
-    _ft_techniques: tuple[Technique, ...] = ()
-    ft_stash: Stash
     # Those that this trainer has written, the last one at the end.
     _saved: tuple[Path, ...] = ()
-    args: Any
-    state: Any
-    control: Any
-    optimizer: Any
     _blaming: Any
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-        return super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+        return super().train(checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             manifest.begin_manifest(folder)
         self._barrier()
         with self._committing(folder):
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             self._barrier()
         self._saved = (*(one for one in self._saved if one != folder and one.is_dir()), folder)
@@ -63,7 +56,7 @@ class WholeCheckpoints:
                     self._saved = tuple(one for one in self._saved if one != folder)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        ended = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+        ended = super()._finalize_training(*args, **kwargs)
         self._refresh_manifests(self._saved)
         return ended
 
@@ -160,7 +153,7 @@ class WholeCheckpoints:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:
             if checkpoint is None or not state.allow_changed_by_environment():
                 raise

@@ -43,7 +43,6 @@ def in_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[Any]:
 class Endings(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
-    _ft_callbacks: list[Any]
     preempted: bool
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:

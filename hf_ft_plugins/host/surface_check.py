@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import PluginError
+from ..registry import is_on
 from .surface import SURFACE, TESTED
 from .surface_name import Name, problem_with
 
@@ -36,7 +36,7 @@ def check_surface(parts: Iterable[str]) -> None:
     _as_expected.update(name for name in names if name.module in sys.modules and name not in problems)
     if not problems:
         return
-    if os.environ.get(ALLOW_VARIABLE, "").lower() in ("1", "true", "yes", "on"):
+    if is_on(ALLOW_VARIABLE):
         logger.warning("%s", message(problems))
         _as_expected.update(problems)
         return

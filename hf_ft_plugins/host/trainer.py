@@ -108,7 +108,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = hooks.manager(self._ft_techniques)
-        self.ft_stash, self._ft_callbacks = Stash(), []
+        self.ft_stash = Stash()
         with self._changes_undone_on_error():
             super().__init__(*args, **kwargs)
             self._refuse_two_schedulers()
@@ -147,7 +147,6 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
                         f"{', '.join(END_PHASES)}. Name one of these, or none."
                     )
                 callbacks.insert(position, callback)
-                self._ft_callbacks.append(callback)
                 self._ft_owners = (*self._ft_owners, (callback, technique))
                 position += 1
                 self.ft_stash.keep_part(technique.name, callback)
