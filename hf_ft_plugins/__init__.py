@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .techniques.adaptive_lr import AdaptiveLR, AdaptiveLRCallback
     from .techniques.behavioral import Behavioral
     from .techniques.layer_removal import LayerRemoval
+    from .techniques.low_memory import LowMemory
     from .techniques.multitask import MultiTask
     from .techniques.peft import Peft
     from .techniques.task import Task
@@ -28,6 +29,7 @@ _HOMES = {
     "Behavioral": "techniques.behavioral",
     "ConflictError": "errors",
     "LayerRemoval": "techniques.layer_removal",
+    "LowMemory": "techniques.low_memory",
     "MultiTask": "techniques.multitask",
     "OptionError": "errors",
     "Peft": "techniques.peft",
@@ -46,6 +48,7 @@ __all__ = [
     "Behavioral",
     "ConflictError",
     "LayerRemoval",
+    "LowMemory",
     "MultiTask",
     "OptionError",
     "Peft",

@@ -174,11 +174,12 @@ def ft_batches(trainer: Any, batches: list[dict[str, Any]]) -> None:
 
 
 @_spec(firstresult=True)
-def ft_training_step(trainer: Any, model: Any, inputs: dict[str, Any]) -> Any:
+def ft_training_step(trainer: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
     """**owner**. Forward and backward pass of one batch instead of Trainer's; None keeps Trainer's.
 
     Adds to the gradients of the parameters, those of all ranks by the last batch of the optimizer step, and returns the
-    loss, detached, of which Trainer logs the sum over the step's batches and the mean over ranks.
+    loss, detached, of which Trainer logs the sum over the step's batches and the mean over ranks. `num_items_in_batch`
+    is what `compute_loss` takes: the number of targets in all batches of the step, or None.
     """
     raise NotImplementedError
 
@@ -189,6 +190,18 @@ def ft_loss(trainer: Any, inputs: dict[str, Any]) -> Any:
     None for none. What it changes on the trainer or the model it puts back.
 
     `inputs` is the collated batch, on the model's device. The contexts are entered in the order listed.
+    """
+    raise NotImplementedError
+
+
+@_spec(firstresult=True)
+def ft_optimizer(trainer: Any, model: Any, optimizer: Any) -> Any:
+    """**owner**. The optimizer to train with, when one has been made and before its first step; None keeps
+    `optimizer`: Trainer's own or the script's, whose parameter groups hold the script's settings.
+
+    Returns a torch `Optimizer` over the same parameters. One that steps within the backward pass, so that Trainer finds
+    no gradients to clip, has a method `norm_of_step()`: the norm of all gradients of the current step before clipping,
+    which Trainer then logs instead of clipping; None where the gradients are still there.
     """
     raise NotImplementedError
 

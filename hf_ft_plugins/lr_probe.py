@@ -84,9 +84,8 @@ def _movements(optimizer: torch.optim.Optimizer, scaled: list[dict[str, Any]], f
         for step in range(PLAIN_STEPS + SCALED_STEPS):
             before = [weight.detach().clone() for weight in weights]
             for group, is_scaled in groups:
-                _set_rate(group, RATE * (factor if is_scaled and step >= PLAIN_STEPS else 1.0))
-                for parameter in group["params"]:
-                    parameter.grad = _gradient(parameter, step, twins.sparse)
+                set_rate(group, RATE * (factor if is_scaled and step >= PLAIN_STEPS else 1.0))
+                set_gradients(group, step, sparse=twins.sparse)
             # One that evaluates the model again gets a loss that says nothing new.
             twins.optimizer.step(lambda: 0.0) if twins.wants_closure else twins.optimizer.step()
     except Exception as error:
@@ -94,7 +93,14 @@ def _movements(optimizer: torch.optim.Optimizer, scaled: list[dict[str, Any]], f
     return [weight.detach() - old for weight, old in zip(weights, before, strict=True)]
 
 
-def _set_rate(group: dict[str, Any], rate: float) -> None:
+def set_gradients(group: dict[str, Any], step: int, *, sparse: bool = False) -> None:
+    """Give each small weight of a twin's group a gradient that is another one in each step."""
+    for parameter in group["params"]:
+        parameter.grad = _gradient(parameter, step, sparse)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the rate of a twin's group, if it has one."""
     given = group.get("lr")
     if isinstance(given, torch.Tensor):
         group["lr"] = torch.full_like(given, rate)
@@ -109,12 +115,13 @@ def _gradient(parameter: torch.Tensor, step: int, sparse: bool) -> torch.Tensor:
 
 
 class Twins:
-    """A copy of an optimizer, of what it holds and of optimizers in it, with one small weight for each group."""
+    """A copy of an optimizer, of what it holds and of optimizers in it, with one or a few small weights a group."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, weights_of_a_group: int = 1) -> None:
         name = type(optimizer).__name__
         self.sparse = name == "SparseAdam"
         self.wants_closure = name == "LBFGS"
+        self._weights_of_a_group = weights_of_a_group
         self._known: dict[int, Any] = {}
         self._kept: list[Any] = []
         # Weights before all else, so that lists of them, wherever they are kept, hold the small ones.
@@ -184,10 +191,10 @@ class Twins:
         return copy
 
     def _group_weights(self, weights: Any) -> Any:
-        """One of a group's weights stands for all."""
+        """One or a few of a group's weights stand for all."""
         if not isinstance(weights, list):
             return self._copied(weights)
-        return [self._copied(one) for one in [one for one in weights if one.numel()][:1]]
+        return [self._copied(one) for one in [one for one in weights if one.numel()][: self._weights_of_a_group]]
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if id(value) not in self._weights:

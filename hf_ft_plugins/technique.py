@@ -63,6 +63,7 @@ class Change(StrEnum):
     SEVERAL_HEADS = "trains a model of several heads around one encoder"
     GENERATION = "trains text generation from pairs: their collation, their loss and their metrics"
     DEPTH = "changes the number of the model's layers"
+    GRADIENTS = "steps within the backward pass, and leaves no gradients"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,12 @@ class Technique:
         Names of modules, each with what pip is to install: `{"sklearn": "scikit-learn>=1.7"}`.
         """
         return {}
+
+    def answers(self, hook: str) -> bool:
+        """Whether it answers a hook with these options. One that it has a method for and does not answer is free for
+        another technique to own.
+        """
+        return hook in self.hooks()
 
     def keeps_objective(self) -> bool:
         """Whether a loss of a run with this technique measures the same thing as the loss of a run without it.

@@ -94,7 +94,7 @@ def _is_owner_hook(caller: pluggy.HookCaller) -> bool:
 
 def owner(techniques: Sequence[Technique], hook: str) -> Technique | None:
     """The one technique that answers a hook which only one may answer; None where none does."""
-    owners = [technique for technique in techniques if hook in technique.hooks()]
+    owners = [technique for technique in techniques if technique.answers(hook)]
     if len(owners) > 1:
         raise ConflictError(
             f"{' and '.join(owner.name for owner in owners)} both answer {hook}, which only one technique may. "
@@ -105,7 +105,7 @@ def owner(techniques: Sequence[Technique], hook: str) -> Technique | None:
 
 def ask(manager: pluggy.PluginManager, technique: Technique, hook: str, arguments: Mapping[str, Any]) -> Any:
     """One technique's answer to one hook; an exception gets a note that says whose it is."""
-    if hook not in technique.hooks():
+    if not technique.answers(hook):
         return None
     others = [plugin for plugin in manager.get_plugins() if plugin is not technique]
     caller = manager.subset_hook_caller(hook, remove_plugins=others)

@@ -119,6 +119,7 @@ HOST: tuple[Name, ...] = (
     _trainer(
         "_created_lr_scheduler", "A trainer that trains twice makes its schedule anew", by="_prepare_for_training"
     ),
+    _trainer("_clip_grad_norm", "A step within the backward pass logs its gradients' norm", "model", "_run_epoch"),
     _trainer("_get_grad_norm", "Techniques read the norm before clipping", "model grad_norm", "_run_epoch"),
     _trainer("get_batch_samples", BATCHES, "epoch_iterator num_batches device", "_run_epoch"),
     _trainer("training_step", "Techniques take the training step", "model inputs num_items_in_batch", "_run_epoch"),

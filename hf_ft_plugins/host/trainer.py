@@ -159,10 +159,13 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)
-        inner = lr_scale.innermost(optimizer)
-        if inner is not self._ft_grouped:
-            self._ft_grouped = inner
-            self._ask_all("ft_param_groups", trainer=self, model=self.model, groups=inner.param_groups)
+        if lr_scale.innermost(optimizer) is self._ft_grouped:
+            return optimizer
+        other = self._ask_owner("ft_optimizer", trainer=self, model=self.model, optimizer=optimizer)
+        if other is not None:
+            optimizer = self.optimizer = other
+        inner = self._ft_grouped = lr_scale.innermost(optimizer)
+        self._ask_all("ft_param_groups", trainer=self, model=self.model, groups=inner.param_groups)
         return optimizer
 
     def _refuse_two_schedulers(self) -> None:
@@ -212,13 +215,25 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
             self._ask_all("ft_batches", trainer=self, batches=batches)
         return batches, num_items_in_batch
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = self._ask_owner("ft_training_step", trainer=self, model=model, inputs=inputs)
-        return super().training_step(model, inputs, *args, **kwargs) if loss is None else loss
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        loss = self._ask_owner(
+            "ft_training_step", trainer=self, model=model, inputs=inputs, num_items_in_batch=num_items_in_batch
+        )
+        return super().training_step(model, inputs, num_items_in_batch, **kwargs) if loss is None else loss
+
+    def _clip_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = self._norm_of_step()
+        return super()._clip_grad_norm(*args, **kwargs) if norm is None else norm
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self.last_grad_norm = super()._get_grad_norm(*args, **kwargs)
+        norm = self._norm_of_step()
+        self.last_grad_norm = super()._get_grad_norm(*args, **kwargs) if norm is None else norm
         return self.last_grad_norm
+
+    def _norm_of_step(self) -> Any:
+        """Of an optimizer that steps within the backward pass (`ft_optimizer`); None of any other."""
+        norm_of_step = getattr(getattr(self.optimizer, "optimizer", self.optimizer), "norm_of_step", None)
+        return None if norm_of_step is None else norm_of_step()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self._agree_on_control(self.control)

@@ -81,6 +81,10 @@ class LogEverything(Technique):
         self.fired.append(("ft_training_step", {"trainer": trainer, "model": model, "inputs": inputs}))
         return None
 
+    def ft_optimizer(self, trainer: Any, model: Any, optimizer: Any) -> Any:
+        self.fired.append(("ft_optimizer", {"trainer": trainer, "model": model, "optimizer": optimizer}))
+        return None
+
     def ft_param_groups(self, trainer: Any, groups: list[dict[str, Any]]) -> None:
         self.fired.append(("ft_param_groups", {"trainer": trainer, "groups": groups}))
 

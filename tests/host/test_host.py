@@ -120,7 +120,7 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     assert calls["ft_trainer"]["trainer"] is trainer
     assert trainer.optimizer is None
     trainer.train()
-    training = ["ft_sampler", "ft_batch_sampler", "ft_columns", "ft_param_groups", "ft_scheduler"]
+    training = ["ft_sampler", "ft_batch_sampler", "ft_columns", "ft_optimizer", "ft_param_groups", "ft_scheduler"]
     # Two batches a step, evaluated after each third and the last.
     stepping = ["ft_batches", *["ft_training_step", "ft_loss"] * 2]
     evaluating = ["ft_eval_sampler", "ft_evaluation", *["ft_loss"] * 2]

@@ -1,0 +1,3 @@
+"""What all parts of `low-memory` share: its name."""
+
+NAME = "low-memory"
