@@ -55,7 +55,7 @@ def _step_of_bitsandbytes(optimizer: Any, group: dict[str, Any], index: int, pos
 
 
 def refuse_inseparable(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer whose step of one tensor depends on others. Small twins are tried; the real one is not touched.
+    """Refuse an optimizer whose step of one tensor depends on others. Small twins are tried, the real one is not.
 
     Raises:
         PluginError: it names the optimizer and the reason.
