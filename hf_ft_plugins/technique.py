@@ -155,7 +155,8 @@ class Technique:
     def memory_effects(self, config: Any) -> dict[str, Any]:
         """What it changes of the arguments of `estimate_memory`, for a model of this configuration: `quant`, `removed`,
         and `change`, which gets a model without numbers and returns what is trained. Also how many copies of the whole
-        model it keeps, on the model's device (`copies`) and in the host's memory (`host_copies`).
+        model it keeps, on the model's device (`copies`) and in the host's memory (`host_copies`), and an
+        `OptimizerMemory` (`memory/trial_run.py`) as `optimizer`.
         """
         return {}
 

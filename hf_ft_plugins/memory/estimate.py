@@ -94,13 +94,14 @@ def estimate_memory(
 
     config = copy.deepcopy(getattr(model, "config", model))
     cls = model_class or (type(model) if isinstance(model, torch.nn.Module) else class_of(config))
-    changes, copies = [change] if change is not None else [], 0
+    changes, copies, own_optimizer = [change] if change is not None else [], 0, None
     for technique in techniques:
         effects = technique.memory_effects(config)
         quant = effects.get("quant") or quant
         copies += effects.get("copies", 0) + (effects.get("host_copies", 0) if device == "cpu" else 0)
         removed += effects.get("removed", 0)
         changes += [effects["change"]] if "change" in effects else []
+        own_optimizer = effects.get("optimizer", own_optimizer)
     if quant is not None and quant not in QUANTISED:
         raise OptionError(f"memory: there is no quantisation {quant!r}; there are {', '.join(QUANTISED)}.")
     stack = stack_of(cls, config)
@@ -110,7 +111,7 @@ def estimate_memory(
     depth = whole - removed if whole is not None else None
 
     def run(layers: int | None) -> Run:
-        return trial_run(cls, with_layers(config, stack, layers), args, length, changes, quant)
+        return trial_run(cls, with_layers(config, stack, layers), args, length, changes, quant, own_optimizer)
 
     few_and_more = None
     if stack is not None and depth is not None and depth > MORE + 1:

@@ -23,6 +23,23 @@ A_LABEL_EACH_TOKEN = ("CausalLM", "LMHead", "MaskedLM", "ConditionalGeneration",
 
 
 @dataclass(frozen=True)
+class OptimizerMemory:
+    """What a technique's optimizer takes, where it is not that of `args.optim`.
+
+    Attributes:
+        state: `state(model)`: bytes that it keeps for what is trained; None: as `args.optim`.
+        temporary: `temporary(parameter)`: bytes while it steps that parameter.
+        in_backward: each parameter is stepped, and its gradient freed, as soon as the gradient is complete.
+        forward_only: there is no backward pass.
+    """
+
+    state: Callable[[Any], float] | None = None
+    temporary: Callable[[Any], float] = lambda parameter: 0.0
+    in_backward: bool = False
+    forward_only: bool = False
+
+
+@dataclass(frozen=True)
 class Phase:
     weights: float
     gradients: float
@@ -62,7 +79,13 @@ class Run:
 
 
 def trial_run(
-    cls: Any, config: Any, args: Any, length: int, changes: list[Callable[[Any], Any]], quant: str | None
+    cls: Any,
+    config: Any,
+    args: Any,
+    length: int,
+    changes: list[Callable[[Any], Any]],
+    quant: str | None,
+    own_optimizer: OptimizerMemory | None = None,
 ) -> Run:
     """Build the model without numbers, change it, and train it for two steps under `args`, of rows of `length` tokens.
 
@@ -92,7 +115,11 @@ def trial_run(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        optimizer, hidden = _optimizer(trained, args)
+        own = own_optimizer or OptimizerMemory()
+        if own.state is None:
+            optimizer, hidden = _optimizer(trained, args)
+        else:
+            optimizer, hidden = torch.optim.SGD(trained, lr=1e-3, foreach=False), own.state(model)
         batch = _batch(model, config, args.per_device_train_batch_size, length)
         peaks = []
         for last in (False, True):
@@ -101,11 +128,13 @@ def trial_run(
                 # It would hook the gradients of all parameters, and those of frozen ones cannot be hooked.
                 tracker._param_to_grad_hook_handles.update({one: (_NoHook(), _NoHook()) for one in frozen})
             passes.track_external(model, optimizer)
-            with passes, _precision(args):
+            with passes, _precision(args), torch.set_grad_enabled(not own.forward_only):
                 outputs = model(**batch)
                 loss = outputs["loss"] if "loss" in outputs else outputs[0].float().mean()
                 del outputs
-                loss.backward()
+                if not own.forward_only:
+                    with _stepping_in_backward(trained, optimizer, own):
+                        loss.backward()
                 del loss
             step.track_external(model, optimizer, *[one.grad for one in trained if one.grad is not None])
             with step:
@@ -118,6 +147,29 @@ def trial_run(
                     for tracker, dense in ((passes, largest), (step, 0.0))
                 ]
     return Run(peaks[0], peaks[1], loaded, parameters)
+
+
+@contextmanager
+def _stepping_in_backward(trained: list[Any], optimizer: Any, own: OptimizerMemory) -> Iterator[None]:
+    """Gradients are freed as they come, after what stepping them takes was there, where the optimizer does so."""
+    import torch
+
+    def step(parameter: Any) -> None:
+        groups = optimizer.param_groups
+        optimizer.param_groups = [{**groups[0], "params": [parameter]}]
+        optimizer.step()
+        optimizer.param_groups = groups
+        torch.empty(round(own.temporary(parameter)), dtype=torch.uint8)
+        parameter.grad = None
+
+    # After the tracker's own hooks, which look at the gradient.
+    hooked = trained if own.in_backward else []
+    handles = [one.register_post_accumulate_grad_hook(step) for one in hooked]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _NoHook:

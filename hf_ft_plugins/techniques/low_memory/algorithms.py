@@ -18,10 +18,12 @@ class Algorithm:
     Attributes:
         make: `make(model, optimizer, technique)`: the optimizer, with the groups of the script's; None: the script's.
         clip: what clip=auto means while gradients are freed.
+        state: `state(model, technique)`: bytes that the optimizer keeps for what learns; None: as the script's.
     """
 
     make: Callable[[Any, Optimizer, Any], Optimizer] | None
     clip: str
+    state: Callable[[Any, Any], float] | None = None
 
 
 def script_groups(optimizer: Optimizer, *names: str) -> list[dict[str, Any]]:
@@ -36,5 +38,5 @@ def _lomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
 
 ALGORITHMS = {
     "script": Algorithm(None, clip="lagged"),
-    "lomo": Algorithm(_lomo, clip="two_pass"),
+    "lomo": Algorithm(_lomo, clip="two_pass", state=lambda model, technique: 0.0),
 }

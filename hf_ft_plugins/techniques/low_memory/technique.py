@@ -6,6 +6,7 @@ optimizer's state; and full precision. Which of them an algorithm saves is in `a
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -49,6 +50,18 @@ class LowMemory(Technique):
 
     def changes(self) -> frozenset[Change]:
         return frozenset({Change.GRADIENTS}) if self.fused else frozenset()
+
+    @classmethod
+    def memory_savings(cls) -> tuple[str, ...]:
+        return (cls.name, f"{cls.name}:algorithm=lomo")
+
+    def memory_effects(self, config: Any) -> dict[str, Any]:
+        from ...memory.trial_run import OptimizerMemory
+        from .algorithms import ALGORITHMS
+
+        state = ALGORITHMS[self.algorithm].state
+        kept = None if state is None else functools.partial(state, technique=self)
+        return {"optimizer": OptimizerMemory(state=kept, in_backward=self.fused)}
 
     # ---- hooks ----
 

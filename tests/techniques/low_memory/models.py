@@ -25,10 +25,8 @@ def language_model(*, tied=True, dtype=torch.float32):
 
 def texts(rows=48, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    return [
-        {"input_ids": tokens, "labels": tokens}
-        for tokens in torch.randint(0, VOCABULARY, (rows, 12), generator=generator)
-    ]
+    drawn = torch.randint(0, VOCABULARY, (rows, 12), generator=generator)
+    return [{"input_ids": tokens, "labels": tokens} for tokens in drawn]
 
 
 def trained(folder, *techniques, model=None, trainer_class=Trainer, callbacks=None, **arguments):
