@@ -66,7 +66,8 @@ def reliability(judged: Sequence[tuple[np.ndarray, np.ndarray]], found: Any, fil
         f"temperature {found.temperature:.2f}, error {found.ece:.3f}",
     )
     drawn = [points(*each) for each in judged]
-    left = np.floor(10 * min(sure.min() for sure, _ in judged)) / 10
+    # 0.9 where it is certain of all.
+    left = min(np.floor(10 * min(sure.min() for sure, _ in judged)) / 10, 0.9)
     bottom = np.floor(10 * min(*(table.low.min() for table in drawn), left)) / 10
     edges = np.linspace(left, 1, HISTOGRAM_BARS + 1)
     width = edges[1] - edges[0]
