@@ -3,8 +3,8 @@
 `--train_file`, `--dev_file` and `--test_file` name CoNLL-U files (`.xz` and `.gz` too); a word's entity tag stands in
 the MISC column as `NER=B-PER`, or in `--..._ner_file`s of the same sentences in IOB2. `--model_name_or_path` names an
 encoder on the Hugging Face hub. Without them: where the folder `$FT_DATA` (default ../shared/data) holds them, the
-English Web Treebank with the entities of Universal NER, and a small pretrained encoder; otherwise sentences by a
-template and a small new network.
+English Web Treebank with the entities of Universal NER, and a small pretrained encoder; otherwise sentences by
+a small grammar, with ambiguous and unknown words, and a small new network.
 
     python examples/tag_parse_ner.py
     hf-ft run --with multitask examples/tag_parse_ner.py
@@ -133,37 +133,80 @@ def iob2(tags: list[str]) -> list[str]:
     return kept
 
 
-def made_up(size: int, seed: int) -> list[dict]:
-    """Sentences such as 'the old cat sees Anna in Rome', with their trees."""
+# In training, and in dev and test sets alone. Some names are a person's, a place's and a firm's, and some forms are
+# both nouns and verbs.
+MADE_UP_WORDS = {
+    "PER": (["Anna", "Karim", "Mei", "Tom", "Paris", "Jordan", "Austin"], ["Ines", "Olu", "Sydney"]),
+    "LOC": (["Rome", "Kyoto", "Lima", "Paris", "Jordan", "Austin"], ["Oslo", "Quito", "Sydney"]),
+    "ORG": (["Acme", "Orbis", "Paris", "Jordan", "Austin"], ["Valda", "Nexo"]),
+    "ADJ": (["old", "red", "quiet", "light", "square"], ["round", "strange"]),
+    "NOUN": (["cat", "river", "teacher", "letter", "light", "square"], ["judge", "garden"]),
+    "plural": (["cooks", "watches", "trains", "cats", "letters"], ["judges", "gardens"]),
+    "tool": (["brush", "lens", "light"], ["ladder"]),
+    "VERB": (["sees", "likes", "cooks", "watches", "trains", "draws"], ["judges", "paints"]),
+}
+
+
+def made_up(size: int, seed: int, unknown: float = 0.0) -> list[dict]:
+    """Sentences such as 'the old cook sees Jordan Acme with a lens', with their trees; nobody can be sure of all of it.
+
+    `unknown` is the share of words from the lists of those that the training set does not have.
+    """
     draw = random.Random(seed)
-    people, places = ["Anna", "Karim", "Mei", "Tom"], ["Rome", "Kyoto", "Lima"]
-    nouns, verbs = ["cat", "river", "teacher", "train", "letter"], ["sees", "likes", "finds", "draws"]
-    rows = []
-    for _ in range(size):
-        words: list[tuple[str, str, int, str, str]] = []
 
-        def phrase(relation: str, words: list[tuple[str, str, int, str, str]] = words) -> None:
-            if draw.random() < 0.4:
-                words.append((draw.choice(people), "PROPN", -1, relation, "B-PER"))
-                return
-            old = draw.random() < 0.5
-            noun = len(words) + 2 + old
-            words.append(("the", "DET", noun, "det", "O"))
-            if old:
-                words.append((draw.choice(["old", "red", "quiet"]), "ADJ", noun, "amod", "O"))
-            words.append((draw.choice(nouns), "NOUN", -1, relation, "O"))
+    def sentence() -> list[list]:
+        words: list[list] = []
 
-        phrase("nsubj")
-        verb = len(words) + 1
-        words.append((draw.choice(verbs), "VERB", 0, "root", "O"))
-        phrase("obj")
+        def add(form: str, tag: str, head: int | None, relation: str, entity: str = "O") -> int:
+            """The number of the word, from 1; head None is the verb."""
+            words.append([form, tag, head, relation, entity])
+            return len(words)
+
+        def drawn(kind: str) -> str:
+            return draw.choice(MADE_UP_WORDS[kind][draw.random() < unknown])
+
+        def name(kind: str, head: int | None, relation: str) -> None:
+            first = add(drawn(kind), "PROPN", head, relation, f"B-{kind}")
+            if kind != "LOC" and draw.random() < 0.3:
+                add(drawn(kind), "PROPN", first, "flat", f"I-{kind}")
+
+        def phrase(head: int | None, relation: str, noun: str = "NOUN") -> int:
+            """A noun with what stands before it; where its number is given away, the noun's."""
+            noun = "plural" if noun == "NOUN" and draw.random() < 0.3 else noun
+            before = [("the", "DET", "det")] if noun != "plural" else []
+            before += [(drawn("ADJ"), "ADJ", "amod")] if draw.random() < 0.4 else []
+            number = len(words) + len(before) + 1
+            for form, tag, role in before:
+                add(form, tag, number, role)
+            return add(drawn(noun), "NOUN", head, relation)
+
+        def who(relation: str) -> int | None:
+            if draw.random() < 0.5:
+                return phrase(None, relation)
+            name("PER" if draw.random() < 0.7 else "ORG", None, relation)
+            return None
+
+        who("nsubj")
+        verb = add(drawn("VERB"), "VERB", 0, "root")
+        noun = who("obj")
         if draw.random() < 0.5:
-            words.append(("in", "ADP", len(words) + 2, "case", "O"))
-            words.append((draw.choice(places), "PROPN", -1, "obl", "B-LOC"))
-        columns = [list(column) for column in zip(*words, strict=True)]
-        columns[2] = [verb if head == -1 else head for head in columns[2]]
-        rows.append(dict(zip(("tokens", "upos", "head", "deprel", "ner"), columns, strict=True)))
-    return rows
+            # Tools mostly go with what is done, other things mostly with what it is done to.
+            tool = draw.random() < 0.5
+            of_noun = noun is not None and draw.random() < (0.15 if tool else 0.85)
+            preposition = len(words)
+            add("with", "ADP", None, "case")
+            thing = phrase(noun if of_noun else None, "nmod" if of_noun else "obl", "tool" if tool else "NOUN")
+            words[preposition][2] = thing
+        if draw.random() < 0.5:
+            add(draw.choice(["in", "for"]), "ADP", len(words) + 2, "case")
+            place = draw.random() < (0.9 if words[-1][0] == "in" else 0.2)
+            name("LOC" if place else "ORG", None, "obl")
+        for word in words:
+            word[2] = verb if word[2] is None else word[2]
+        return words
+
+    columns = ("tokens", "upos", "head", "deprel", "ner")
+    return [dict(zip(columns, map(list, zip(*sentence(), strict=True)), strict=True)) for _ in range(size)]
 
 
 def small_network(rows: list[dict]) -> tuple[PreTrainedTokenizerFast, BertModel]:
@@ -188,7 +231,8 @@ def main() -> None:
         dev = read_conllu(script.dev_file or script.train_file, script.dev_ner_file or script.train_ner_file)
         test = read_conllu(script.test_file, script.test_ner_file) if script.test_file else dev
     else:
-        train, dev, test = made_up(1000, seed=1), made_up(200, seed=2), made_up(200, seed=3)
+        train = made_up(1000, seed=1)
+        dev, test = made_up(200, seed=2, unknown=0.15), made_up(200, seed=3, unknown=0.15)
     # Relations that occur in the dev or test set alone are labels, too.
     every = [*train, *dev, *test]
     tasks = {name: spec for name, spec in TASKS.items() if name != "ner" or any(row["ner"] for row in every)}

@@ -141,6 +141,14 @@ class Technique:
         """
         return False
 
+    def loss_differs(self, setting: Mapping[str, Any]) -> str | None:
+        """Why stock Trainer evaluates another loss in such a run, though the objective is the same; None: it does not.
+
+        Asked by `hf-ft compare` where `keeps_objective`. `setting` is what `cli/record.py` records of a run:
+        `grouped_by_length`, `generates`, `smoothed`, `is_encoder_decoder`, `in_float32` and `fills_batches`, all bool.
+        """
+        return None
+
     def plan_for(self, model: Any) -> str | None:
         """What this technique would do with a model, for `hf-ft check --model`; the model holds no weights."""
         return None

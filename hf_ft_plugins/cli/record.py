@@ -128,6 +128,7 @@ def _add_recorder(module: types.ModuleType, watch: Watch) -> None:
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 self.training = {"state": state, "process": os.getpid(), "initial": self.initial, "final": None}
+                self.training["setting"] = evaluation_setting(args, kwargs.get("model"))
                 trainings.append(self.training)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -139,6 +140,10 @@ def _add_recorder(module: types.ModuleType, watch: Watch) -> None:
             if self.training:
                 self.training["final"] = weights_digest(model)
             self.report_elsewhere()
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.training and not fills_batches(args, kwargs.get("eval_dataloader")):
+                self.training["setting"]["fills_batches"] = False
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.training and self.training["final"] is not None:
@@ -165,6 +170,7 @@ def _add_recorder(module: types.ModuleType, watch: Watch) -> None:
                             "log": training["state"].log_history,
                             "initial": training["initial"],
                             "final": training["final"],
+                            "setting": training["setting"],
                         }
                         for training in own
                     ],
@@ -188,6 +194,26 @@ def _change_arguments(module: types.ModuleType, watch: Watch) -> None:
             self.data_seed += watch.seed_shift
 
     arguments.__post_init__ = __post_init__
+
+
+def evaluation_setting(args: Any, model: Any) -> dict[str, bool]:
+    """What decides how stock Trainer computes an evaluation loss, for `Technique.loss_differs`."""
+    dtypes = {weight.dtype for weight in model.parameters()} if hasattr(model, "parameters") else set()
+    return {
+        "grouped_by_length": getattr(args, "train_sampling_strategy", None) == "group_by_length",
+        "generates": bool(getattr(args, "predict_with_generate", False)),
+        "smoothed": args.label_smoothing_factor != 0,
+        "is_encoder_decoder": bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)),
+        "in_float32": {str(dtype) for dtype in dtypes} <= {"torch.float32"}
+        and not (args.fp16_full_eval or args.bf16_full_eval),
+        "fills_batches": True,
+    }
+
+
+def fills_batches(args: Any, loader: Any) -> bool:
+    """Whether the last batch of an evaluation is as large as the others; False where that cannot be known."""
+    dataset: Any = getattr(loader, "dataset", None)
+    return hasattr(dataset, "__len__") and len(dataset) % (args.eval_batch_size * args.world_size) == 0
 
 
 def weights_digest(model: Any) -> str | None:

@@ -46,7 +46,7 @@ def inspect(
         report = found.report
         if tokenizer is not None:
             report["tokens"] = token_lengths(found.folder, tokenizer, max_length)
-        page = write(report, found.folder) if out is not None else None
+        page = write(report, found.folder, next(found.pairs(), None)) if out is not None else None
     if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from .signals import RULES
 BECAME = ("pair", "positive", "negative")
 # KTO, eq. 8 (arXiv 2402.01306): lambda_D n_D / (lambda_U n_U) lies between these.
 KTO_BALANCE = (1.0, 4 / 3)
+# Of an example's turn, characters.
+MOST_TEXT = 600
+NO_TEXT = "(no text)"
 
 
 def summary(
@@ -174,20 +177,36 @@ def reasons(report: dict[str, Any]) -> str:
     )
 
 
-def write(report: dict[str, Any], folder: Path) -> Path:
-    """Write both forms into `folder`; returns the page."""
+def write(report: dict[str, Any], folder: Path, pair: Mapping[str, Any] | None = None) -> Path:
+    """Write both forms into `folder`; returns the page, which shows `pair` (see `rendered`)."""
     (folder / "behavior_report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     page = folder / "behavior_report.html"
-    page.write_text(rendered(report), encoding="utf-8")
+    page.write_text(rendered(report, pair), encoding="utf-8")
     return page
 
 
-def rendered(report: dict[str, Any]) -> str:
-    """The page."""
+def rendered(report: dict[str, Any], pair: Mapping[str, Any] | None = None) -> str:
+    """The page.
+
+    Args:
+        pair: a row of `Preferences.pairs()` to show, cut, its personal data replaced even where the rows keep theirs.
+    """
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["share"] = lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     environment.filters["count"] = lambda value: f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
     template = (files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(report=report, became=BECAME)
+    example = None if pair is None else _shown(pair)
+    return environment.from_string(template).render(report=report, became=BECAME, example=example)
+
+
+def _shown(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The last turns of a pair as text."""
+    turns = {name: pair[name][-1] for name in ("prompt", "chosen", "rejected")}
+    texts = {name: _cut(Scrubber()(turn["content"] or NO_TEXT)) for name, turn in turns.items()}
+    return {**texts, "earlier": len(pair["prompt"]) - 1, "signal": pair["signal"]}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 1]}…"

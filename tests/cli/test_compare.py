@@ -24,6 +24,8 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
     script = SCRIPTS / "train_tiny.py"
     options = ("--output_dir", "runs", "--save_strategy", "steps", "--save_steps", "12")
+    # 16 rows to evaluate on.
+    options += ("--per_device_eval_batch_size", "5", "--label_smoothing_factor", "0.1")
     process = hf_ft("compare", "--output", "seen", "--with", CUTTING, script, *options, cwd=folder)
     assert process.returncode == 0, process.stderr
     return folder, json.loads((folder / "seen" / "compare.json").read_text())["rows"], process.stdout
@@ -43,6 +45,15 @@ def test_compare_shows_both_runs_side_by_side(compared):
     assert row["without"] != row["with"], "the technique does nothing in this run"
     assert (row["better"], row["greater_is_better"]) == (None, False)
     assert "--seeds 3" in row["why"]
+
+
+def test_a_run_records_how_its_evaluation_loss_is_computed(compared):
+    folder, _, _ = compared
+    for which in ("without", "with"):
+        (training,) = json.loads((folder / "seen" / f"{which}.json").read_text())["trainings"]
+        true = {"smoothed", "in_float32"}
+        false = {"grouped_by_length", "generates", "is_encoder_decoder", "fills_batches"}
+        assert training["setting"] == dict.fromkeys(true, True) | dict.fromkeys(false, False)
 
 
 def test_compare_keeps_both_runs_files_apart(compared):

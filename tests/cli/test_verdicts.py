@@ -80,13 +80,30 @@ def test_where_a_verdict_cannot_be_known_the_reason_is_told(name, before, after,
     assert why in reason
 
 
-@pytest.mark.parametrize("name", ["behavioral", "multitask", "text2text", "task:imbalance=focal"])
+OTHER_LOSSES = ["text2text:objective=prefix_lm", "text2text:max_target_length=8", "text2text:max_source_length=8"]
+
+
+@pytest.mark.parametrize("name", ["behavioral", "multitask", *OTHER_LOSSES, "task:imbalance=focal"])
 def test_a_loss_of_another_objective_is_not_compared(name):
     technique = resolve(name)
     better, reason = verdict((0.52, 0.50, 0.51), (-0.55, -0.50, -0.52), "eval_loss", [technique])
     assert better is None
     assert f"{technique.name} may change what the loss measures" in reason
     assert verdict(NOISY, CLEARLY_MORE, "eval_accuracy", [technique]) == (True, None)
+
+
+def test_a_loss_that_stock_computes_otherwise_is_not_compared():
+    def found(**setting):
+        before, after = (
+            runs(*[{"eval_loss": value} for value in values], setting=setting) for values in (NOISY, CLEARLY_MORE)
+        )
+        row = judge({WITHOUT: before, WITH: after}, [resolve("text2text")]).rows[0]
+        return row.better, row.why
+
+    assert found(grouped_by_length=False) == (False, None)
+    better, why = found(grouped_by_length=True)
+    assert better is None
+    assert "a mean over batches, which stock groups by length" in why
 
 
 def test_what_one_side_did_not_measure_is_not_the_same():

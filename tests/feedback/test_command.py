@@ -15,6 +15,7 @@ def test_inspect_command(log, tmp_path):
     assert json.loads(done.stdout)["rows"]["pairs"]["rows"] == 1
     names = {"pairs.jsonl", "labels.jsonl", "behavior_report.json", "behavior_report.html"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    assert "<h2>One pair</h2>" in (tmp_path / "out" / "behavior_report.html").read_text()
     done = subprocess.run([*run, str(tmp_path / "nowhere")], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("hf-ft: behavioral: there is no log")

@@ -28,12 +28,14 @@ class Training:
         steps: optimizer steps taken.
         initial, final: digests of the weights that the script gave its trainer, and of those after training; None
             where they cannot be read.
+        setting: how it computes its evaluation loss, see `Technique.loss_differs`.
     """
 
     history: list[dict[str, Any]]
     steps: int = 0
     initial: str | None = None
     final: str | None = None
+    setting: Mapping[str, bool] = field(default_factory=dict)
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one logged quantity."""
@@ -120,7 +122,10 @@ class Outcome:
 
 def trainings_of(record: Mapping[str, Any]) -> list[Training]:
     """The trainings of a record that `cli/record.py` wrote."""
-    return [Training(item["log"], item["step"], item["initial"], item["final"]) for item in record["trainings"]]
+    return [
+        Training(item["log"], item["step"], item["initial"], item["final"], item["setting"])
+        for item in record["trainings"]
+    ]
 
 
 def _what(entry: dict[str, Any]) -> list[str]:

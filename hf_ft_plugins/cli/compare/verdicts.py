@@ -126,6 +126,9 @@ def _why_incomparable(
     changing = [technique.name for technique in techniques if not technique.keeps_objective()]
     if LOSS.search(key) and changing:
         return f"{' and '.join(changing)} may change what the loss measures"
+    differing = [why for each in techniques for one in listed if (why := each.loss_differs(one.setting)) is not None]
+    if LOSS.search(key) and differing:
+        return differing[0]
     if OBJECTIVE_UNITS.search(key.lower()) and "accurac" not in key:
         return "in a unit of the objective's own, which another run need not share"
     if key.startswith(BEST) and len({training.times_measured(key) for training in listed}) > 1:

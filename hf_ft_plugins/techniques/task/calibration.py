@@ -81,20 +81,25 @@ def fit_temperature(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> float
     return float(1 / found.x)
 
 
-def reliability(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """How sure and how right the model is, in 15 bins of equal width.
+def sure_and_right(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How sure the model is of each prediction, and whether it is right (1.0 or 0.0); float64 [predictions] each.
 
-    Of one class, how sure is the probability of the chosen class and how right the share of right choices; of several
-    labels, the probability of each label and the share of rows that have it.
-
-    Returns:
-        `sure`, `right` float64 [15] (NaN where a bin is empty), `count` int64 [15].
+    Of one class, a row is one prediction: the probability of the chosen class, and whether it is the row's. Of several
+    labels, each label of each row is one: its probability, and whether the row has it.
     """
     shares = probabilities(kind, logits)
     if kind == "multi_label":
-        sure, right = shares.ravel(), labels.ravel()
-    else:
-        sure, right = shares.max(axis=-1), (shares.argmax(axis=-1) == labels).astype(np.float64)
+        return shares.ravel(), labels.ravel().astype(np.float64)
+    return shares.max(axis=-1), (shares.argmax(axis=-1) == labels).astype(np.float64)
+
+
+def reliability(kind: Kind, logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """How sure and how right the model is (`sure_and_right`), in 15 bins of equal width.
+
+    Returns:
+        `sure`, `right` float64 [15], means (NaN where a bin is empty); `count` int64 [15].
+    """
+    sure, right = sure_and_right(kind, logits, labels)
     # Bins are closed on the right, as in the paper.
     bins = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)
     count = np.bincount(bins, minlength=BINS)

@@ -10,11 +10,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .reliability_points import points
+
 INK, MUTED, ACCENT, GRID = "#1b1f24", "#6a737d", "#1f6feb", "#e4e7eb"
 LONGEST_NAME = 18
 MOST_CELLS_WITH_NUMBERS = 20
 MOST_NAMED_CLASSES = 40
 DOTS_PER_INCH = 150
+HISTOGRAM_BARS = 20
+POINT: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 2}
 
 
 def confusion(counts: np.ndarray, names: Sequence[str], file: Path) -> None:
@@ -44,36 +48,53 @@ def confusion(counts: np.ndarray, names: Sequence[str], file: Path) -> None:
     _save(figure, file)
 
 
-def reliability(tables: Sequence[dict[str, np.ndarray]], found: Any, file: Path) -> None:
-    """How sure against how right, before and after calibration; below, how often the model is how sure."""
-    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+def reliability(judged: Sequence[tuple[np.ndarray, np.ndarray]], found: Any, file: Path) -> None:
+    """How sure against how right, before and after calibration; below, how often the model is how sure.
+
+    Args:
+        judged: before and after, what `calibration.sure_and_right` gives.
+        found: the `Calibration`.
+    """
+    figure = Figure(figsize=(4.8, 5.8), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     for axes in (upper, lower):
         _style(axes)
     upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="as right as sure")
-    rows = (
-        (tables[0], MUTED, f"as trained, error {found.ece_before:.3f}"),
-        (tables[1], ACCENT, f"temperature {found.temperature:.2f}, error {found.ece:.3f}"),
+    labels = (
+        f"as trained, error {found.ece_before:.3f}",
+        f"temperature {found.temperature:.2f}, error {found.ece:.3f}",
     )
-    width = 1 / len(tables[0]["count"])
-    edges = np.arange(len(tables[0]["count"])) * width
-    for position, (table, colour, label) in enumerate(rows):
-        filled = table["count"] > 0
-        # The area of a point is the share of examples that it stands for.
-        areas = 12 + 160 * table["count"][filled] / table["count"].sum()
-        upper.plot(table["sure"][filled], table["right"][filled], color=colour, linewidth=1.4)
-        upper.scatter(table["sure"][filled], table["right"][filled], s=areas, color=colour, label=label, zorder=3)
-        shares = table["count"] / table["count"].sum()
-        lower.bar(edges + width * (0.27 + 0.46 * position), shares, width * 0.42, color=colour)
-    upper.set(xlim=(0, 1.02), ylim=(-0.02, 1.04), ylabel="share that is right")
+    drawn = [points(*each) for each in judged]
+    # 0.9 where it is certain of all.
+    left = min(np.floor(10 * min(sure.min() for sure, _ in judged)) / 10, 0.9)
+    bottom = np.floor(10 * min(*(table.low.min() for table in drawn), left)) / 10
+    edges = np.linspace(left, 1, HISTOGRAM_BARS + 1)
+    width = edges[1] - edges[0]
+    for position, (table, (sure, _), colour, label) in enumerate(
+        zip(drawn, judged, (MUTED, ACCENT), labels, strict=True)
+    ):
+        reach = np.stack([table.right - table.low, table.high - table.right])
+        upper.errorbar(table.sure, table.right, reach, color=colour, elinewidth=1, linewidth=1.4, label=label, **POINT)
+        counts, _ = np.histogram(sure, edges)
+        lower.bar(edges[:-1] + width * (0.28 + 0.44 * position), counts, width * 0.4, color=colour)
+    upper.set(xlim=(left - 0.01, 1.01), ylim=(bottom - 0.02, 1.02), ylabel="share that is right")
     upper.set_title("How sure, how right", loc="left", fontsize=11, color=INK, pad=10)
-    lower.set(xlabel="probability given", ylabel="share")
+    lower.set(xlabel="probability given", ylabel="predictions")
+    lower.locator_params(axis="y", nbins=3, integer=True)
+    counts = drawn[0].count
+    many = f"{counts.min():,} to {counts.max():,}" if counts.min() < counts.max() else f"{counts.min():,}"
+    title = f"A point is the mean of {many} predictions; its bar, the 95 % interval of the share."
     # Outside: points may lie anywhere in the square.
-    handles, labels = upper.get_legend_handles_labels()
-    legend: Any = figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower left")
-    for handle in legend.legend_handles[1:]:
-        handle.set_sizes([30])
+    figure.legend(
+        *upper.get_legend_handles_labels(),
+        title=title,
+        title_fontsize=7,
+        alignment="left",
+        frameon=False,
+        fontsize=8,
+        loc="outside lower left",
+    )
     _save(figure, file)
 
 

@@ -74,11 +74,11 @@ def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> Path:
         content["calibration"] = found.calibrated.as_config(folded=False)
         del content["calibration"]["temperature_in_weights"]
         scores, truth = found.judged
-        tables = [
-            calibration.reliability(found.kind, scores / temperature, truth)
+        shown = [
+            calibration.sure_and_right(found.kind, scores / temperature, truth)
             for temperature in (1.0, found.calibrated.temperature)
         ]
-        pictures.reliability(tables, found.calibrated, folder / "reliability.png")
+        pictures.reliability(shown, found.calibrated, folder / "reliability.png")
     (folder / "report.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     with (folder / "worst.jsonl").open("w", encoding="utf-8") as lines:
         for entry in worst_examples(found, dataset, worst):

@@ -7,6 +7,7 @@ what the script trains, and for how many steps, stays.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -92,6 +93,24 @@ class Text2Text(Technique):
 
     def changes(self) -> frozenset[Change]:
         return frozenset({Change.GENERATION})
+
+    def keeps_objective(self) -> bool:
+        # A limit cuts evaluation data too: fewer tokens are counted, or less is known of them.
+        return self.objective == "seq2seq" and self.max_source_length is None and self.max_target_length is None
+
+    def loss_differs(self, setting: Mapping[str, Any]) -> str | None:
+        if setting.get("grouped_by_length"):
+            return f"a mean over batches, which stock groups by length in evaluation and {self.name} does not"
+        if setting.get("generates") and not setting.get("fills_batches", True):
+            return (
+                f"where a model generates, stock counts a last batch that is not full as if it were, {self.name} by "
+                "its rows; evaluate on a multiple of the batch size"
+            )
+        if setting.get("generates") and setting.get("smoothed") and not setting.get("is_encoder_decoder"):
+            return "where a causal model generates, stock smooths the loss of labels that are not shifted"
+        if not setting.get("in_float32", True):
+            return f"computed in half precision by stock and in float32 by {self.name}"
+        return None
 
     def ft_dataset(
         self,
