@@ -15,7 +15,7 @@ from transformers.trainer import Trainer
 from ..errors import PluginError
 from ..models.unchanged import unchanged_on_error
 from . import hooks
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 
 class Innermost(Trainer):
@@ -28,7 +28,7 @@ class Innermost(Trainer):
         self._supply_model()
 
 
-class Adapted(Asking):
+class Adapted(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Inputs`."""
 
     _change_model: Callable[[Any], None]

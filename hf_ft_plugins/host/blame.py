@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from .asking import Asking
+from .hook_calls import CallsHooks
 from .hooks import add_note
 
 
-class Blame(Asking):
+class Blame(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

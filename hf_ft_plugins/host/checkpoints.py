@@ -16,12 +16,12 @@ import torch.distributed as dist
 from .. import lr_scale
 from ..errors import CheckpointError, PluginError
 from . import manifest, state
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 logger = logging.getLogger(__name__)
 
 
-class WholeCheckpoints(Asking):
+class WholeCheckpoints(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     # Those that this trainer has written, the last one at the end.

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def in_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[Any]:
     return [*before, *(callback for phase in by_phase.values() for callback in phase), *after, *exports]
 
 
-class Endings(Asking):
+class Endings(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     preempted: bool

@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 logger = logging.getLogger(__name__)
 
 EVENTS = ("on_pre_optimizer_step", "on_step_begin", "on_step_end", "on_epoch_end")
 
 
-class Preemption(Asking):
+class Preemption(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     # Whether the run was told to end before its end, so that nothing is made of its model yet.

@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 
-class StreamPasses(Asking):
+class StreamPasses(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     train_batches: Any

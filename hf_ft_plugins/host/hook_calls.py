@@ -1,4 +1,4 @@
-"""The base of the host's mix-ins: a Trainer, as type checkers see it, and how the techniques of a trainer are asked."""
+"""The base of the host's mix-ins: a Trainer, as type checkers see it, and the calls of the techniques' hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ else:
     _Trainer = object
 
 
-class Asking(_Trainer):
+class CallsHooks(_Trainer):
     """Comes before a Trainer class in the method resolution order; the base of all parts of `Host`."""
 
     _ft_techniques: tuple[Technique, ...] = ()
