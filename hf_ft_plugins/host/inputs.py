@@ -92,9 +92,7 @@ class Inputs(Adapted):
                 self._signature_columns = [*(self._signature_columns or ()), *columns]  # type: ignore[assignment]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with contextlib.ExitStack() as contexts:
-            for _, context in self._ask_all("ft_loss", trainer=self, inputs=inputs):
-                contexts.enter_context(context)
+        with self._contexts("ft_loss", trainer=self, inputs=inputs):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _change_model(self, model: Any) -> None:
@@ -260,9 +258,7 @@ class Inputs(Adapted):
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         prefix = kwargs.get("metric_key_prefix", "eval")
-        with contextlib.ExitStack() as contexts:
-            for _, context in self._ask_all("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
-                contexts.enter_context(context)
+        with self._contexts("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
             return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _read_as(self, dataset: Any, description: str) -> dict[str, Any]:
