@@ -74,6 +74,8 @@ def trial_run(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
+    from .grouped_products import GroupedProducts
+
     check_surface(["memory"])
     with torch.device("meta"):
         dtype = getattr(config, "dtype", None) or torch.float32
@@ -82,7 +84,7 @@ def trial_run(
         saved, largest = _quantised(model, quant)
         for change in changes:
             model = change(model)
-    with FakeTensorMode():
+    with FakeTensorMode(), GroupedProducts():
         _on_cpu(model)
         model.train()
         if args.gradient_checkpointing:
