@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from ..errors import PluginError
+from ..models.classes import model_on_meta
 from ..models.stacks import Stack, block_stacks
 
 
@@ -16,11 +17,7 @@ def stack_of(cls: Any, config: Any) -> Stack | None:
     None where there are two, as of an encoder and a decoder, or where a part of the configuration tells it: such a
     model is run whole.
     """
-    import torch
-
-    config = copy.deepcopy(config)
-    with torch.device("meta"):
-        model = cls._from_config(config) if hasattr(cls, "_from_config") else cls(config)
+    model = model_on_meta(config, cls)
     try:
         stacks = block_stacks(model, "memory")
     except PluginError:
