@@ -7,13 +7,13 @@ In a page, whatever stands between `<!-- generated: WHAT -->` and `<!-- end -->`
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from hf_ft_plugins import hookspecs, registry
+from hf_ft_plugins.option_text import default_text
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- generated: ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -33,8 +33,8 @@ def options(name: str) -> str:
     """A table of a technique's options."""
     rows = ["| option | type | default | |", "| --- | --- | --- | --- |"]
     for info in registry.find(name).load().option_infos():
-        default = "none" if info.default is None else json.dumps(info.default).strip('"')
-        rows.append(f"| `{info.name}` | {_cell(info.type)} | {_cell(default) or 'empty'} | {_cell(info.help)} |")
+        default = _cell(default_text(info.default))
+        rows.append(f"| `{info.name}` | {_cell(info.type)} | {default} | {_cell(info.help)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -1,11 +1,14 @@
-"""Does a factor on `group["lr"]` reach the weights? Tried on a twin of the optimizer that holds a few small tensors.
+"""Tests whether a factor on `group["lr"]` reaches the weights, on a twin: a copy of the optimizer with small weights.
 
-Most optimizers read the rate of a parameter group in every step. Some compute a rate of their own (Adafactor with a
-relative step), read it once (Rprop), keep what they were given when they were made, or search for a step (L-BFGS with a
-line search): there a factor changes the log and nothing else. The twin is stepped a few times, once with the plain rate
-and once with a tenth of it from some step on; if the weights go the same way, no factor acts.
+Most optimizers read the learning rate of a parameter group in every step. Some do not: they compute a rate of their own
+(Adafactor with a relative step), read it only once (Rprop), keep the rate from their construction, or search for the
+step length (L-BFGS with a line search). There a factor changes the logged rate and nothing else.
 
-Nothing of the real optimizer is stepped, changed or copied but its settings, and no random number is drawn from it.
+Two twins take a few steps: one at a fixed rate, the other at a tenth of that rate from the third step on. If the last
+step moves the weights of both alike, a factor has no effect.
+
+Only the settings of the real optimizer are copied; it is not stepped or changed, and the global random state stays as
+it was.
 """
 
 from __future__ import annotations
@@ -20,34 +23,38 @@ from typing import Any
 import torch
 
 RATE, FACTOR = 1e-2, 0.1
-# A step is needed in which state is made from the first rate, one in which the next rate is computed, one to look at.
+# The first step creates the optimizer's state, the second may compute the next rate from it, the last is compared.
 PLAIN_STEPS, SCALED_STEPS = 2, 3
-# Of the movement with the plain rate: a factor of a tenth that changes less does not act.
+# Relative to the largest movement of the weights: if a factor of 0.1 changes less than this, it has no effect.
 LEAST_CHANGE = 0.02
-SIDE = 16  # of the small tensors, in each dimension
-# What a twin may share with the original: it holds no weights, or is asked by them alone.
+SIDE = 16  # largest size of a twin's weights in each dimension
+# Types of values that a twin may share with the original, since they hold no weights.
 SHARED = (
     *(bool, int, float, complex, str, bytes, enum.Enum, type, types.BuiltinFunctionType),
     *(torch.dtype, torch.device, torch.layout, type(None)),
 )
-SHARED_BY_NAME = ("GlobalOptimManager", "GlobalPageManager")  # of bitsandbytes
-HEAP_TYPE = 1 << 9  # of a class made by Python code
+# Of bitsandbytes: registries of settings, looked up by weight.
+SHARED_BY_NAME = ("GlobalOptimManager", "GlobalPageManager")
+HEAP_TYPE = 1 << 9  # CPython's type flag of classes that Python code defines
 
 
 class Unprobed(Exception):
-    """What this optimizer does cannot be found out; the text says why."""
+    """The optimizer cannot be tested; the message gives the reason."""
 
 
 class Unequal(Exception):
-    """The optimizer's step fails where some of its groups have another rate than the others; the text is its own."""
+    """The optimizer's step fails if its groups have different rates; the message is the optimizer's own."""
 
 
 def deaf_groups(optimizer: torch.optim.Optimizer, scaled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the groups `scaled`, the optimizer's own, whose weights move as before when their rate is another.
+    """Returns the groups whose weights move the same way at another rate: those that a factor does not reach.
+
+    Args:
+        scaled: the groups to test, some or all of `optimizer.param_groups`.
 
     Raises:
-        Unprobed: the optimizer cannot be tried without its weights.
-        Unequal: see there.
+        Unprobed: no twin can be made or stepped.
+        Unequal: the optimizer needs one rate for all groups, and `scaled` are only some of them.
     """
     with _undisturbed(optimizer):
         plain = _movements(optimizer, scaled, 1.0)
@@ -75,7 +82,9 @@ def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def _movements(optimizer: torch.optim.Optimizer, scaled: list[dict[str, Any]], factor: float) -> list[torch.Tensor]:
-    """Where the last of a few steps moves one small weight of each group, the rate times `factor` from the third on."""
+    """How the last of a few steps moves one weight of each group in `scaled`, whose rate is multiplied by `factor` from
+    the third step on.
+    """
     twins = Twins(optimizer)
     groups = [(twins.of(group), any(group is one for one in scaled)) for group in optimizer.param_groups]
     weights = [twins.weight(group) for group in scaled]
@@ -86,7 +95,7 @@ def _movements(optimizer: torch.optim.Optimizer, scaled: list[dict[str, Any]], f
             for group, is_scaled in groups:
                 set_rate(group, RATE * (factor if is_scaled and step >= PLAIN_STEPS else 1.0))
                 set_gradients(group, step, sparse=twins.sparse)
-            # One that evaluates the model again gets a loss that says nothing new.
+            # A closure would evaluate the model again; here the loss is constant.
             twins.optimizer.step(lambda: 0.0) if twins.wants_closure else twins.optimizer.step()
     except Exception as error:
         raise Unprobed(f"its step fails on a small copy: {type(error).__name__}: {error}") from error
@@ -115,7 +124,9 @@ def _gradient(parameter: torch.Tensor, step: int, sparse: bool) -> torch.Tensor:
 
 
 class Twins:
-    """A copy of an optimizer, of what it holds and of optimizers in it, with one or a few small weights a group."""
+    """A copy of an optimizer and of the objects it holds, nested optimizers included, with one or a few small weights a
+    group.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights_of_a_group: int = 1) -> None:
         name = type(optimizer).__name__
@@ -124,7 +135,7 @@ class Twins:
         self._weights_of_a_group = weights_of_a_group
         self._known: dict[int, Any] = {}
         self._kept: list[Any] = []
-        # Weights before all else, so that lists of them, wherever they are kept, hold the small ones.
+        # By identity, so that every list of weights in the optimizer is copied with the small ones.
         self._weights = {id(one): one for group in optimizer.param_groups for one in group["params"]}
         self.optimizer = self._optimizer(optimizer)
         # Schedule-free optimizers step in one of two modes.
@@ -136,7 +147,7 @@ class Twins:
         return self._known[id(group)]
 
     def weight(self, group: dict[str, Any]) -> torch.Tensor:
-        """The small weight that stands for a group's."""
+        """The small weight that represents a group's weights."""
         weights = self.of(group)["params"]
         if not weights:
             raise Unprobed("one of its groups holds no weights")
@@ -150,7 +161,7 @@ class Twins:
                 setattr(twin, key, type(value)())
             elif key == "state":
                 twin.state = defaultdict(dict)
-            # What schedulers put in its place counts steps.
+            # Schedulers replace `step` on the instance by a wrapper that counts; the twin keeps its class's.
             elif key != "step":
                 setattr(twin, key, self._copied(value))
         return twin
@@ -191,7 +202,7 @@ class Twins:
         return copy
 
     def _group_weights(self, weights: Any) -> Any:
-        """One or a few of a group's weights stand for all."""
+        """One or a few weights represent all weights of a group."""
         if not isinstance(weights, list):
             return self._copied(weights)
         return [self._copied(one) for one in [one for one in weights if one.numel()][: self._weights_of_a_group]]
@@ -209,7 +220,7 @@ class Twins:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an object is its attributes and nothing else."""
+    """Whether an object consists of its attributes alone, so that copying them copies it."""
     kinds = type(value).__mro__[:-1]
     return (
         hasattr(value, "__dict__")

@@ -60,17 +60,29 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
 
     Raises:
         ValueError: the factor is negative or not finite.
-        PluginError: the factor is not 1 and would reach no weight (`refuse_unfit`).
+        PluginError: the factor is not 1 and would reach no weight: of this optimizer (`refuse_unfit`), or because
+            there are no groups, or none of them holds any.
     """
     if not math.isfinite(factor) or factor < 0:
         raise ValueError(f"lr_scale: the factor {name}={factor!r} must be finite and not negative.")
     inner = innermost(optimizer)
     if factor != 1:
         refuse_unfit(inner, name, groups)
+        _refuse_empty(name, factor, inner.param_groups if groups is None else groups)
     for group in inner.param_groups if groups is None else groups:
         # A new mapping: groups that were split from one share theirs.
         group[KEY] = {**group.get(KEY, {}), name: float(factor)}
     _install(inner)
+
+
+def _refuse_empty(name: str, factor: float, groups: list[dict[str, Any]]) -> None:
+    # A shard of FSDP may hold no numbers here: it counts as a weight, which other ranks have a part of.
+    if not any(group["params"] for group in groups):
+        held = f"the {len(groups)} parameter groups given hold no weights" if groups else "no parameter group is given"
+        raise PluginError(
+            f"{_who(name)}: {held}, so that the factor {name}={factor!r} on the learning rate would have no effect. "
+            "Pass groups of the optimizer's param_groups that hold weights, or leave out groups= for all of them."
+        )
 
 
 def _install(optimizer: torch.optim.Optimizer) -> None:

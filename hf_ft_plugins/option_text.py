@@ -68,6 +68,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
+def default_text(value: Any) -> str:
+    """An option's default as tables show it: None is `none`, which its help explains, and an empty text is `empty`."""
+    return "none" if value is None else json.dumps(value).strip('"') or "empty"
+
+
 def _assignments(text: str, spec: str) -> dict[str, str]:
     options: dict[str, str] = {}
     position = 0

@@ -9,6 +9,7 @@ from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from hf_ft_plugins import lr_scale
+from hf_ft_plugins.errors import PluginError
 
 STEPS = 40
 SPECIFIC = {
@@ -149,6 +150,30 @@ def test_scaling_reaches_the_optimizer_under_accelerates_wrapper():
 def test_a_factor_that_is_no_factor_is_refused(factor):
     with pytest.raises(ValueError, match="must be finite"):
         lr_scale.set_scale(optimizer_of_two_groups(), "controller", factor)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ([], "no parameter group is given"),
+        ([{"params": [], "lr": 0.1}], "the 1 parameter groups given hold no weights"),
+    ],
+)
+def test_a_factor_of_groups_without_weights_is_refused(groups, said):
+    optimizer = optimizer_of_two_groups()
+    with pytest.raises(PluginError, match=f"layers: {said}, so that the factor layers/depth=0.5"):
+        lr_scale.set_scale(optimizer, "layers/depth", 0.5, groups)
+    assert not lr_scale.is_scaled(optimizer)
+    lr_scale.set_scale(optimizer, "layers/depth", 1.0, groups)  # It changes nothing, so it need not reach anything.
+
+
+def test_an_empty_group_among_others_and_a_shard_without_numbers_take_a_factor():
+    optimizer = optimizer_of_two_groups()
+    optimizer.param_groups[0]["params"].clear()
+    lr_scale.set_scale(optimizer, "layers", 0.5)
+    optimizer.param_groups[1]["params"][:] = [torch.nn.Parameter(torch.empty(0))]
+    lr_scale.set_scale(optimizer, "layers", 0.25, [optimizer.param_groups[1]])
+    assert [lr_scale.scale_of(group) for group in optimizer.param_groups] == [0.5, 0.25]
 
 
 def test_restored_factors_act_at_the_first_step():

@@ -3,6 +3,7 @@
 Importing it takes longer than the training. A scenario is a function of a module, since it is found by name there.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -75,6 +76,41 @@ def _be_rank(rank, port, folder, scenario, arguments):
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
     # Without the interpreter's own end, which can wait for a rank that is gone.
     os._exit(0)
+
+
+def straight_and_resumed(folder, make):
+    """A run that nothing stops, and one that stops in the middle of its second epoch and goes on, both at their ends.
+
+    `make(folder, **changes)` builds the trainer of either.
+    """
+    from hf_ft_plugins.testing import InterruptAt, Interruption
+
+    straight = make(folder / "straight")
+    straight.train()
+    cut = make(folder / "cut", callbacks=[InterruptAt(9)])
+    with contextlib.suppress(Interruption):
+        cut.train()
+    again = make(folder / "cut")
+    again.train(resume_from_checkpoint=True)
+    return straight, again
+
+
+def compared_on_a_rank(straight, again, other):
+    """What a test of `straight_and_resumed` needs of a rank; `other` is the control, whose weights must differ."""
+    from hf_ft_plugins.testing import difference, outcome
+
+    return {
+        "difference": difference(outcome(straight), outcome(again)),
+        "control": difference(outcome(straight)["weights"], outcome(other)["weights"]) is None,
+        "trained": trained(again) | {"saved": None},
+    }
+
+
+def assert_both_resumed(first, second):
+    assert first["difference"] is None
+    assert second["difference"] is None
+    assert first["trained"] == second["trained"]
+    assert not first["control"]
 
 
 def trained(trainer):

@@ -17,6 +17,7 @@ from rich.table import Table
 from .. import registry
 from ..errors import PluginError
 from ..host import state
+from ..option_text import default_text
 from ..technique import Technique
 from .checkpoint import app as checkpoint
 from .hosting import Hosting
@@ -108,7 +109,7 @@ def show(
     console.print(f"answers: {', '.join(row['hooks']) or '(no hook)'}")
     table = Table("option", "type", "default", "help", box=None, header_style="bold")
     for info in row["options"]:
-        table.add_row(*map(escape, (info["name"], info["type"], json.dumps(info["default"]), info["help"])))
+        table.add_row(*map(escape, (info["name"], info["type"], default_text(info["default"]), info["help"])))
     console.print(table)
 
 

@@ -1,7 +1,7 @@
 """The processes that a script starts through multiprocessing get the techniques, too, whether forked or spawned.
 
-A forked process is a copy, hosts and all. A spawned one (or one of a fork server) begins anew; among what
-multiprocessing hands it before it imports the script is our own piece, which acts as soon as it is unpickled.
+A forked process is a copy and includes the hosts. A spawned one (or one of a fork server) starts afresh;
+multiprocessing sends it data before it imports the script, and our object among them acts when it is unpickled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What happens to the Trainers that a script builds: each becomes a host (`host/trainer.py`) with the techniques.
 
-Nothing heavy is imported for it: it waits until the script imports `transformers.trainer` itself.
+It imports nothing heavy itself: it acts when the script imports `transformers.trainer`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class Asked:
-    """What the command line says of errors, known once an option of ours has been read: a script's own are not ours."""
+    """How errors are to be shown: set while `hf-ft`'s own options are parsed, so that a script's are not mistaken for
+    them.
+    """
 
     debug = False
     as_json = False
@@ -61,7 +63,7 @@ Debug = Annotated[
 
 
 def wants_json(arguments: list[str]) -> bool:
-    """Whether an error is to be JSON, where the command line could not be read to its end."""
+    """Whether an error is to be printed as JSON, also if parsing the command line failed."""
     return Asked.as_json or ("--json" in arguments and arguments[0] not in COMMANDS_WITH_A_SCRIPT)
 
 

@@ -1,4 +1,4 @@
-"""What `hf-ft check` tells of a model before it is loaded: the techniques' plans, and the memory of a training step."""
+"""What `hf-ft check` shows of a model before it is loaded: the techniques' plans, and the memory of a training step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model_without_weights(name: str) -> Any:
 def memory_estimate(
     model: str | None, given: Sequence[str], length: int, budget: float | None, techniques: tuple[Technique, ...]
 ) -> Any:
-    """The estimate for a model's folder or name under TrainingArguments told as NAME=VALUE.
+    """The estimate for a model's folder or name with TrainingArguments given as NAME=VALUE.
 
     Raises:
         PluginError: an argument is unknown or has an impossible value, the model cannot be read, the run does not fit
@@ -64,7 +64,7 @@ def memory_estimate(
         try:
             listed = techniques if another is None else (*techniques, registry.resolve(another))
         except MissingPackageError:
-            # Not to be advised where it cannot be followed.
+            # Advice that needs a package which is not installed is of no use.
             return None
         return estimate_memory(config, args, length=length, techniques=listed, device=device)
 

@@ -2,8 +2,8 @@
 
 The script sees what it would see without us: `__main__`, `sys.argv`, `sys.path[0]`, its exit status, its tracebacks,
 and an environment into which nothing heavy has been imported yet. When it imports `transformers.trainer` itself,
-`Trainer.__new__` is taught to make instances of a host class (`host/trainer.py`) of whatever Trainer class is being
-built: the stock one, TRL's, or one of the script's own (`hosting.py`); in the processes that it starts, too
+`Trainer.__new__` is replaced: it makes an instance of a host class (`host/trainer.py`) of whichever Trainer class is
+built: the stock one, one of TRL's, or the script's own (`hosting.py`); also in processes that the script starts
 (`children.py`).
 """
 
@@ -31,7 +31,7 @@ def run(
     """Run a script (or, with `as_module`, a module as `python -m` does) as `__main__`.
 
     Args:
-        watch: what `hf-ft compare` wants to know of the run.
+        watch: records the run for `hf-ft compare`.
 
     Returns:
         The exit status that the script would have had; 2 when it ended well but built no Trainer to act on.

@@ -1,6 +1,6 @@
 """Texts of a log on disk, one after the other in one file, read again by their number.
 
-Measured against sqlite3, pyarrow and duckdb in `benchmarks/feedback_libraries.py`.
+Measured against sqlite3, pyarrow and duckdb in `benchmarks/feedback_libraries/store.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Trainer mix-in: what changes the model (surgery, then an adapter), when `transformers.Trainer.__init__` is done.
+"""Trainer mix-in: techniques change the model, then add an adapter, right after `transformers.Trainer.__init__`.
 
-Of the script's classes the innermost: TRL's trainers look, after that `__init__`, whether their model has an adapter.
-One that does needs no second model for a reference, and its output layer is fused in the model under the adapter.
+This happens inside the `__init__` of subclasses, because TRL's trainers check there whether the model has an adapter:
+if so, they need no second model as reference, and fuse the output layer of the model under the adapter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.trainer import Trainer
 from ..errors import PluginError
 from ..models.unchanged import unchanged_on_error
 from . import hooks
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 
 class Innermost(Trainer):
@@ -28,7 +28,7 @@ class Innermost(Trainer):
         self._supply_model()
 
 
-class Adapted(Asking):
+class Adapted(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Inputs`."""
 
     _change_model: Callable[[Any], None]
@@ -36,18 +36,19 @@ class Adapted(Asking):
 
     @contextlib.contextmanager
     def _changes_undone_on_error(self) -> Iterator[None]:
-        """If a technique raises in the block, the script's model and arguments are as Trainer's own `__init__` left
-        them, whatever the techniques before it had changed."""
+        """If a technique raises in the block, restore the script's model and arguments to their state after Trainer's
+        own `__init__`, undoing the changes of earlier techniques.
+        """
         with contextlib.ExitStack() as self._undo:
             yield
 
     def _supply_model(self) -> None:
-        # A technique that quantises the model wants the memory of what it replaces.
+        # `storages=False`: a technique that quantises the model frees the memory of the weights that it replaces.
         self._undo.enter_context(unchanged_on_error(self.model, storages=False))
         self._undo.enter_context(_attributes_put_back(self.args))
         model = self._supplied_model(self.model, self._undo)
         if model is not self.model:
-            # What Trainer derived from the model it derived from the one under the adapter, as it always does.
+            # The rest of what Trainer derived from the model, it derives from the one under an adapter in any case.
             if self.model_wrapped is self.model:
                 self.model_wrapped = model
             self.model = self.callback_handler.model = model
@@ -65,10 +66,10 @@ class Adapted(Asking):
         config = self._ask_owner("ft_adapter", model=model, args=self.args, stash=self.ft_stash)
         if config is None:
             return model
-        # PiSSA and its like change the weights under the adapter.
+        # PiSSA and similar methods change the weights under the adapter.
         undo.enter_context(unchanged_on_error(model))
         adapted = with_adapter(model, config, self.args.seed, technique.name)
-        # With model_init there is none of the script's, and that of the run before is dropped.
+        # With model_init the script passes no optimizer, and Trainer drops the previous run's.
         if self.optimizer is not None and self.model_init is None:
             refuse_stranger(self.optimizer, adapted, technique.name)
         if self.args.gradient_checkpointing:
@@ -88,7 +89,7 @@ def _attributes_put_back(owner: Any) -> Iterator[None]:
 
 
 def refuse_stranger(optimizer: Any, model: Any, technique: str) -> None:
-    """Raise if the script's own optimizer holds nothing of what learns: it was made before the adapter was there."""
+    """Raise if the script's own optimizer holds no trainable parameter: it was made before the adapter."""
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not any(id(parameter) in known for parameter in learning):
@@ -109,7 +110,7 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
     from peft import get_peft_model
 
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
-    # peft puts an adapter on layer by layer; PiSSA and its like change the weights under it.
+    # peft adds an adapter layer by layer; PiSSA and similar methods change the weights under it.
     with unchanged_on_error(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         try:

@@ -1,6 +1,6 @@
-"""Trainer mix-in: a checkpoint is whole or passed over, and holds the state of the techniques' parts.
+"""Trainer mix-in: checkpoints hold the state of the techniques' parts, and incomplete ones are skipped on resume.
 
-It wraps Trainer's own saving and resuming; what is written and checked is in `state.py` and `manifest.py`.
+It wraps Trainer's own saving and resuming; the files are written and checked by `state.py` and `manifest.py`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch.distributed as dist
 from .. import lr_scale
 from ..errors import CheckpointError, PluginError
 from . import manifest, state
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 logger = logging.getLogger(__name__)
 
 
-class WholeCheckpoints(Asking):
+class WholeCheckpoints(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
-    # Those that this trainer has written, the last one at the end.
+    # The checkpoints that this trainer has written, the latest last.
     _saved: tuple[Path, ...] = ()
     _blaming: Any
 
@@ -45,7 +45,7 @@ class WholeCheckpoints(Asking):
         self._refresh_manifests(self._saved)
 
     def _refresh_manifests(self, folders: tuple[Path, ...]) -> None:
-        """The script's own class or callbacks may have added to the checkpoints, or changed them."""
+        """Update manifests, since the script's class or callbacks may have added or changed files of checkpoints."""
         if self.args.should_save:
             for folder in folders:
                 try:
@@ -62,9 +62,8 @@ class WholeCheckpoints(Asking):
 
     @contextlib.contextmanager
     def _committing(self, folder: Path) -> Iterator[None]:
-        """Commit between the last file that Trainer writes, `trainer_state.json`, and the rotation of old checkpoints.
-
-        Both happen inside `_save_checkpoint`; the instance's `save_to_json` is the only point between them.
+        """Write the manifest after the last file that Trainer writes, `trainer_state.json`, and before it deletes old
+        checkpoints. Both happen in `_save_checkpoint`, and `save_to_json` of the state is the only call between them.
         """
         if not self.args.should_save:
             yield
@@ -128,7 +127,7 @@ class WholeCheckpoints(Asking):
             newest, passed_over = manifest.newest_whole_checkpoint(Path(self.args.output_dir), also=_unreadable_state)
             if newest is None:
                 reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
-                # The words of Trainer's own error, by which scripts know it.
+                # The text of Trainer's own error, which scripts may match.
                 raise CheckpointError(
                     f"resume_from_checkpoint=True: No valid checkpoint found in output directory "
                     f"({self.args.output_dir}).{reasons or ' It holds none at all.'}\n"

@@ -1,9 +1,9 @@
 """Trainer mix-in: when training ends, what changes the model acts first, then what reports on it, then what exports it.
 
 A technique's callback with an attribute `end_phase`, one of `END_PHASES`, has its `on_train_end` called in that phase,
-in whatever order the techniques were listed. Those without one come first of all (they put back weights, or finish the
-model). Exports come last, after the script's own callbacks, so that what is exported is what the run ends with. A run
-that was told to end before its end (SIGTERM), and a trial that was pruned, reaches no phase.
+independent of the order of the techniques. Callbacks without one come first (they restore weights, or complete the
+model). Exports come last, after the script's own callbacks, so that the final model is exported. A run that SIGTERM
+ends early, and a trial that is pruned, reaches no phase.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def phase_of(callback: Any) -> str | None:
 
 
 def in_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[Any]:
-    """All callbacks in the order in which `on_train_end` is to reach them; `supplied` are those of the techniques."""
+    """All callbacks in the order in which `on_train_end` is to be called; `supplied` are those of the techniques."""
     ours = {id(callback) for callback in supplied}
     by_phase: dict[str | None, list[Any]] = {phase: [] for phase in (None, *END_PHASES)}
     others: tuple[list[Any], list[Any]] = ([], [])
@@ -40,7 +40,7 @@ def in_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[Any]:
     return [*before, *(callback for phase in by_phase.values() for callback in phase), *after, *exports]
 
 
-class Endings(Asking):
+class Endings(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     preempted: bool
@@ -50,7 +50,7 @@ class Endings(Asking):
             return super()._finalize_training(*args, **kwargs)
 
     def _report_to_hp_search(self, *args: Any, **kwargs: Any) -> None:
-        # It ends the trial where it is pruned, and raises.
+        # For a pruned trial it calls `on_train_end` and raises.
         with self._phases(reached=False):
             super()._report_to_hp_search(*args, **kwargs)
 
@@ -63,7 +63,7 @@ class Endings(Asking):
         try:
             yield
         finally:
-            # What came or went in between has come or gone.
+            # Keep what was added or removed meanwhile.
             came, gone = _beyond(callbacks, meanwhile), _beyond(meanwhile, callbacks)
             callbacks[:] = [*_beyond(usual, gone), *came]
 
@@ -73,6 +73,6 @@ def _without_phases(callbacks: Sequence[Any], supplied: Sequence[Any]) -> list[A
 
 
 def _beyond(callbacks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """Those that are not among the others; two that are equal may be two."""
+    """The callbacks that are not in `others`, compared by identity."""
     known = {id(callback) for callback in others}
     return [callback for callback in callbacks if id(callback) not in known]

@@ -1,7 +1,7 @@
-"""Trainer mix-in: what a trainer reads (data sets, collator, metrics, batches), as the techniques supply it.
+"""Trainer mix-in: data sets, collators, metrics, samplers and loss functions that techniques supply.
 
-Asked right after the trainer's own `__init__`, when its model, tokenizer and default collator are known, whatever the
-signature of the script's own class.
+Most of these hooks are called right after the trainer's own `__init__`: then its model, tokenizer and default collator
+are known, whatever arguments the script's own Trainer class takes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class Inputs(Adapted):
     # The order of the training examples and their batches, where a technique supplies them.
     train_order: Any = None
     train_batches: Any = None
-    # Whether the evaluation under way is the script's own, of other data, under the names of the trainer's own metrics.
+    # Whether the current evaluation is of other data than the trainer's own, with the same metric prefix, "eval".
     evaluates_others = False
     _evaluating = False
-    # What collates evaluation and test data; `data_collator` collates training data.
+    # Collates evaluation and test data; `data_collator` collates training data.
     eval_collator: Any
     _supplied_collator: Any
-    # The collator before a technique supplied another, and the data sets that techniques have supplied: None before.
+    # The script's collator (or Trainer's default), and the trainer's data sets as supplied; None until then.
     _script_collator: Any = None
     _supplied_datasets: list[Any] | None = None
 
     def _known(self, model: Any) -> dict[str, Any]:
-        """What hooks about data are told besides the data."""
+        """The arguments that all hooks about data have."""
         return {
             "model": model,
             "args": self.args,
@@ -65,7 +65,7 @@ class Inputs(Adapted):
             self.compute_metrics = self._ask_owner("ft_metrics", **known)
 
     def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
-        # TRL's trainers call it, with arguments that differ between them; `transformers.Trainer` has none.
+        # Called by TRL's trainers, with different arguments in each; `transformers.Trainer` has no such method.
         prepare = super()._prepare_dataset  # type: ignore[misc]
         given = inspect.signature(prepare).bind(*args, **kwargs)
         given.arguments["dataset"] = self._ask_chain(
@@ -92,9 +92,7 @@ class Inputs(Adapted):
                 self._signature_columns = [*(self._signature_columns or ()), *columns]  # type: ignore[assignment]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with contextlib.ExitStack() as contexts:
-            for _, context in self._ask_all("ft_loss", trainer=self, inputs=inputs):
-                contexts.enter_context(context)
+        with self._contexts("ft_loss", trainer=self, inputs=inputs):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _change_model(self, model: Any) -> None:
@@ -109,9 +107,9 @@ class Inputs(Adapted):
         )
 
     def _first_batches(self, model: Any, count: int, split: str = "train") -> list[Any]:
-        """The first rows of the script's data as they will be collated, on this process's device; [] without data.
+        """The first `count` rows as collated batches on this process's device; [] if there are no data.
 
-        Of several evaluation sets, those of the first.
+        If there are several evaluation sets, the rows are the first one's.
         """
         training, name = split == "train", split
         dataset = self.train_dataset if training else self.eval_dataset
@@ -120,12 +118,12 @@ class Inputs(Adapted):
         if dataset is None:
             return []
         collator, signature = self.data_collator, self._signature_columns
-        # For a model of model_init, made later, all is supplied already.
+        # A model that model_init makes later comes when the techniques have supplied all data.
         supplied = hasattr(self, "eval_collator")
         with self._collator(training) if supplied else contextlib.nullcontext():
             if not supplied:
                 known = self._known(model)
-                # All of it: of a few rows alone a technique may make, or refuse, something else.
+                # The whole data set: a technique may change or refuse a few rows alone in another way.
                 dataset = self._supplied_dataset(dataset, name, known)
                 self.data_collator = self._supplied_collator_for("train" if training else "eval", known)
             try:
@@ -137,7 +135,7 @@ class Inputs(Adapted):
         model = super().call_model_init(trial)
         # The first of these calls is in Trainer's `__init__`, which does not know the data yet.
         if hasattr(self, "eval_collator"):
-            # Quantised where it will stay: bitsandbytes' layers are not moved by Trainer.
+            # Before quantisation, since Trainer does not move bitsandbytes' layers.
             if self.place_model_on_device:
                 self._move_model_to_device(model, self.args.device)
             with contextlib.ExitStack() as undo:
@@ -160,7 +158,7 @@ class Inputs(Adapted):
         return self._ask_chain("ft_dataset", dataset=dataset, split=split, collator=collator, **known)
 
     def _supplied_later(self, dataset: Any, split: str) -> Any:
-        """Data given to `evaluate` or `predict`, or set on the trainer, as those that it was built with."""
+        """Data given to `evaluate` or `predict`, or set on the trainer later, after the hooks that the first had."""
         if self._supplied_datasets is None or any(dataset is known for known in self._supplied_datasets):
             return dataset
         return self._supplied_dataset(dataset, split, self._known(self.model))
@@ -182,7 +180,7 @@ class Inputs(Adapted):
             batches = self._ask_owner("ft_batch_sampler", sampler=self.train_order, **asked)
             self.train_batches = batches
         else:
-            # Trainer's own words for what `predict` and `evaluate` read.
+            # Trainer describes the data of `predict` as "test".
             dataset = self._supplied_later(dataset, "test" if description == "test" else "eval")
         if batches is None:
             with self._collator(is_training):
@@ -206,8 +204,8 @@ class Inputs(Adapted):
         return self.accelerator.prepare(loader)
 
     def _streaming_loader(self, batches: IterableDataset[Any]) -> DataLoaderShard:
-        # Not `accelerator.prepare`, which deals out the batches of an iterable data set once more, or sends those of
-        # the first rank to all.
+        # `accelerator.prepare` would shard the batches of an iterable data set a second time, or broadcast those of the
+        # first rank.
         if self.args.accelerator_config.dispatch_batches:
             raise PluginError(
                 "accelerator_config.dispatch_batches=True lets the first rank read for all, and a technique supplies "
@@ -218,14 +216,14 @@ class Inputs(Adapted):
             device=self.accelerator.device if self.accelerator.device_placement else None,
             _non_blocking=self.accelerator.non_blocking,
             batch_size=None,
-            # Its examples are the technique's, without columns to remove.
+            # The technique's own examples have no columns to remove.
             collate_fn=self.data_collator,
             **self._loading(),
         )
 
     @contextlib.contextmanager
     def _collator(self, is_training: bool) -> Iterator[None]:
-        # Trainer knows one collator. A class that sets its own later keeps it.
+        # Trainer has one collator for all data. One that the script has set since stays in use for both.
         training = self.data_collator
         if not is_training and training is self._supplied_collator:
             self.data_collator = self.eval_collator
@@ -235,7 +233,9 @@ class Inputs(Adapted):
             self.data_collator = training
 
     def feature_batches(self, dataset: Any = None) -> Any:
-        """The training data in order, undivided, as the training batches are collated, on this process's device."""
+        """The training data in order, all of them on every rank, collated as the training batches are, on this
+        process's device.
+        """
         read = self._read_as(self.train_dataset if dataset is None else dataset, "Training")
         loader = DataLoader(batch_size=self.args.eval_batch_size, **read)
         return prepare_data_loader(loader, device=self.args.device, num_processes=1, put_on_device=True)
@@ -248,7 +248,7 @@ class Inputs(Adapted):
         given = args[0] if args else kwargs.get("eval_dataset")
         own = given is None or given is self.eval_dataset or self.eval_dataset is None or isinstance(given, str)
         prefix = args[2] if len(args) > 2 else kwargs.get("metric_key_prefix", "eval")
-        # Of several sets Trainer evaluates each by a call of its own.
+        # If there are several sets, Trainer calls `evaluate` for each of them.
         outermost = not self._evaluating
         if outermost:
             self._evaluating, self.evaluates_others = True, not own and prefix == "eval"
@@ -260,14 +260,12 @@ class Inputs(Adapted):
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         prefix = kwargs.get("metric_key_prefix", "eval")
-        with contextlib.ExitStack() as contexts:
-            for _, context in self._ask_all("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
-                contexts.enter_context(context)
+        with self._contexts("ft_evaluation", trainer=self, dataloader=dataloader, prefix=prefix):
             return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _read_as(self, dataset: Any, description: str) -> dict[str, Any]:
-        """The data set and the collator, one of which leaves out the columns that the model does not take."""
-        # A stream may not know its columns.
+        """The data set and the collator; one of them removes the columns that the model does not take."""
+        # The columns of a stream may be unknown.
         if hasattr(dataset, "features") and getattr(dataset, "column_names", None) is not None:
             dataset = self._remove_unused_columns(dataset, description=description)
             return {"dataset": dataset, "collate_fn": self.data_collator}
@@ -275,7 +273,7 @@ class Inputs(Adapted):
         return {"dataset": dataset, "collate_fn": collator}
 
     def _loading(self) -> dict[str, Any]:
-        """How a DataLoader works, as Trainer has it."""
+        """The settings of a DataLoader (workers, memory), from the training arguments as Trainer takes them."""
         names = (
             "num_workers",
             "pin_memory",
@@ -293,14 +291,14 @@ class Inputs(Adapted):
         }
 
     def _place_data(self, *, epoch: int, epochs_trained: int, steps_trained_in_current_epoch: int) -> None:
-        """Tell what orders and collates the training data the epoch, and a stream where in it a resumed run goes on.
+        """Set the epoch on the sampler, the batches and the collator, and the position in a stream in a resumed run.
 
-        Trainer reaches a batch sampler's epoch only through some of accelerate's wrappers.
+        Trainer itself sets the epoch of a batch sampler through only some of accelerate's wrappers.
 
         Args:
-            epoch: the one that begins, from 0.
-            epochs_trained: the epoch in which the run began or was resumed.
-            steps_trained_in_current_epoch: batches of that epoch that were trained on before.
+            epoch: the epoch that begins, from 0.
+            epochs_trained: the epoch in which the run started or resumed.
+            steps_trained_in_current_epoch: the number of batches of that epoch that were trained on before.
         """
         for part in (self.train_order, self.train_batches, self.data_collator):
             if hasattr(part, "set_epoch"):

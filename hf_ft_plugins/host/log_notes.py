@@ -1,9 +1,9 @@
-"""What parts have to tell in the log, without entries of their own.
+"""Notes that techniques' parts add to the log without log entries of their own.
 
 Scripts index `trainer.state.log_history` (`[-2]` after an evaluation, `[-1]` after training), and their own `log()`
-sees every entry, so a technique adds none. It puts what it decided into its part's `log_notes`, a dict of JSON values,
-and the next thing that is logged takes it along: a training log, an evaluation's, or the summary at the end. A part
-keeps its notes in its state, so that a resumed run logs what the run that never stopped would.
+receives every entry, so techniques add none. A part puts its decisions into its attribute `log_notes`, a dict of JSON
+values, and the host merges them into the next entry: a training log, an evaluation's, or the summary at the end. Notes
+are part of the part's saved state, so that a resumed run logs the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STEP = "step"
 
 
 class Text(str):
-    """A text among the numbers of a log: what scripts do to each value, round it or format it, leaves it as it is."""
+    """A text among the numbers of a log: if a script rounds or formats every value, it stays as it is."""
 
     __slots__ = ()
 
@@ -29,7 +29,7 @@ class Text(str):
         try:
             return super().__format__(form)
         except ValueError:
-            # A form of numbers.
+            # A format for numbers.
             return str(self)
 
     def __float__(self) -> float:
@@ -42,9 +42,9 @@ def as_logged(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def add_note(notes: dict[str, Any], note: dict[str, Any]) -> None:
-    """Join `note` to the `notes` that are waiting: of two texts of one key both stay, of two numbers the later one.
+    """Merge `note` into the pending `notes`: two texts under one key are joined, a number is replaced by the later one.
 
-    Where reasons (`NAME/reason`) are joined, each says its step (`NAME/step`) first.
+    When reasons (`NAME/reason`) are joined, each is preceded by its step (`NAME/step`).
     """
     for key, value in note.items():
         waiting = notes.get(key)
@@ -61,7 +61,7 @@ def add_note(notes: dict[str, Any], note: dict[str, Any]) -> None:
 
 
 def taken_notes(parts: Iterable[Any]) -> dict[str, Any]:
-    """All notes of these parts, which have none any more."""
+    """Remove and return all notes of these parts."""
     taken: dict[str, Any] = {}
     for part in parts:
         notes = getattr(part, "log_notes", None)
@@ -72,8 +72,10 @@ def taken_notes(parts: Iterable[Any]) -> dict[str, Any]:
 
 
 def log_into_last_entry(trainer: Any, values: dict[str, Any]) -> None:
-    """Log what belongs to the latest entry but is known only after it: it passes the script's own `log()` and the
-    trackers, and stands in that entry; the history gets no further one."""
+    """Log `values` that belong to the latest entry but were not known when it was logged.
+
+    They go through the script's own `log()` and the trackers, and are merged into that entry of the history.
+    """
     history = trainer.state.log_history
     entries = len(history)
     waiting = [part.log_notes for part in parts_of(trainer).values() if hasattr(part, "log_notes")]
@@ -90,7 +92,7 @@ def log_into_last_entry(trainer: Any, values: dict[str, Any]) -> None:
 
 
 def tell_at_the_end(trainer: Any, state: Any, notes: dict[str, Any]) -> None:
-    """Tell what is left when nothing will be logged any more; `trainer` is None where a callback does not know it."""
+    """Log the remaining notes at the end of training; `trainer` is None if the callback has none."""
     left = dict(notes)
     notes.clear()
     if left and trainer is not None:
@@ -100,10 +102,10 @@ def tell_at_the_end(trainer: Any, state: Any, notes: dict[str, Any]) -> None:
 
 
 class StockLog:
-    """Puts notes into the entries of a Trainer that is no host, in a callback's `on_log`.
+    """Adds notes to log entries of a stock Trainer, in a callback's `on_log`.
 
-    An evaluation's dict, and the summary's, is what the script gets as metrics, too: `untell` takes the notes out of it
-    again, in the events that follow (`on_evaluate`, `on_train_end`).
+    The dict that is logged for an evaluation or the summary is also returned to the script as metrics: `untell` removes
+    the notes from it in the next event (`on_evaluate`, `on_train_end`).
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """The manifest of a checkpoint: which files make it whole, and whether they still do.
 
-Trainer writes `checkpoint-N` in place and later takes the highest number unchecked, so a run killed inside a save
-resumes from half a checkpoint. Here the manifest (names, sizes, SHA-256 digests) is written last, flushed and
-replaced in one move; before anything is written, it says that the checkpoint is unfinished. A checkpoint whose
-manifest does not hold is passed over.
+Trainer writes `checkpoint-N` in place, and resumes from the highest number unchecked; a run killed during a save would
+resume from an incomplete checkpoint. Therefore a manifest (names, sizes, SHA-256 digests) marks a checkpoint as
+unfinished before its first file is written, and is replaced atomically, after a flush, when its last one is. On resume
+a checkpoint that does not match its manifest is skipped.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ Files = dict[str, dict[str, Any]]
 
 
 def begin_manifest(folder: Path) -> None:
-    """Declare a checkpoint unfinished, before anything in it is written."""
+    """Mark a checkpoint as unfinished, before its first file is written."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, None)
 
 
 def write_manifest(folder: Path) -> None:
-    """Declare a checkpoint whole: flush every file, then write names, sizes and digests in one move."""
+    """Mark a checkpoint as complete: flush every file, then write names, sizes and digests atomically."""
     _write(folder, {file.relative_to(folder).as_posix(): _flushed(file) for file in files_of(folder)})
 
 
 def withdraw_manifest(folder: Path) -> None:
-    """Say nothing of a folder, and leave nothing of what is ours in it."""
+    """Remove the manifest and the host's other files from a folder."""
     for name in (MANIFEST_FILE, STATE_FILE, TENSORS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
 def refresh_manifest(folder: Path) -> None:
-    """Take in what was added, changed or removed since `write_manifest`; other files are not read again."""
+    """Update the manifest with files added, changed or removed since `write_manifest`; only those are read."""
     manifest = folder / MANIFEST_FILE
     known = read_manifest(folder)
     if known is None:
@@ -127,9 +127,9 @@ def _what_is_wrong(content: Any) -> str | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be resumed, or None when every file is as it was written.
+    """The reason why a checkpoint cannot be resumed, or None if every file is as it was written.
 
-    One without a manifest is a stock Trainer's; it counts as whole once its last file is there.
+    A checkpoint without a manifest is a stock Trainer's; it counts as complete if it has the file written last.
     """
     try:
         return _damage(folder)
@@ -154,7 +154,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def changes(folder: Path, files: Files) -> list[str]:
-    """What is not as the manifest says, of what it names; digests are compared where all sizes are right."""
+    """The files that differ from the manifest; digests are compared only if all sizes match."""
     found = []
     for name, expected in files.items():
         file = folder / name
@@ -174,10 +174,10 @@ def changes(folder: Path, files: Files) -> list[str]:
 def newest_whole_checkpoint(
     output_dir: Path, also: Callable[[Path], str | None] = lambda folder: None
 ) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint whose manifest holds, and the newer ones that were passed over, each with the reason.
+    """The newest checkpoint that matches its manifest, and the newer ones that were skipped, each with the reason.
 
     Args:
-        also: what else a checkpoint may suffer from; None where it is sound.
+        also: a further check of a checkpoint; it returns a reason to skip it, or None.
     """
     numbered = []
     for folder in output_dir.iterdir() if output_dir.is_dir() else []:
@@ -194,10 +194,10 @@ def newest_whole_checkpoint(
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint so that Trainer's rotation, which takes the highest number for the newest, cannot
-    keep it in place of a whole one. Its files stay readable.
+    """Rename a damaged checkpoint, so that Trainer's rotation, which keeps the highest numbers, cannot keep it instead
+    of a complete one. Its files stay readable.
 
-    Those that were set aside before and whose save was cut off are removed: on a full disk there is one at every start.
+    Incomplete ones that were renamed earlier are deleted: on a full disk, every start would leave another.
 
     Raises:
         OSError: it cannot be renamed.
@@ -216,7 +216,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """Whether it was never whole; a damaged one that was may still be of use to somebody."""
+    """Whether it was never complete; one that was damaged later may still be useful."""
     try:
         return (folder / MANIFEST_FILE).is_file() and read_manifest(folder) is None
     except CheckpointError:
@@ -224,7 +224,7 @@ def _is_unfinished(folder: Path) -> bool:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Flush the text to the disk under another name, then rename: the file is the old one or the new one, whole."""
+    """Write and flush the text under another name, then rename: after a crash, the old or the new file is complete."""
     scratch = file.with_name(file.name + ".tmp")
     with scratch.open("w", encoding="utf-8") as handle:
         handle.write(text)
@@ -243,7 +243,7 @@ def _write(folder: Path, files: Files | None) -> None:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What a manifest names: all files but itself, those of a write that is under way, and Trainer's marker."""
+    """The files that a manifest covers: all but itself, files being written, and Trainer's marker."""
     return sorted(
         file
         for file in folder.rglob("*")

@@ -1,8 +1,8 @@
-"""Trainer mix-in: a checkpoint at SIGTERM (`enable_jit_checkpoint`) is one that a run resumes from exactly.
+"""Trainer mix-in: a run resumes exactly from the checkpoint written at SIGTERM (`enable_jit_checkpoint`).
 
-Stock Trainer writes it wherever the signal finds the step: after the forward passes (whose dropout is then drawn
-twice), before an evaluation that is due (whose decisions are then lost), and each rank at its own place (where the
-others do not wait). Here it is written at the end of the step, on all ranks, and again after an evaluation that is due.
+Stock Trainer writes that checkpoint at whatever point of a step the signal arrives: after the forward passes (dropout
+is then drawn twice), before a due evaluation (its decisions are then lost), and at a different point on each rank.
+Here it is written at the end of the step, on all ranks, and again after a due evaluation.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 import torch.distributed as dist
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 logger = logging.getLogger(__name__)
 
 EVENTS = ("on_pre_optimizer_step", "on_step_begin", "on_step_end", "on_epoch_end")
 
 
-class Preemption(Asking):
+class Preemption(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
-    # Whether the run was told to end before its end, so that nothing is made of its model yet.
+    # Whether SIGTERM ended the run early; then the phases of `endings.py` are left to the run that resumes it.
     preempted = False
     _jit_manager: Any = None
     _is_distributed: Callable[[], bool]
@@ -47,7 +47,7 @@ class Preemption(Asking):
         Usually once and with `control` as it is; at SIGTERM first the checkpoint of the step, then what was due.
         """
         if self.preempted and self.state.epoch % 1:
-            # Trainer takes the end of the run for the end of an epoch; the run that goes on comes to that later.
+            # Trainer treats the end of training as the end of an epoch; the run that resumes reaches that end later.
             self.control.should_log = self.control.should_evaluate = self.control.should_save = False
             return
         if not self._sigterm_came():
@@ -55,7 +55,7 @@ class Preemption(Asking):
             return
         logger.warning("SIGTERM: the run ends here, after a checkpoint of this step.")
         self.preempted, due = True, self.control.should_evaluate
-        # Answered; a later `train()` of this trainer is not told to end.
+        # Handled: a later `train()` of this trainer must not end at once.
         self._jit_manager.is_checkpoint_requested = False
         self.control.should_training_stop = self.control.should_save = True
         # It may outlast the time that is left.
@@ -77,4 +77,4 @@ class Preemption(Asking):
 
 
 def _leave_it(*_: Any, **__: Any) -> None:
-    """What Trainer's callback would do at an event, the mix-in does at the end of the step."""
+    """Replaces an event of Trainer's callback: the mix-in saves at the end of the step instead."""

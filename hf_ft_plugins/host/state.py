@@ -1,7 +1,7 @@
-"""What the host adds to a checkpoint: the state of the techniques' parts, and who wrote it.
+"""The host's files in a checkpoint: the state of the techniques' parts, with the techniques, versions and options.
 
-Nothing here loads pickles: states are JSON, tensors are safetensors. Whether the files are as they were written, the
-manifest tells (`manifest.py`).
+Nothing here loads pickles: states are JSON, tensors are safetensors. `manifest.py` checks that the files are as they
+were written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def write_state(folder: Path, techniques: Iterable[Technique], states: Mapping[s
     """Write the parts' `states` (nested dicts of JSON values and torch tensors) into a checkpoint folder.
 
     Raises:
-        PluginError: a state holds something that is neither; the text says which part and where. Nothing is written.
+        PluginError: a state holds a value of another type; the message names the part and the place. Nothing is
+            written.
     """
     tensors: dict[str, Any] = {}
     plain = {key: _without_tensors(state, key, tensors) for key, state in states.items()}
@@ -58,7 +59,7 @@ def write_state(folder: Path, techniques: Iterable[Technique], states: Mapping[s
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What `write_state` wrote, tensors put back (on CPU); None where the checkpoint has no state file.
+    """The states that `write_state` wrote, with their tensors on the CPU; None if the checkpoint has no state file.
 
     Raises:
         CheckpointError: the file is not of that form, or another version's.

@@ -1,4 +1,4 @@
-"""Trainer mix-in: passes over streaming data are counted, so that a run on a technique's stream resumes exactly."""
+"""Trainer mix-in: counts the passes over a technique's streaming data, so that a run on them resumes exactly."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
-from .asking import Asking
+from .hook_calls import CallsHooks
 
 
-class StreamPasses(Asking):
+class StreamPasses(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     train_batches: Any
 
     @contextlib.contextmanager
     def _counting_passes(self, epoch: int) -> Iterator[None]:
-        """At the end of a pass of a technique's stream, the state says how many are done: a checkpoint is exact."""
+        """At the end of a pass over a technique's stream, set `state.epoch` to the number of passes done, so that a
+        checkpoint has it.
+        """
         if not isinstance(self.train_batches, IterableDataset):
             yield
             return
@@ -49,20 +51,20 @@ class StreamPasses(Asking):
             or not isinstance(self.train_batches, IterableDataset)
         ):
             return epochs, batches
-        # Stock Trainer takes all steps of a stream for those of its first pass.
+        # Stock Trainer assumes that all steps so far belong to the first pass over a stream.
         saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
         passes, steps = _place(saved.epoch or 0.0, saved.global_step, saved.max_steps)
         return passes, steps * self.args.gradient_accumulation_steps
 
 
 def _place(epoch: float, global_step: int, max_steps: int) -> tuple[int, int]:
-    """Passes done, and steps in the present one, from the state of a run on a stream of unknown length.
+    """The number of completed passes, and of steps in the current pass, of a run on a stream of unknown length.
 
-    Trainer counts `max_steps` steps to an epoch there, so `epoch` is the number of passes done plus the share of
-    `max_steps` that the present pass has had.
+    For such a stream Trainer assumes an epoch of `max_steps` steps, so `epoch` is the number of completed passes plus
+    the steps of the current pass divided by `max_steps`.
     """
     if global_step == max_steps and epoch == 1.0:
-        return 0, global_step  # The whole run was within its first pass.
+        return 0, global_step  # The first pass was long enough for the whole run.
     passes = math.floor(epoch)
     return passes, round((epoch - passes) * max_steps)
 
@@ -72,6 +74,6 @@ class _CountsPasses(TrainerCallback):
         self._epoch = epoch
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A run that has had all its steps may be given more, and then goes on within the pass.
+        # A finished run may be resumed with more steps; it then continues within this pass.
         if not control.should_training_stop:
             state.epoch = float(self._epoch + 1)

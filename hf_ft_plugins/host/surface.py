@@ -214,6 +214,8 @@ MODELS: tuple[Name, ...] = (
 MEMORY: tuple[Name, ...] = (
     Name("transformers.modeling_utils", "PreTrainedModel._from_config", "memory", MEASURED, "config ..."),
     Name("torch._subclasses.fake_tensor", "FakeTensorMode", "memory", MEASURED, ""),
+    Name("torch.utils._python_dispatch", "TorchDispatchMode", "memory", MEASURED, ""),
+    Name("torch", "_grouped_mm", "memory", MEASURED),
     Name(TRACKER, "MemTracker", "memory", MEASURED, ""),
     Name(TRACKER, "MemTracker.track_external", "memory", MEASURED, "..."),
     Name(TRACKER, "MemTracker.get_tracker_snapshot", "memory", MEASURED, "type"),

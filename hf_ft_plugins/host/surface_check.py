@@ -1,4 +1,4 @@
-"""Looks at the surface (`surface.py`) of the installed libraries, and says what has changed and what falls with it."""
+"""Checks the names of the installed libraries that we build on (`surface.py`), and reports what a change breaks."""
 
 from __future__ import annotations
 

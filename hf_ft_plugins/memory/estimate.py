@@ -1,10 +1,11 @@
 """How much memory a training run will need, before anything is loaded.
 
-The model is built without numbers (torch's `FakeTensorMode`), trains two steps without computing anything, and torch's
-`MemTracker` says what was alive at the peak: parameters, gradients, optimizer, activations and temporary tensors alike,
-for any architecture, adapter and torch optimizer. Models with many layers are run with two and with three, or, of
-different kinds of layers, with as many as have them all and one period more: each adds the same to either phase, the
-passes and the optimizer's step, and the larger one is the peak.
+The model is built without numbers (torch's `FakeTensorMode`) and trained for two steps without computing anything;
+torch's `MemTracker` records which tensors are alive at the peak: parameters, gradients, optimizer state, activations
+and temporary tensors, for any architecture, adapter and torch optimizer. A deep model is not run whole but twice, with
+two and with three layers (if its layers differ in kind: with enough for every kind, and with one period more). Every
+further layer adds the same number of bytes to each of the two phases, forward and backward passes and optimizer step;
+the larger phase is the peak.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .trial_run import QUANTISED, Phase, Run, trial_run
 
 FEW, MORE = 2, 3
 GIB = 2**30
-# What the allocator of a GPU holds beyond what is alive, for its blocks' sake.
+# Reserved by the allocator, relative to what is alive: a GPU's allocator reserves memory in blocks.
 ALLOCATOR = {"cpu": 1.0, "cuda": 1.08}
 
 
@@ -33,11 +34,11 @@ class MemoryEstimate:
 
     Attributes:
         weights: parameters and buffers, frozen ones included.
-        gradients, optimizer: of what is trained; gradients are 0 where the peak comes before they are there.
-        activations: what the passes hold at the peak, logits and temporary tensors included.
-        peak: all of these together, with the allocator's share.
-        phase: "loading", "passes" or "optimizer": when the peak is.
-        weights_only: four bytes a parameter, the rule of thumb.
+        gradients, optimizer: of the trained parameters; gradients are 0 if the peak comes before they exist.
+        activations: tensors of the forward and backward passes at the peak, logits and temporary tensors included.
+        peak: the sum of these, with what the allocator reserves.
+        phase: when the peak occurs: "loading", "passes" or "optimizer".
+        weights_only: four bytes a parameter, for comparison.
     """
 
     weights: int
@@ -73,22 +74,23 @@ def estimate_memory(
     model_class: Any = None,
     device: str = "cpu",
 ) -> MemoryEstimate:
-    """The peak of one training step of `model` under `args`, or of what comes before it.
+    """The peak of one training step of `model` under `args`, or of loading it, if that is higher.
 
     Args:
         model: a `PreTrainedConfig`, or a model, whose configuration is taken.
         args: `TrainingArguments`: `per_device_train_batch_size`, `optim`, `gradient_checkpointing`, `bf16`, `fp16`.
         length: tokens of a row (images: the configuration's own size is taken).
-        techniques: what they change of the following three is added (`Technique.memory_effects`).
-        change: what is done to the model before it trains, on a model without numbers: `get_peft_model`, freezing.
-        quant: "nf4" or "int8": linear layers of the blocks are stored so, and frozen, after the model was loaded whole.
-        removed: layers of the configuration that the model is without.
-        model_class: the model's class, where it does not follow from the configuration.
+        techniques: their effects (`Technique.memory_effects`) are added to the following three arguments.
+        change: function that changes the model, which has no numbers, before it trains: `get_peft_model`, freezing.
+        quant: "nf4" or "int8": after the whole model is loaded, it is frozen, and linear layers of the blocks are
+            stored in this type.
+        removed: how many layers of the configuration are removed.
+        model_class: the model's class; None: read from the configuration.
         device: "cuda" adds the allocator's 8 %.
 
     Raises:
-        OptionError: `quant` is another, or the optimizer's state is unknown.
-        PluginError: the model takes an input that is not known here.
+        OptionError: `quant` has another value, or the size of the optimizer's state is unknown.
+        PluginError: the model's main input is neither `input_ids` nor `pixel_values`.
     """
     import torch
 
@@ -121,7 +123,7 @@ def estimate_memory(
     else:
         few, more = few_and_more
         found = run(few).extended(run(more), (depth - few) / (more - few))
-    # Layers are removed and weights quantised when all of them are there.
+    # The whole model is loaded before layers are removed and weights quantised.
     loaded = found.loaded if whole is None or depth is None else found.loaded * whole / depth
     phases = {
         name: replace(phase, weights=phase.weights + copies * loaded)
@@ -145,12 +147,12 @@ def estimate_memory(
 
 
 def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..., MemoryEstimate], args: Any) -> None:
-    """Raise if a run does not fit, naming the change that costs least and makes it fit.
+    """Raise if a run does not fit into `budget`; the error names the least costly change by which it fits.
 
     Args:
         budget: bytes.
-        retry: `retry(args, technique)` is the estimate with other arguments and, unless that is None, a technique more,
-            told as a string; None if such a technique cannot be added.
+        retry: `retry(args, technique)` returns the estimate with other arguments and, unless `technique` is None, with
+            that technique (its string form) added; it returns None if the technique cannot be added.
 
     Raises:
         PluginError: the peak is above the budget.
@@ -180,7 +182,9 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
 
 
 def _savings(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-    """What one may change, cheapest first: nothing but speed, then the optimizer, then what is trained."""
+    """Advice, changed arguments and an added technique, least costly first: changes that cost only speed, then other
+    optimizers, then training fewer parameters.
+    """
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     advice: list[str] = []
     changes: dict[str, Any] = {}
@@ -205,5 +209,5 @@ def _offered_savings() -> Iterator[str]:
         try:
             yield from offer.load().memory_savings()
         except PluginError:
-            # `hf-ft list` shows what cannot be imported; the other techniques' savings do not depend on it.
+            # `hf-ft list` shows plug-ins that cannot be imported; here they are left out.
             continue

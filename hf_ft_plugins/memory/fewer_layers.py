@@ -1,4 +1,4 @@
-"""With how few layers a model is tried, so that what the others add follows: read from its blocks."""
+"""How few layers of a model suffice for an estimate of all of them: read from its blocks."""
 
 from __future__ import annotations
 
@@ -7,31 +7,28 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from ..errors import PluginError
+from ..models.classes import model_on_meta
 from ..models.stacks import Stack, block_stacks
 
 
 def stack_of(cls: Any, config: Any) -> Stack | None:
-    """The one stack of a model of this class and configuration, whose depth a number in `config` tells.
+    """The stack of a model of this class and configuration, if there is one and a number in `config` sets its depth.
 
-    None where there are two, as of an encoder and a decoder, or where a part of the configuration tells it: such a
-    model is run whole.
+    None if there are two (encoder and decoder), or if a part of the configuration sets the depth: such a model is run
+    with all layers.
     """
-    import torch
-
-    config = copy.deepcopy(config)
-    with torch.device("meta"):
-        model = cls._from_config(config) if hasattr(cls, "_from_config") else cls(config)
+    model = model_on_meta(config, cls)
     try:
         stacks = block_stacks(model, "memory")
     except PluginError:
-        # Nothing is wrong: there is no number that could be lowered.
+        # Not an error here: the configuration has no number of layers that could be lowered.
         return None
     stack = stacks.get("")
     return stack if stack is not None and stack.config is model.config else None
 
 
 def kinds_of(stack: Stack) -> list[Hashable]:
-    """Of each block what it consists of: classes of its modules, sizes and types of its parameters."""
+    """The composition of each block: classes of its modules, shapes and types of their parameters."""
     return [
         tuple(
             (name, type(module), *((key, one.shape, one.dtype) for key, one in module.named_parameters(recurse=False)))
@@ -43,10 +40,11 @@ def kinds_of(stack: Stack) -> list[Hashable]:
 
 
 def trial_depths(kinds: Sequence[Hashable], least: int) -> tuple[int, int] | None:
-    """Two numbers of layers, the second a period of the blocks' kinds larger, so that whole periods are left to the
-    depth, and the first has every kind; None where the blocks do not repeat so.
+    """Two depths from which that of all `kinds` is extrapolated; None if the kinds of blocks are not periodic.
 
-    Of equal blocks these are `least` and one more; of Jamba, whose eighth blocks are attention, 8 and 16.
+    The second is one period larger than the first, the first includes every kind of block, and the rest of the depth is
+    a number of whole periods. For equal blocks they are `least` and `least` + 1; for Jamba, where every eighth block is
+    attention, 8 and 16.
     """
     depth, found = len(kinds), None
     for period in range(1, depth):
@@ -59,13 +57,13 @@ def trial_depths(kinds: Sequence[Hashable], least: int) -> tuple[int, int] | Non
 
 
 def with_layers(config: Any, stack: Stack | None, layers: int | None) -> Any:
-    """A copy that tells of so many layers; None: as many as there are."""
+    """A copy of the configuration with this number of layers; None leaves the number."""
     config = copy.deepcopy(config)
     if layers is None or stack is None:
         return config
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == stack.depth and name != "architectures":
-            # Lists with one entry a layer; others of that length only change what is printed.
+            # Presumably a list with one entry a layer; another list of this length has no effect on the estimate.
             setattr(config, name, value[:layers])
     for name in stack.counts:
         setattr(config, name, layers)

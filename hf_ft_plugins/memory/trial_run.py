@@ -1,7 +1,7 @@
-"""Two training steps that compute nothing, and what was alive at their peaks: what `estimate_memory` adds up.
+"""Two training steps on tensors without numbers, and the memory in use at their peaks, for `estimate_memory`.
 
-The model is built without numbers (torch's `FakeTensorMode`), and torch's `MemTracker` sees every tensor that would be
-there.
+The model is built without numbers (torch's `FakeTensorMode`), and torch's `MemTracker` records every tensor that a real
+run would allocate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..models.linear_layers import linear_layers_of_blocks
 
 # Bytes of a weight of bitsandbytes' linear layers, with the scales of blocks of 64 (NF4) or of rows (int8).
 QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
-# Sizes that torch.optim cannot show: bytes of state for each trainable parameter, in blocks of 256 with a scale each.
+# Optimizers of other libraries: bytes of state for each trainable parameter, in blocks of 256 with a scale each.
 EIGHT_BIT = {"adamw_bnb_8bit": 2 + 8 / 256, "adamw_8bit": 2 + 8 / 256, "lion_8bit": 1 + 4 / 256}
 A_LABEL_EACH_TOKEN = ("CausalLM", "LMHead", "MaskedLM", "ConditionalGeneration", "TokenClassification")
 
@@ -53,8 +53,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Run:
-    """Bytes alive at the peaks of the passes and of the optimizer's step, and of the model as it is loaded; how many
-    parameters.
+    """Bytes in use at the peak of the passes, at that of the optimizer's step, and by the loaded model; and the number
+    of parameters.
     """
 
     passes: Phase
@@ -63,10 +63,10 @@ class Run:
     parameters: float
 
     def extended(self, more: Run, layers: float) -> Run:
-        """With so many times more layers than this has, as `more` has more."""
+        """Extrapolated: this run, plus `layers` times the difference between `more` and this run."""
 
         def further(one: Phase, two: Phase) -> Phase:
-            # The total is what grows evenly; what it consists of may move between the parts.
+            # The total grows linearly; its division into weights, activations and so on may not.
             parts = {name: value + layers * (asdict(two)[name] - value) for name, value in asdict(one).items()}
             return Phase(**parts)
 
@@ -87,7 +87,7 @@ def trial_run(
     quant: str | None,
     own_optimizer: OptimizerMemory | None = None,
 ) -> Run:
-    """Build the model without numbers, change it, and train it for two steps under `args`, of rows of `length` tokens.
+    """Build the model without numbers, change it, and train it for two steps under `args` on rows of `length` tokens.
 
     Raises:
         OptionError: the optimizer's state is unknown.
@@ -97,6 +97,8 @@ def trial_run(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
+    from .grouped_products import GroupedProducts
+
     check_surface(["memory"])
     with torch.device("meta"):
         dtype = getattr(config, "dtype", None) or torch.float32
@@ -105,7 +107,7 @@ def trial_run(
         saved, largest = _quantised(model, quant)
         for change in changes:
             model = change(model)
-    with FakeTensorMode():
+    with FakeTensorMode(), GroupedProducts():
         _on_cpu(model)
         model.train()
         if args.gradient_checkpointing:
@@ -125,7 +127,7 @@ def trial_run(
         for last in (False, True):
             passes, step = MemTracker(), MemTracker()
             for tracker in (passes, step):
-                # It would hook the gradients of all parameters, and those of frozen ones cannot be hooked.
+                # MemTracker registers a hook on each parameter's gradient, which fails for frozen parameters.
                 tracker._param_to_grad_hook_handles.update({one: (_NoHook(), _NoHook()) for one in frozen})
             passes.track_external(model, optimizer)
             with passes, _precision(args), torch.set_grad_enabled(not own.forward_only):
@@ -140,7 +142,7 @@ def trial_run(
             with step:
                 optimizer.step()
             optimizer.zero_grad()
-            # The first step makes the optimizer's state; the second is as all others are.
+            # The first step creates the optimizer's state; the second is like all that follow.
             if last:
                 peaks = [
                     _phase(tracker.get_tracker_snapshot("peak"), hidden, saved, dense)
@@ -178,7 +180,7 @@ class _NoHook:
 
 
 def _on_cpu(model: Any) -> None:
-    """Tensors of the CPU, without numbers, instead of the model's own; what is tied stays tied."""
+    """Replace the model's tensors by CPU tensors without numbers; tied parameters stay tied."""
     import torch
 
     made: dict[int, Any] = {}
@@ -220,8 +222,8 @@ def _precision(args: Any) -> Iterator[None]:
 
 
 def _quantised(model: Any, quant: str | None) -> tuple[float, float]:
-    """Freezes the model; how many bytes less the linear layers of its blocks take as `quant`, and the largest's, which
-    is made dense to compute with.
+    """Freezes the model. Returns how many bytes the linear layers of its blocks save if stored as `quant`, and the size
+    of the largest one, which is dequantised for its computation.
     """
     if quant is None:
         return 0.0, 0.0
@@ -236,12 +238,12 @@ def _quantised(model: Any, quant: str | None) -> tuple[float, float]:
 
 
 def _optimizer(trained: list[Any], args: Any) -> tuple[Any, float]:
-    """An optimizer whose states torch shows, and the bytes of those that it does not."""
+    """An optimizer with the state of `args.optim`, and the bytes of state that it does not hold itself."""
     import torch
 
     name = str(getattr(args.optim, "value", args.optim))
     if name in EIGHT_BIT:
-        # Small tensors keep 32 bits; they are small.
+        # The states of small tensors stay in 32 bits; their size is negligible.
         return torch.optim.SGD(trained, lr=1e-3), EIGHT_BIT[name] * sum(one.numel() for one in trained)
     if name in ("adamw_torch", "adamw_torch_fused"):
         fused = name.endswith("fused")
@@ -277,6 +279,6 @@ def _batch(model: Any, config: Any, size: int, length: int) -> dict[str, Any]:
         batch["labels"] = torch.zeros(size, length, dtype=torch.long)
     elif "Classification" in cls:
         batch["labels"] = torch.zeros(size, dtype=torch.long)
-        # Otherwise told from the labels' numbers, which there are none of.
+        # Without it the model would read the labels' numbers, and they have none.
         config.problem_type = model.config.problem_type = "single_label_classification"
     return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 
@@ -16,6 +17,21 @@ def class_of(config: Any, default: Any = None) -> Any:
     # Any other name of the package is no model: `set_seed` would be called.
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
     return found if is_model else default or transformers.AutoModelForCausalLM
+
+
+def model_on_meta(config: Any, cls: Any = None) -> Any:
+    """A model of this configuration without numbers, on torch's meta device; the configuration stays as it is.
+
+    Args:
+        cls: its class; None: what `class_of` reads, or `AutoModel`.
+    """
+    import torch
+    from transformers import AutoModel
+
+    cls = cls or class_of(config, AutoModel)
+    make = getattr(cls, "_from_config", None) or getattr(cls, "from_config", None) or cls
+    with torch.device("meta"):
+        return make(copy.deepcopy(config))
 
 
 def encoder_class(config: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""`LabelReader`: a column of labels, read in the light of what the model's config says."""
+"""`LabelReader`: interprets a column of labels, given what the model's configuration says about them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConfiguredLabels:
 
 
 class LabelReader:
-    """One column, read in the light of what the config says."""
+    """Interprets one column, given what the configuration says."""
 
     def __init__(self, dataset: Any, column: str, technique: str, configured: ConfiguredLabels) -> None:
         self.dataset, self.column, self.technique, self.configured = dataset, column, technique, configured
@@ -72,7 +72,7 @@ class LabelReader:
     # ---- one label a row ----
 
     def _kind_of_numbers(self) -> Kind:
-        """A guess, where the config says no problem type."""
+        """A guess, if the configuration has no problem type."""
         if not self._fractional():
             return "single_label"
         outputs, numbers = len(self.configured.names), np.asarray(self.values)

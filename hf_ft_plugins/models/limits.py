@@ -23,13 +23,13 @@ IN_CONFIG = {"mpt": "max_seq_len", "reformer": "max_position_embeddings"}
 
 
 def longest_input(model: Any) -> int | None:
-    """The number of tokens that a row of the model's main text input holds at most; None where nothing limits it.
+    """The largest number of tokens in a row of the model's main text input; None if there is no limit.
 
-    Read from the table of positions, for configs count differently: RoBERTa's kind says 514 and takes 512, since
-    positions start behind the padding's, and BART's table has two rows more than its config says. Where there is no
-    table, or a row beyond it repeats its last (rotary and relative positions), it is the length that the config says
-    the model was trained for: the model runs beyond that, and nobody has tried it on that. Tables that grow
-    (M2M100, XGLM, FSMT), ALiBi and relative positions without such a number (T5, XLNet) limit nothing.
+    It is read from the table of position embeddings, since configurations count differently: RoBERTa's has 514 for 512
+    tokens, because positions start after the padding's, and BART's table has two rows more than its configuration says.
+    If there is no table, or positions beyond it take its last row, the limit is the configuration's length in training
+    (rotary and relative positions): the model runs on longer rows, but was not trained on them. There is no limit for
+    tables that grow (M2M100, XGLM, FSMT), ALiBi, and relative positions without such a number (T5, XLNet).
 
     Args:
         model: bare, with a head, under PEFT, or a `MultiTaskModel`; of an encoder-decoder the encoder counts.
@@ -48,13 +48,13 @@ def longest_input(model: Any) -> int | None:
 
 
 def _virtual_tokens(model: Any) -> int:
-    """How many places of a row PEFT's prompts take."""
+    """The number of positions of a row that PEFT's prompts take."""
     own = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
     return int(getattr(own, "num_virtual_tokens", None) or 0)
 
 
 def _declared_limit(config: Any) -> int | None:
-    """What the config says; XLNet says -1, and ALiBi's is no limit."""
+    """The configuration's number of positions; None for XLNet's -1 and for ALiBi."""
     declared = getattr(config, "max_position_embeddings", None)
     return declared if isinstance(declared, int) and declared > 0 and not getattr(config, "alibi", False) else None
 
@@ -83,7 +83,7 @@ def _unwrapped(table: Any) -> Any:
 
 
 def _rows_free(owner: Any, table: Any, config: Any) -> int | None:
-    """The rows of a table from the first token's on; None where a row beyond it is no error, or it is no table."""
+    """The rows of a table from the first token's on; None if it is no table, or positions beyond it are no error."""
     places = getattr(owner, "position_ids", None)
     given = places.shape[-1] if isinstance(places, Tensor) else None
     if hasattr(table, "make_weights") or hasattr(table, "make_weight"):
@@ -115,7 +115,7 @@ def _rows(table: Any) -> int | None:
 
 
 def _counts_from_padding(owner: Any) -> bool:
-    """Whether positions are counted by the tokens that are no padding, from the padding's position on."""
+    """Whether the model numbers only tokens that are not padding, from the padding's position on."""
     counts = "create_position_ids_from_input_ids"
     homes = (sys.modules.get(cls.__module__) for cls in type(owner).__mro__)
     return hasattr(owner, counts) or any(hasattr(home, counts) for home in homes)

@@ -1,12 +1,12 @@
-"""A model's stacks of blocks, read from its structure: where they are, in which order, and what tells their depth.
+"""A model's stacks of blocks, read from its structure: their places and order, and the configuration of their depth.
 
     for stack in all_stacks(model):
         print(stack.name, stack.depth, stack.modality, stack.half, stack.counts)
 
-A stack is an outermost `ModuleList` or `Sequential` whose entries have parts of their own. Of the lists that one
-configuration makes, those are stacks for which most speaks: first that their entries are transformers' layers for
-gradient checkpointing, then that the configuration tells how many they are, then that they hold a good part of the
-model's parameters. The others are stems, mergers and the like. No name of a model is asked for.
+A stack is an outermost `ModuleList` or `Sequential` whose entries have submodules. If one configuration makes several
+such lists, those with the strongest evidence are stacks: first, that their entries are transformers' layers for
+gradient checkpointing; second, that the configuration holds their number; third, that they have a large share of the
+model's parameters. The other lists are stems, mergers and the like. No model is recognised by its name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COUNTS = {
 }
 # Its names for lists with an entry for each stage.
 STAGES = ("depths", "block_sizes", "hidden_sizes", "num_blocks")
-# Of the model's parameters, embeddings apart: a smaller list for which nothing else speaks is no stack.
+# Share of the model's parameters without embeddings: a smaller list without other evidence is no stack.
 SHARE = 0.1
 TEXT = "text"
 
@@ -44,9 +44,9 @@ class Stack:
         parent: the module that holds it, under the last part of `name`.
         config: the configuration that it is made by, which may be a part of the model's; None where there is none.
         counts: the attributes of `config` that hold the number of its layers.
-        half: "encoder" or "decoder" where `config` tells of both, though the model may have but one of them.
-        modality: what the part of the model that it is in reads, "text" where that is among it, else "image", ...; of a
-            part that does not say so, what its configuration is called in the whole's.
+        half: "encoder" or "decoder" if `config` describes both, even if the model has only one of them.
+        modality: the input of the part of the model that the stack is in: "text" if that is among its inputs, else
+            "image", ...; for a part that declares none, the name of its configuration in the whole model's.
     """
 
     name: str
@@ -71,24 +71,24 @@ class Stack:
 
     @property
     def is_declared(self) -> bool:
-        """Whether the configuration tells its depth, by a number or by a list with an entry for each stage."""
+        """Whether the configuration holds its depth, as a number or as a list with an entry for each stage."""
         stages = (getattr(self.config, name, None) for name in STAGES)
         return bool(self.counts) or any(isinstance(one, list | tuple) and len(one) == self.depth for one in stages)
 
     @property
     def rank(self) -> tuple[bool, bool]:
-        """Stacks of a lower one run before."""
+        """Sorts stacks in the order in which they run."""
         return self.modality == TEXT, _side(self.name) == "decoder"
 
     @property
     def keys(self) -> list[str]:
-        """Of all lists beside it that are as long, its own among them: XLM's blocks are spread over four."""
+        """Names of all lists of its length in the same module, its own included: XLM's blocks are spread over four."""
         beside = self.parent._modules.items()
         return [key for key, one in beside if isinstance(one, nn.ModuleList) and len(one) == len(self.layers)]
 
     @property
     def paths(self) -> list[str]:
-        """Of the lists that its blocks consist of: its own, and where these are no whole blocks, those of `keys`."""
+        """Paths of the lists that its blocks consist of: its own; if its entries are no whole blocks, all of `keys`."""
         if _is_of_whole_blocks(self.layers) or not self.is_declared:
             return [self.name]
         above = self.name.removesuffix(self.key)
@@ -135,9 +135,9 @@ def text_stacks(model: nn.Module) -> list[Stack]:
 
 
 def block_stacks(model: nn.Module, asker: str) -> dict[str, Stack]:
-    """The stacks whose depth the configuration tells: {"": stack}, or {"encoder": ..., "decoder": ...} of an
-    encoder-decoder, or the one of them that is there. Of several the largest; towers beside a language model are not
-    looked at.
+    """The stacks whose depth the configuration holds as a number: {"": stack}; for an encoder-decoder {"encoder": ...,
+    "decoder": ...}, or the one of them that is there. Of several stacks the largest is taken; towers of other
+    modalities beside a language model are ignored.
 
     Args:
         asker: the technique, for the error.
@@ -182,11 +182,13 @@ def usual_side(model: nn.Module, side: str, asker: str) -> str:
     return side or ("decoder" if "decoder" in stacks else next(iter(stacks)))
 
 
-# ---- what is a list of blocks, and what speaks for it ----
+# ---- lists of blocks, and the evidence that they are stacks ----
 
 
 def _lists(module: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
-    """Outermost lists of modules that have parts; one of other things hides none that is of whole blocks."""
+    """Outermost lists of modules with submodules. A list whose entries are no whole blocks does not hide a list of
+    whole blocks inside it.
+    """
     for name, child in module.named_children():
         inside = f"{path}.{name}" if path else name
         if not _is_list_of_blocks(child):
@@ -211,14 +213,14 @@ def _is_of_whole_blocks(module: Any) -> bool:
 
 
 def _evidence(stack: Stack, whole: int) -> int:
-    """How much speaks for it: see the module's docstring."""
+    """The strength of the evidence that it is a stack: see the module's docstring."""
     if _is_of_whole_blocks(stack.layers):
         return 4 if stack.is_declared else 3
     return 2 if stack.is_declared else int(_weight(stack.layers) >= SHARE * whole)
 
 
 def _once(stacks: list[Stack]) -> list[Stack]:
-    """Without those whose lists are already a part of one before: of XLM's blocks the largest list stands for all."""
+    """Without stacks whose lists already belong to another: of XLM's four lists, only the largest is kept."""
     owners: dict[str, Stack] = {}
     for stack in sorted(stacks, key=lambda one: -_size(one.layers)):
         for path in stack.paths:
@@ -227,15 +229,15 @@ def _once(stacks: list[Stack]) -> list[Stack]:
 
 
 def _takes_the_number(larger: Stack, stack: Stack) -> bool:
-    """Whether one number seems to tell of both, which are in different places: of Wav2Vec2's convolutions, too, where
-    there are as many as layers.
+    """Whether the configuration's number of layers belongs to `larger`, and only happens to be the length of `stack`,
+    which is elsewhere: Wav2Vec2 may have as many convolutions as layers.
     """
     tells = larger.counts and (larger.counts, larger.half) == (stack.counts, stack.half)
     apart = larger.config is stack.config and larger.parent is not stack.parent
     return bool(tells and apart and _size(larger.layers) > _size(stack.layers))
 
 
-# ---- what tells of it ----
+# ---- the configuration of a stack ----
 
 
 def _stack(model: Any, name: str, listed: Any) -> Stack:
@@ -249,7 +251,7 @@ def _stack(model: Any, name: str, listed: Any) -> Stack:
 
 
 def _is_main(stack: Stack, model: Any) -> bool:
-    """Whether it is no tower beside the text: of a config of the text or of the whole, or a half of the whole."""
+    """Whether it is not a tower of another modality: its configuration is the text's, the whole's, or a half's."""
     whole = getattr(model, "config", None)
     if TEXT not in _modalities(model) or stack.config is whole:
         return True
@@ -260,7 +262,7 @@ def _is_main(stack: Stack, model: Any) -> bool:
 
 
 def _modality(model: Any, name: str, config: Any) -> str:
-    """What the innermost part reads that says so itself, else the part of that configuration, else the whole."""
+    """The input of the innermost module around it that declares one; else its configuration's; else the model's."""
     path = name
     while "." in path:
         path = path.rpartition(".")[0]
@@ -287,7 +289,7 @@ def _modalities(model: Any) -> tuple[str, ...]:
 
 
 def _config_of(model: Any, name: str, default: Any) -> Any:
-    """The part of the model's configuration that the module of that name is made by."""
+    """The part of the model's configuration from which the module of that name is made."""
     known = list(_parts(model.config))
     parts = name.split(".")[:-1]
     for count in range(len(parts), 0, -1):
@@ -309,7 +311,7 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _counts(config: Any, name: str, depth: int) -> tuple[tuple[str, ...], str]:
-    """The attributes that tell this number, and of which half of the configuration they are."""
+    """The attributes of the configuration that hold this depth, and the half (encoder, decoder) that they describe."""
     side = _side(name)
     other = {"encoder": "decoder", "decoder": "encoder"}.get(side)
     aliases = type(config).attribute_map
@@ -325,7 +327,7 @@ def _counts(config: Any, name: str, depth: int) -> tuple[tuple[str, ...], str]:
 
 
 def _side(name: str) -> str:
-    """Which side of an encoder-decoder the module of that name is on: the outermost part of it tells."""
+    """Which side of an encoder-decoder the module of that name is on, by the outermost part of the name."""
     for part in name.split("."):
         for side in ("encoder", "decoder"):
             if part.endswith(side):
@@ -342,7 +344,7 @@ def _size(module: Any) -> int:
 
 
 def _weight(module: Any) -> int:
-    """Parameters, those of embeddings apart."""
+    """The number of parameters without those of embeddings."""
     embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
     inside = {id(parameter) for part in embeddings for parameter in part.parameters()}
     return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in inside)

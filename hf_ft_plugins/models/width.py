@@ -1,4 +1,4 @@
-"""What the configuration of an encoder tells of what it gives: its width, how it reads, what a head on it drops."""
+"""Properties of an encoder, from its configuration: its width, whether it is causal, the dropout of a head on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTHS = ("hidden_size", "d_model", "dim", "n_embd", "hidden_sizes")
 
 
 def hidden_size(config: Any, asker: str) -> int:
-    """The width of what an encoder gives, of several modalities of the text's.
+    """The width of an encoder's outputs; of an encoder for several modalities, that of the text.
 
     Args:
         asker: the technique, for the error.

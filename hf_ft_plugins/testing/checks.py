@@ -27,8 +27,8 @@ from ..technique import Technique, parse_spec
 from .equality import difference
 from .example import Example, setting_of
 from .resuming import outcome, resumed
+from .run_faults import Watch, WeightsAfter, attributes_of, class_state, random_states, watched_host
 from .tiny_run import tiny_dataset, tiny_model, tiny_trainer
-from .watching import Watch, WeightsAfter, attributes_of, class_state, random_states, watched_host
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 # Steps of a stock run before and after that of the technique: past the first warm values of Adam, before an evaluation

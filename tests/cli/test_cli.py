@@ -151,6 +151,9 @@ def test_show_tells_every_option_with_its_default_and_help(plugins):
     assert options["max_cuts"]["default"] == 3
     assert all(info["help"] for info in options.values())
     text = hf_ft("show", "adaptive-lr", cwd=plugins).stdout
+    metric = next(line for line in text.splitlines() if line.split()[:1] == ["metric"])
+    assert metric.split()[1:5] == ["text", "or", "none", "none"], "its type, and its default as it may be written"
+    assert "null" not in text
     assert all(name in text for name in options)
     assert "hf-ft-plugins" in text
 

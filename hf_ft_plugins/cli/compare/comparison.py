@@ -1,4 +1,4 @@
-"""A comparison from beginning to end: the runs, what can be said of them, and the files that tell it."""
+"""A comparison from beginning to end: the runs, the verdicts, and the files with the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compare_runs(
     as_json: bool,
     seeds: int = 1,
 ) -> None:
-    """Run `hf-ft run` on `command` (options, script and its arguments) without and with techniques, then tell both.
+    """Run `hf-ft run` on `command` (options, script and its arguments) without and with techniques, then show both.
 
     Args:
         seeds: how often, each time with the script's own seed moved by one more.

@@ -146,7 +146,7 @@ def comparison_folder(folder: Path) -> Iterator[Path]:
             raise PluginError(
                 f"compare: another comparison runs in {folder}. Wait for it, or name another --output."
             ) from error
-        # What an earlier comparison says must not stand beside what this one does.
+        # The results of an earlier comparison must not be mistaken for this one's.
         for file in folder.iterdir():
             if WRITTEN.fullmatch(file.name):
                 file.unlink()
@@ -171,7 +171,7 @@ def merged_record(record: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the process, and all that it started, when we are told to end or an exception comes through here."""
+    """End the process, and all that it started, on a signal to end or an exception in the block."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""What can be said of two runs, or of two lists of them: better, worse, the same, or why nothing can be said.
+"""Verdicts on two runs, or on two lists of runs: better, worse, the same, or the reason why there is no verdict.
 
 A verdict needs a metric that both runs measured on a set that they share, in a unit that the techniques do not change,
 whose name says which way is better, and a difference that the seeds' noise does not explain: zero lies outside of the

@@ -31,7 +31,7 @@ from .controllers import ControllerState, Decision, decide
 from .loss_average import LossAverage
 from .settings import NAME, Controller, ControllerSettings, GuardSettings, WatchSettings
 from .unsupported import refuse_arguments, refuse_lomo, tunes_itself
-from .watching import TRAINING_LOSS, Watch
+from .watched_metric import TRAINING_LOSS, Watch
 
 if TYPE_CHECKING:
     from torch.nn import Module

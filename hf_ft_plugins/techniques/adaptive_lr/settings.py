@@ -77,7 +77,7 @@ class ControllerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSettings:
-    """Which metric is watched (see `watching.py`).
+    """Which metric is watched (see `watched_metric.py`).
 
     Attributes:
         metric: None: `metric_for_best_model`, else `eval_loss`, else the training loss when nothing is evaluated.

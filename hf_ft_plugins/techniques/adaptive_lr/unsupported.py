@@ -8,7 +8,7 @@ from ... import lr_scale
 from ...errors import PluginError
 from ...metrics import set_names
 from .settings import NAME, Controller, WatchSettings
-from .watching import TRAINING_LOSS, watched_direction, watched_metric
+from .watched_metric import TRAINING_LOSS, watched_direction, watched_metric
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -181,8 +181,12 @@ class LayerRemoval(Technique):
         return f"{self.choice.count(depth)} of the {depth} layers of {stack.name} go: {which}"
 
     def memory_effects(self, config: Any) -> dict[str, Any]:
+        from ...models.classes import model_on_meta
+        from .stacks import find_stack, usual_side
+
+        model = model_on_meta(config)
         return {
-            "removed": self.choice.count(config.get_text_config().num_hidden_layers),
+            "removed": self.choice.count(find_stack(model, usual_side(model, self.side)).depth),
             "copies": int(self.distill > 0),
             "host_copies": int(self.restores and not self.distill),
         }

@@ -30,8 +30,6 @@ OWN = {
     "SEQ_2_SEQ_LM": ("labels", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds"),
     "QUESTION_ANS": ("start_positions", "end_positions"),
 }
-# Models to which peft's class does not pass `inputs_embeds`.
-WITHOUT_EMBEDDINGS = ("mpt",)
 
 
 def task_of(model: PreTrainedModel) -> str | None:
@@ -54,6 +52,4 @@ def _takes(model: PreTrainedModel, task: str) -> bool:
     taken = inspect.signature(type(model).forward).parameters
     anything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
     passed = {*ALWAYS, *OWN.get(task, ("labels",))}
-    if getattr(model.config, "model_type", None) in WITHOUT_EMBEDDINGS:
-        passed -= {"inputs_embeds"}
     return passed <= taken.keys() and (anything or taken.keys() >= set(SWITCHES))

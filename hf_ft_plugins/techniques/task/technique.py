@@ -152,4 +152,7 @@ class Task(Technique):
     def ft_trainer(self, trainer: Trainer) -> None:
         from .best import choose_metric
 
+        # It sets arguments, which no earlier hook could: the metric depends on the metrics and the evaluation data that
+        # all techniques have supplied, and whether those have labels on the columns that techniques keep. If a later
+        # technique raises, the host restores the arguments.
         choose_metric(trainer, metric=self.metric, greater_is_better=self.greater_is_better)

@@ -9,7 +9,7 @@ import pytest
 from hf_ft_plugins.techniques.adaptive_lr import nonfinite
 from hf_ft_plugins.techniques.adaptive_lr.loss_average import LossAverage
 from hf_ft_plugins.techniques.adaptive_lr.settings import WatchSettings
-from hf_ft_plugins.techniques.adaptive_lr.watching import Watch
+from hf_ft_plugins.techniques.adaptive_lr.watched_metric import Watch
 
 ARGS = SimpleNamespace(eval_strategy="steps", metric_for_best_model=None, greater_is_better=None)
 

@@ -8,7 +8,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.adaptive_lr.settings import WatchSettings
-from hf_ft_plugins.techniques.adaptive_lr.watching import watched_direction, watched_metric
+from hf_ft_plugins.techniques.adaptive_lr.watched_metric import watched_direction, watched_metric
 from hf_ft_plugins.testing import difference, tiny_dataset, tiny_model, tiny_trainer
 from hf_ft_plugins.testing.examples.adaptive_lr import EXAMPLE
 from tests.techniques.adaptive_lr.logged_actions import actions, steps_of_actions

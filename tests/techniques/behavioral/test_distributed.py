@@ -1,10 +1,13 @@
 """Preferences on two ranks."""
 
-import contextlib
-
 import pytest
 
-from tests.two_processes import resumes_on_two_ranks, trained
+from tests.two_processes import (
+    assert_both_resumed,
+    compared_on_a_rank,
+    resumes_on_two_ranks,
+    straight_and_resumed,
+)
 
 
 def preferences_trainer(folder, technique, contract, **changes):
@@ -18,23 +21,15 @@ def preferences_trainer(folder, technique, contract, **changes):
 
 
 def resumed_preferences(rank, folder, contract):
-    from hf_ft_plugins.testing import InterruptAt, Interruption, difference, outcome
-
     technique = ["behavioral:share_prefixes=on" if contract == "dpo" else "behavioral"]
-    straight = preferences_trainer(folder / "straight", technique, contract)
-    straight.train()
-    cut = preferences_trainer(folder / "cut", technique, contract, callbacks=[InterruptAt(9)])
-    with contextlib.suppress(Interruption):
-        cut.train()
-    again = preferences_trainer(folder / "cut", technique, contract)
-    again.train(resume_from_checkpoint=True)
+
+    def make(folder, **changes):
+        return preferences_trainer(folder, technique, contract, **changes)
+
+    straight, again = straight_and_resumed(folder, make)
     without = preferences_trainer(folder / "without", ["behavioral:weights=false,noise=off"], contract)
     without.train()
-    return {
-        "difference": difference(outcome(straight), outcome(again)),
-        "control": difference(outcome(straight)["weights"], outcome(without)["weights"]) is None,
-        "trained": trained(again) | {"saved": None},
-    }
+    return compared_on_a_rank(straight, again, without)
 
 
 @resumes_on_two_ranks
@@ -42,8 +37,5 @@ def resumed_preferences(rank, folder, contract):
 def test_preferences_on_two_ranks_resume_in_the_middle_of_an_epoch(on_both_ranks, contract):
     pytest.importorskip("trl")
     first, second = on_both_ranks(resumed_preferences, contract)
-    assert first["difference"] is None
-    assert second["difference"] is None
-    assert first["trained"] == second["trained"]
+    assert_both_resumed(first, second)
     assert first["trained"]["finite"]
-    assert not first["control"]

@@ -29,14 +29,7 @@ from hf_ft_plugins.techniques.behavioral.reference_model import refuse_reference
 from hf_ft_plugins.techniques.behavioral.trl_trainers import refuse_unfit, settings_of  # noqa: E402
 from hf_ft_plugins.testing import tiny_trainer  # noqa: E402
 from hf_ft_plugins.testing.examples.behavioral import tiny_llama, tiny_setting, tiny_tokenizer  # noqa: E402
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
+from tests.techniques.behavioral.trainers import assistant, user  # noqa: E402
 
 
 def fitted(row, max_length, contract="dpo"):

@@ -1,11 +1,17 @@
 """Models without layers on two ranks."""
 
-import contextlib
 import json
 
 import pytest
 
-from tests.two_processes import build, resumes_on_two_ranks, trained
+from tests.two_processes import (
+    assert_both_resumed,
+    build,
+    compared_on_a_rank,
+    resumes_on_two_ranks,
+    straight_and_resumed,
+    trained,
+)
 
 
 def language_trainer(folder, technique, make=build, **changes):
@@ -24,22 +30,15 @@ def language_trainer(folder, technique, make=build, **changes):
 
 
 def resumed_without_layers(rank, folder, options):
-    from hf_ft_plugins.testing import InterruptAt, Interruption, difference, outcome
-
     technique = f"layer-removal:number=2,max_degradation=none,{options}"
-    straight = language_trainer(folder / "straight", technique)
-    straight.train()
-    cut = language_trainer(folder / "cut", technique, callbacks=[InterruptAt(9)])
-    with contextlib.suppress(Interruption):
-        cut.train()
-    again = language_trainer(folder / "cut", technique)
-    again.train(resume_from_checkpoint=True)
-    other = language_trainer(folder / "other", technique, seed=1)
+
+    def make(folder, **changes):
+        return language_trainer(folder, technique, **changes)
+
+    straight, again = straight_and_resumed(folder, make)
+    other = make(folder / "other", seed=1)
     other.train()
-    return {
-        "difference": difference(outcome(straight), outcome(again)),
-        "control": difference(outcome(straight)["weights"], outcome(other)["weights"]) is None,
-        "trained": trained(again) | {"saved": None},
+    return compared_on_a_rank(straight, again, other) | {
         "removed": again.model.config.removed_layers[""],
         "report": json.loads((folder / "cut" / "layer_removal_report.json").read_text()),
     }
@@ -49,12 +48,9 @@ def resumed_without_layers(rank, folder, options):
 @pytest.mark.parametrize("options", ["method=perplexity", "method=taylor,distill=0.5"])
 def test_without_layers_two_ranks_resume_in_the_middle_of_an_epoch(on_both_ranks, options):
     first, second = on_both_ranks(resumed_without_layers, options)
-    assert first["difference"] is None
-    assert second["difference"] is None
-    assert first["trained"] == second["trained"]
+    assert_both_resumed(first, second)
     assert len(first["removed"]) == 2
     assert first["removed"] == second["removed"] == first["report"]["removed"]
-    assert not first["control"]
 
 
 def healed(rank, folder, per_device, weight):

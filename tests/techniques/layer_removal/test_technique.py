@@ -10,9 +10,12 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
 )
 
+from hf_ft_plugins import LayerRemoval
 from hf_ft_plugins.errors import OptionError, PluginError
 from hf_ft_plugins.techniques.layer_removal.quality import measure_quality, repetition
 from hf_ft_plugins.techniques.layer_removal.remove import original_layers, remove_layers
@@ -247,3 +250,20 @@ def test_quality_tells_a_needed_layer_from_an_idle_one(planted):
     assert idle.match(original) > 0.9
     assert needed.perplexity > 1.1 * original.perplexity
     assert needed.match(original) < idle.match(original)
+
+
+@pytest.mark.parametrize(("side", "gone"), [("", 2), ("decoder", 2), ("encoder", 4)])
+def test_the_estimate_of_memory_counts_the_layers_of_the_stack_that_loses_them(side, gone):
+    config = T5Config(
+        num_layers=8, num_decoder_layers=4, d_model=16, d_kv=8, d_ff=16, num_heads=2, vocab_size=32,
+        architectures=["T5ForConditionalGeneration"],
+    )  # fmt: skip
+    assert config.num_hidden_layers == 8, "of the encoder, whichever loses layers"
+    assert LayerRemoval(fraction=0.5, side=side).memory_effects(config)["removed"] == gone
+
+
+def test_the_estimate_of_memory_leaves_the_configuration_as_it_is():
+    config = LlamaConfig(**SMALL | {"num_hidden_layers": 6})
+    before = config.to_dict()
+    assert LayerRemoval(fraction=0.5).memory_effects(config)["removed"] == 3
+    assert config.to_dict() == before

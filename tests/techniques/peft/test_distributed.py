@@ -1,32 +1,29 @@
 """Adapters on two ranks."""
 
-import contextlib
-
 import pytest
 
-from tests.two_processes import build, resumes_on_two_ranks, trained
+from tests.two_processes import (
+    assert_both_resumed,
+    build,
+    compared_on_a_rank,
+    resumes_on_two_ranks,
+    straight_and_resumed,
+)
 
 
 def resumed_adapter(rank, folder, options):
     from hf_ft_plugins.techniques.peft import Peft
-    from hf_ft_plugins.testing import InterruptAt, Interruption, difference, outcome
 
     technique = Peft(r=4, export="both", **options)
-    straight = build(folder / "straight", technique)
-    straight.train()
-    cut = build(folder / "cut", technique, callbacks=[InterruptAt(9)])
-    with contextlib.suppress(Interruption):
-        cut.train()
-    again = build(folder / "cut", technique)
-    again.train(resume_from_checkpoint=True)
-    other = build(folder / "other", technique, seed=1)
+
+    def make(folder, **changes):
+        return build(folder, technique, **changes)
+
+    straight, again = straight_and_resumed(folder, make)
+    other = make(folder / "other", seed=1)
     other.train()
-    return {
-        "difference": difference(outcome(straight), outcome(again)),
-        "control": difference(outcome(straight)["weights"], outcome(other)["weights"]) is None,
-        "trained": trained(again) | {"saved": None},
-        "exported": sorted(path.name for path in (folder / "cut").glob("[am]*/*.safetensors")),
-    }
+    exported = sorted(path.name for path in (folder / "cut").glob("[am]*/*.safetensors"))
+    return compared_on_a_rank(straight, again, other) | {"exported": exported}
 
 
 @resumes_on_two_ranks
@@ -34,8 +31,5 @@ def resumed_adapter(rank, folder, options):
 def test_adapters_on_two_ranks_resume_in_the_middle_of_an_epoch(on_both_ranks, options):
     pytest.importorskip("bitsandbytes")
     first, second = on_both_ranks(resumed_adapter, options)
-    assert first["difference"] is None
-    assert second["difference"] is None
-    assert first["trained"] == second["trained"]
+    assert_both_resumed(first, second)
     assert first["exported"] == ["adapter_model.safetensors", "model.safetensors"]
-    assert not first["control"]

@@ -1,10 +1,13 @@
 """The best checkpoint of `task`, and when a run stops waiting for a better one."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
+from transformers import Trainer
 
-from hf_ft_plugins import AdaptiveLR
+from hf_ft_plugins import AdaptiveLR, Technique, with_plugins
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.task import (
     BestMetricCallback,
@@ -49,6 +52,26 @@ def test_the_metric_and_its_direction_are_settled_when_the_trainer_is_built(tmp_
     sets = {"easy": rows_of("single_label", 8, 2), "hard": rows_of("single_label", 8, 3)}
     assert settled(tmp_path, eval_dataset=sets) == ("easy_macro_f1", True, False)
     assert settled(tmp_path, eval_strategy="no") == (None, None, False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusesLast(Technique):
+    name: ClassVar[str] = "refuses-last"
+    summary: ClassVar[str] = "refuses a trainer that is built"
+
+    def ft_trainer(self, trainer):
+        raise PluginError(f"refuses-last: metric_for_best_model is {trainer.args.metric_for_best_model}.")
+
+
+def test_the_arguments_are_the_scripts_again_where_a_later_technique_refuses(tmp_path):
+    args = plain_trainer(tmp_path / "stock", save_steps=3).args
+    before = dict(vars(args))
+    data = {"train_dataset": rows_of("single_label", 24), "eval_dataset": rows_of("single_label", 8)}
+    with pytest.raises(PluginError, match="metric_for_best_model is macro_f1"):
+        with_plugins(Trainer, "task", RefusesLast())(model=model_of("single_label"), args=args, **data)
+    assert vars(args) == before
+    with_plugins(Trainer, "task")(model=model_of("single_label"), args=args, **data)
+    assert args.metric_for_best_model == "macro_f1"
 
 
 def test_a_wrong_metric_is_refused_at_the_first_evaluation_with_the_right_ones(tmp_path):

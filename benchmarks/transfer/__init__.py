@@ -1,0 +1,1 @@
+"""What transfer gains on small data sets: see `__main__.py`."""
