@@ -10,7 +10,7 @@ from hf_ft_plugins import lr_scale
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.low_memory.bytes_used import bytes_per_parameter
 from hf_ft_plugins.techniques.low_memory.fused_backward import FusedBackward
-from hf_ft_plugins.techniques.low_memory.optimizers import companding
+from hf_ft_plugins.techniques.low_memory.optimizers import compact_adamw, companding
 from hf_ft_plugins.techniques.low_memory.optimizers.compact_adamw import CHUNK, CompactAdamW
 from hf_ft_plugins.testing import difference, outcome, resumed, tiny_model, tiny_trainer
 
@@ -135,6 +135,13 @@ def test_large_tensors_are_stepped_nearly_as_by_adamw(shape):
     _, ours = stepped(CompactAdamW, shape=shape)
     _, reference = stepped(torch.optim.AdamW, shape=shape)
     assert (ours - reference).norm() < 0.02 * (reference - start).norm()
+
+
+def test_how_many_values_are_taken_at_a_time_changes_nothing(monkeypatch):
+    _, at_once = stepped(CompactAdamW, dtype=torch.bfloat16)
+    monkeypatch.setattr(compact_adamw, "CHUNK", 2 * companding.BLOCK)
+    _, in_parts = stepped(CompactAdamW, dtype=torch.bfloat16)
+    assert torch.equal(at_once, in_parts)
 
 
 @pytest.mark.parametrize("rate", [1e-5, 1e-6])
