@@ -246,6 +246,21 @@ def test_parameters_of_other_types_are_refused():
         CompactAdamW([torch.nn.Parameter(torch.ones(3, dtype=torch.float16))])
 
 
+def test_the_state_of_another_optimizer_is_refused():
+    other, _ = stepped(torch.optim.AdamW, steps=1)
+    optimizer, _ = stepped(CompactAdamW, steps=0)
+    with pytest.raises(PluginError, match="exp_avg"):
+        optimizer.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize(("saved", "current"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_the_state_of_weights_of_another_dtype_is_refused(saved, current):
+    first, _ = stepped(CompactAdamW, steps=1, dtype=getattr(torch, saved))
+    second, _ = stepped(CompactAdamW, steps=0, dtype=getattr(torch, current))
+    with pytest.raises(PluginError, match=f"torch.{current}, and was {saved}"):
+        second.load_state_dict(first.state_dict())
+
+
 # ---- in a trainer ----
 
 COMPACT = "low-memory:algorithm=compact-adamw"

@@ -16,6 +16,7 @@ SMALL = 4096  # values of a tensor below which its moments stay in float32
 # Values that are in float32 at one time, multiples of BLOCK: on a CPU as many as its caches hold; on other devices so
 # many that starting a kernel takes no longer than what it does.
 CHUNK, CHUNK_OF_DEVICE = 2**18, 2**22
+STATE = {"step", "turn", "mean", "root", "mean_scale", "root_scale", "rest"}
 
 
 class CompactAdamW(PerTensorOptimizer):
@@ -57,6 +58,28 @@ class CompactAdamW(PerTensorOptimizer):
         for parameter in group["params"]:
             known = parameter.dtype in (torch.bfloat16, torch.float32)
             _refuse(not known, "params", parameter.dtype, "tensors in bfloat16 or float32")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, with all dtypes as they were saved.
+
+        Raises:
+            PluginError: the state is another optimizer's, or of weights of another dtype.
+        """
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            strange = sorted(state.keys() - STATE)
+            if strange:
+                raise PluginError(
+                    f"{NAME}: the saved optimizer is not CompactAdamW; its state has {', '.join(strange)}. Resume with "
+                    "the algorithm of that run, or train anew in another output_dir."
+                )
+            is_half = parameter.dtype is torch.bfloat16
+            if ("rest" in state) != is_half:
+                raise PluginError(
+                    f"{NAME}: a weight of shape {tuple(parameter.shape)} is {parameter.dtype}, and was "
+                    f"{'float32' if is_half else 'bfloat16'} in the run that is resumed. Use the dtype of the model, "
+                    "and the bf16=, of that run."
+                )
 
     @torch.no_grad()
     def halve_weights(self, *, vectors: bool = True) -> int:
