@@ -23,10 +23,10 @@ class CompactAdamW(PerTensorOptimizer):
     """AdamW (Loshchilov & Hutter 2019) as FlashOptim stores it (arXiv:2602.23349; deviations: `companding`).
 
     A bf16 parameter keeps eight more bits of each weight in the state, so that steps below its own precision add up.
-    Its gradient, and what the forward pass sees, are bf16. A float32 parameter stays as it is, and only its moments
-    are compact; `halve_weights` turns it to bf16. Both moments are 8 bits with a scale for every 256 values; those of
-    tensors of fewer than 4,096 values are float32. Each step computes in float32, 2**18 values at a time
-    (2**22 if not on a CPU).
+    Its gradient, what micro-batches sum in it, and what the forward pass sees are bf16. A float32 parameter stays as it
+    is, and only its moments are compact; `halve_weights` turns it to bf16. Both moments are 8 bits with a scale for
+    every 256 values; those of tensors of fewer than 4,096 values are float32. Each step computes in float32, 2**18
+    values at a time (2**22 if not on a CPU).
 
     Weights that are changed between steps by somebody else keep their old eight bits, less than half a unit of bf16.
 
