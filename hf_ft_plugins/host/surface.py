@@ -42,6 +42,7 @@ COUNTS = "A resumed run of TRL's logs the same counts as the run never stopped"
 SHARED = "DPO computes what both completions begin with once, to the same result"
 REMOVED = "A model with layers removed is saved and loaded as it was"
 ADALORA = "AdaLoRA moves its ranks, and a resumed run has those of the run never stopped"
+EMBEDDINGS = "adamw-8bit keeps moments of embeddings in 32 bits, and of nothing else"
 QUANTISED = "A model that is quantised in place trains, merges and is saved as one loaded so"
 
 
@@ -396,6 +397,21 @@ TECHNIQUES: tuple[Name, ...] = (
     Name(
         *("transformers.quantizers.auto", "AutoHfQuantizer.from_config", "techniques/peft", QUANTISED),
         takes="quantization_config",
+    ),
+    Name(
+        *("transformers.trainer", "Trainer.current_gradient_accumulation_steps", "techniques/low_memory"),
+        "accumulation=fold weights squares of gradients by how many micro-batches make the step",
+        made_in="Trainer._run_epoch",
+        used_by="Trainer.training_step",
+    ),
+    Name(
+        *("bitsandbytes.optim.optimizer", "Optimizer8bit.mng", "techniques/low_memory", EMBEDDINGS),
+        made_in="Optimizer8bit.__init__",
+        used_by="Optimizer8bit.check_overrides Optimizer8bit.get_config",
+    ),
+    *(
+        Name("bitsandbytes.optim.optimizer", f"GlobalOptimManager.{method}", "techniques/low_memory", EMBEDDINGS, takes)
+        for method, takes in (("initialize", ""), ("register_module_override", "module param_name config"))
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...errors import OptionError
 from ...host import hooks
 from .clipping import Clipping
+from .folding import folding_of
 from .fused_backward import FusedBackward
 from .settings import NAME
 
@@ -35,13 +36,20 @@ def fuse(
         accumulation: the option.
 
     Raises:
-        OptionError: accumulation=refuse, and there is some.
+        OptionError: accumulation=refuse, and there is some; accumulation=fold with an optimizer that cannot.
         PluginError: the optimizer does not treat each tensor alone.
     """
     kept = _why_gradients_are_kept(trainer, accumulation)
     if kept is not None:
         logger.warning("%s: gradients are kept until the whole step is there: %s.", NAME, kept)
+    folds = kept is None and trainer.args.gradient_accumulation_steps > 1
+    folding = folding_of(optimizer) if folds else None
     way = clip if clip != "auto" else default
+    if folds and way == "two_pass" and trainer.args.max_grad_norm > 0:
+        raise OptionError(
+            f"{NAME}: clip=two_pass takes the norm of a whole step's gradient, which accumulation=fold never has. Use "
+            "clip=lagged or clip=per_tensor, or accumulation=buffer."
+        )
     clipping = None
     if kept is None and trainer.args.max_grad_norm > 0:
         logger.info("%s: max_grad_norm=%s is applied %s.", NAME, trainer.args.max_grad_norm, CLIPPED[way])
@@ -54,6 +62,8 @@ def fuse(
         two_pass=way == "two_pass" and clipping is not None,
         in_backward=kept is None,
         names={id(parameter): name for name, parameter in model.named_parameters()},
+        folding=folding,
+        micro_batches=lambda: trainer.current_gradient_accumulation_steps,
     )
 
 
@@ -67,6 +77,6 @@ def _why_gradients_are_kept(trainer: Trainer, accumulation: str) -> str | None:
     owner = hooks.owner(getattr(trainer, "_ft_techniques", ()), "ft_training_step")
     if owner is not None:
         return f"{owner.name} runs the backward pass"
-    if steps > 1:
+    if steps > 1 and accumulation != "fold":
         return f"gradient_accumulation_steps={steps} with accumulation={accumulation} sums them"
     return None

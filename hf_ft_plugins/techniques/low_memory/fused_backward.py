@@ -24,6 +24,7 @@ from accelerate.state import GradientState
 from ... import lr_scale
 from ...errors import PluginError
 from .clipping import Clipping, norm_of, total_of
+from .folding import Folding
 from .settings import NAME
 from .tensor_step import refuse_inseparable, step_tensor
 
@@ -46,8 +47,11 @@ class FusedBackward(torch.optim.Optimizer):
         names: of the parameters, by id, for messages.
         reduce: called with each complete gradient before it is looked at, to change it in place: the mean over ranks.
         left: parameters whose gradients are not complete when the hook is called; they are stepped by `step()`.
+        folding: takes the gradient of each micro-batch at once (`folding_of(optimizer)`).
+        micro_batches: how many of them make the current step; for `folding`.
 
-    Under gradient accumulation it waits for the last micro-batch, as `accelerate` tells it.
+    Under gradient accumulation it waits for the last micro-batch, as `accelerate` tells it, unless there is `folding`.
+    Then weights change in the last micro-batch; if a gradient is not finite, the moments keep what came before it.
 
     Raises:
         PluginError: the optimizer does not treat each tensor alone; in the backward pass, where a gradient comes twice
@@ -64,6 +68,8 @@ class FusedBackward(torch.optim.Optimizer):
         names: dict[int, str] | None = None,
         reduce: Callable[[torch.Tensor], None] | None = None,
         left: Iterable[torch.Tensor] = (),
+        folding: Folding | None = None,
+        micro_batches: Callable[[], int] = lambda: 1,
     ) -> None:
         # No `super().__init__`: groups, state and hooks are those of `optimizer`.
         refuse_inseparable(optimizer)
@@ -72,6 +78,8 @@ class FusedBackward(torch.optim.Optimizer):
         self.two_pass = two_pass
         self.in_backward = in_backward
         self.reduce = reduce
+        self.folding = folding
+        self.micro_batches = micro_batches
         self.skipped_steps = 0
         self._names = names or {}
         self._left = {id(parameter) for parameter in left}
@@ -159,12 +167,15 @@ class FusedBackward(torch.optim.Optimizer):
     def _begin_step(self) -> None:
         self._total: Any = None
         self._stepped: set[int] = set()
+        # Parameters with a part of this step in their moments, whose weights have not moved yet.
+        self._begun: dict[int, torch.Tensor] = {}
         self._is_finite = True
         self._measured: float | None = None
         self._measures = False
 
     def _gradient_is_there(self, parameter: torch.Tensor) -> None:
-        if not GradientState().sync_gradients or id(parameter) in self._left:
+        last = GradientState().sync_gradients
+        if id(parameter) in self._left or not (last or self.folding is not None):
             return
         if id(parameter) in self._stepped:
             raise PluginError(
@@ -173,13 +184,14 @@ class FusedBackward(torch.optim.Optimizer):
                 "does a second backward pass: set gradient_checkpointing_kwargs={'use_reentrant': False}, or "
                 "fused=false."
             )
-        self._stepped.add(id(parameter))
+        if last:
+            self._stepped.add(id(parameter))
         if self.reduce is not None:
             self.reduce(parameter.grad)
-        self._apply(parameter)
+        self._apply(parameter, last=last, count=1 if self.folding is None else self.micro_batches())
 
-    def _apply(self, parameter: torch.Tensor) -> None:
-        """Step one parameter with its gradient, and free the gradient."""
+    def _apply(self, parameter: torch.Tensor, *, last: bool = True, count: int = 1) -> None:
+        """Step one parameter with its gradient, of one of `count` micro-batches, and free the gradient."""
         gradient = parameter.grad
         if gradient.is_sparse:
             raise PluginError(
@@ -187,7 +199,7 @@ class FusedBackward(torch.optim.Optimizer):
                 "dense one. Make the layer with sparse=False."
             )
         norm = norm_of(gradient)
-        self._total = total_of(self._total, norm)
+        self._total = total_of(self._total, norm * count**0.5)
         if not self._measures:
             # One that is not finite spoils the step from here on: the weights stay as they are.
             self._is_finite = self._is_finite and bool(torch.isfinite(norm))
@@ -195,9 +207,24 @@ class FusedBackward(torch.optim.Optimizer):
             # A rate of 0 by a factor means that the tensor rests, its optimizer's state too.
             if self._is_finite and lr_scale.scale_of(self.param_groups[index]) != 0:
                 if self.clipping is not None:
-                    gradient.mul_(self._coefficient(norm))
-                step_tensor(self.optimizer, index, position)
+                    gradient.mul_(self._coefficient(norm * count))
+                if self.folding is None:
+                    step_tensor(self.optimizer, index, position)
+                else:
+                    self._fold(self.folding, parameter, gradient, last=last, count=count)
         parameter.grad = None
+
+    def _fold(
+        self, folding: Folding, parameter: torch.Tensor, gradient: torch.Tensor | None, *, last: bool, count: int
+    ) -> None:
+        group = self.param_groups[self._place(parameter)[0]]
+        scaled = {**group, "lr": group["lr"] * lr_scale.scale_of(group)}
+        first = id(parameter) not in self._begun
+        folding.fold(parameter, gradient, scaled, first=first, last=last, count=count)
+        if last:
+            self._begun.pop(id(parameter), None)
+        else:
+            self._begun[id(parameter)] = parameter
 
     def _coefficient(self, norm: torch.Tensor) -> Any:
         assert self.clipping is not None
@@ -261,6 +288,9 @@ class FusedBackward(torch.optim.Optimizer):
             else:
                 step_tensor(self.optimizer, *self._place(parameter))
                 parameter.grad = None
+        if self.folding is not None and self._is_finite:
+            for parameter in list(self._begun.values()):
+                self._fold(self.folding, parameter, None, last=True, count=1)
         if self.in_backward:
             if not self._is_finite:
                 self.skipped_steps += 1

@@ -6,7 +6,6 @@ optimizer's state; and full precision. Which of them an algorithm saves is in `a
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,9 +24,10 @@ class LowMemory(Technique):
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "all parameters learn in a fraction of AdamW's memory: steps within the backward pass"
 
-    algorithm: Literal["script", "lomo"] = option(
+    algorithm: Literal["script", "adamw-8bit", "compact-adamw", "lomo"] = option(
         "script",
-        help="script: the script's own optimizer; lomo: gradient descent without any state",
+        help="script: the script's own optimizer; adamw-8bit: bitsandbytes' AdamW8bit; compact-adamw: AdamW on bf16 "
+        "weights, with eight more bits of each and moments in 8 bits; lomo: gradient descent without any state",
     )
     fused: bool = option(True, help="step each parameter within the backward pass, and free its gradient")
     clip: Literal["auto", "lagged", "two_pass", "per_tensor", "none"] = option(
@@ -45,6 +45,9 @@ class LowMemory(Technique):
         names = () if self.fused else ("clip", "accumulation")
         return {name: "fused is off" for name in names if name in self.changed_options()}
 
+    def packages(self) -> dict[str, str]:
+        return {"bitsandbytes": "bitsandbytes>=0.50,<1"} if self.algorithm == "adamw-8bit" else {}
+
     def keeps_objective(self) -> bool:
         return True
 
@@ -60,7 +63,7 @@ class LowMemory(Technique):
         from .algorithms import ALGORITHMS
 
         state = ALGORITHMS[self.algorithm].state
-        kept = None if state is None else functools.partial(state, technique=self)
+        kept = None if state is None else lambda model: state(model, self)
         return {"optimizer": OptimizerMemory(state=kept, in_backward=self.fused)}
 
     # ---- hooks ----
@@ -81,6 +84,10 @@ class LowMemory(Technique):
 
         algorithm = ALGORITHMS[self.algorithm]
         chosen = optimizer if algorithm.make is None else algorithm.make(model, optimizer, self)
-        if not self.fused:
-            return chosen
-        return fuse(chosen, trainer, model, clip=self.clip, default=algorithm.clip, accumulation=self.accumulation)
+        final = chosen
+        if self.fused:
+            ways = {"clip": self.clip, "default": algorithm.clip, "accumulation": self.accumulation}
+            final = fuse(chosen, trainer, model, **ways)
+        if algorithm.ready is not None:
+            algorithm.ready(trainer, model, chosen)
+        return final

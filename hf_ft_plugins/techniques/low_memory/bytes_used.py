@@ -1,0 +1,41 @@
+"""What a parameter takes while it is trained: its weight, its optimizer's state and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .fused_backward import FusedBackward
+
+
+def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
+    """Allocated bytes of weights, state and gradients over the number of weights, after at least one step.
+
+    A gradient counts as large as its weight, unless the optimizer is a `FusedBackward` that frees each in the backward
+    pass. Nothing else is in it: no activations, and no temporary memory of a step.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    frees = isinstance(optimizer, FusedBackward) and optimizer.in_backward
+    weights = {id(one): one for group in optimizer.param_groups for one in group["params"]}.values()
+    count = sum(weight.numel() for weight in weights)
+    gradients = (
+        0 if frees else sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad)
+    )
+    # By storage, so that a view of a larger tensor counts in full, and two of one only once.
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in weights}
+    for tensor in _tensors(inner.state):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+    return (sum(storage.nbytes() for storage in storages.values()) + gradients) / max(count, 1)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
