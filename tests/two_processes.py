@@ -27,7 +27,7 @@ def free_port():
 @pytest.fixture(scope="session")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_ft_plugins.testing"])
+    context.set_forkserver_preload(["tests.forked_from"])
     return context
 
 

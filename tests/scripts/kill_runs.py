@@ -6,6 +6,7 @@ A profiler counts the Python and C calls of a run, so that "the k-th call" is th
 a fork of this process, which itself never trains.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -98,6 +99,8 @@ def main(folder, kind, where, moments):
         trainer.train(resume_from_checkpoint=True)
         return digest(trainer)
 
+    # Each train() collects garbage, and would look through all that was imported.
+    gc.freeze()
     whole = in_a_fork(straight)["value"]
     ends = []
     for moment in range(moments):
