@@ -3,6 +3,7 @@
 Importing it takes longer than the training. A scenario is a function of a module, since it is found by name there.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -34,29 +35,29 @@ def processes():
 @pytest.fixture
 def on_both_ranks(processes, tmp_path):
     """Runs `scenario(rank, folder, *arguments)` on two ranks and returns both results; fails where one never ends."""
+    return functools.partial(run_on_both_ranks, processes, tmp_path)
 
-    def run(scenario, *arguments):
-        port = free_port()
-        ranks = [
-            processes.Process(target=_be_rank, args=(rank, port, tmp_path, scenario, arguments), daemon=True)
-            for rank in range(RANKS)
-        ]
-        for rank in ranks:
-            rank.start()
-        deadline = time.monotonic() + PATIENCE
-        for rank in ranks:
-            rank.join(max(0, deadline - time.monotonic()))
-        waiting = [number for number, rank in enumerate(ranks) if rank.is_alive()]
-        for rank in ranks:
-            rank.kill()
-        files = [tmp_path / f"rank-{number}.json" for number in range(RANKS)]
-        results = [json.loads(file.read_text()) if file.exists() else None for file in files]
-        assert not waiting, f"rank {waiting} still waits after {PATIENCE} s; results: {results}"
-        errors = [result["error"] if result else "it died" for result in results if not result or "error" in result]
-        assert not errors, "\n".join(errors)
-        return results
 
-    return run
+def run_on_both_ranks(processes, folder, scenario, *arguments):
+    port = free_port()
+    ranks = [
+        processes.Process(target=_be_rank, args=(rank, port, folder, scenario, arguments), daemon=True)
+        for rank in range(RANKS)
+    ]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + PATIENCE
+    for rank in ranks:
+        rank.join(max(0, deadline - time.monotonic()))
+    waiting = [number for number, rank in enumerate(ranks) if rank.is_alive()]
+    for rank in ranks:
+        rank.kill()
+    files = [folder / f"rank-{number}.json" for number in range(RANKS)]
+    results = [json.loads(file.read_text()) if file.exists() else None for file in files]
+    assert not waiting, f"rank {waiting} still waits after {PATIENCE} s; results: {results}"
+    errors = [result["error"] if result else "it died" for result in results if not result or "error" in result]
+    assert not errors, "\n".join(errors)
+    return results
 
 
 def _be_rank(rank, port, folder, scenario, arguments):
