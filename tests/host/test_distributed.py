@@ -54,12 +54,12 @@ def launched(processes, tmp_path_factory):
             check=False,
         )
         assert process.returncode == 0, process.stderr[-4000:]
-        return left_by_ranks(folder / name)
+        return [result_of(rank, folder / name) for rank in range(RANKS)]
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         runs = {name: pool.submit(launch, name) for name in LAUNCHERS}
-        run_on_both_ranks(processes, folder, run_script)
-        return {**{name: run.result() for name, run in runs.items()}, "stock": left_by_ranks(folder / "stock")}
+        stock = run_on_both_ranks(processes, folder, run_script)
+        return {"stock": stock, **{name: run.result() for name, run in runs.items()}}
 
 
 def options(folder):
@@ -69,12 +69,13 @@ def options(folder):
 def run_script(rank, folder):
     sys.argv = [str(SCRIPT), *options(folder / "stock")]
     runpy.run_path(str(SCRIPT), run_name="__main__")
+    return result_of(rank, folder / "stock")
 
 
-def left_by_ranks(folder):
-    results = [json.loads(file.read_text()) for file in sorted(folder.glob("result-*.json"))]
-    assert [(result["rank"], result["world_size"]) for result in results] == [(0, RANKS), (1, RANKS)]
-    return results
+def result_of(rank, folder):
+    result = json.loads((folder / f"result-{rank}.json").read_text())
+    assert (result["rank"], result["world_size"]) == (rank, RANKS)
+    return result
 
 
 @pytest.mark.slow
