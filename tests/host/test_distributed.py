@@ -44,9 +44,9 @@ def launched(processes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("launched")
 
     def launch(name):
-        hosted = ["-m", "hf_ft_plugins", "run", "--with", CUTTING, SCRIPT, *options(folder / name)]
+        command = ["-m", "hf_ft_plugins", "run", "--with", CUTTING, SCRIPT, *options(folder / name)]
         process = subprocess.run(
-            [sys.executable, "-m", *map(str, [*LAUNCHERS[name], free_port(), *hosted])],
+            [sys.executable, "-m", *map(str, [*LAUNCHERS[name], free_port(), *command])],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -57,9 +57,8 @@ def launched(processes, tmp_path_factory):
         return [result_of(rank, folder / name) for rank in range(RANKS)]
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        runs = {name: pool.submit(launch, name) for name in LAUNCHERS}
-        stock = run_on_both_ranks(processes, folder, run_script)
-        return {"stock": stock, **{name: run.result() for name, run in runs.items()}}
+        hosted = dict(zip(LAUNCHERS, pool.map(launch, LAUNCHERS), strict=True))
+    return {**hosted, "stock": run_on_both_ranks(processes, folder, run_script)}
 
 
 def options(folder):
