@@ -19,21 +19,17 @@ def tiny_t5(seed: int = 0) -> Any:
     return T5ForConditionalGeneration(T5Config(vocab_size=384, decoder_start_token_id=0, pad_token_id=0, **size))
 
 
-def tiny_tokenizer() -> Any:
-    """Bytes, without the 125 sentinels of ByT5, which take longer to make than all else here."""
-    return ByT5Tokenizer(extra_ids=0)
-
-
 def tiny_pairs(size: int, seed: int = 0) -> list[dict[str, list[int]]]:
     """Pairs of 1 to 9 random letters and the same reversed, as bytes' ids with the end of sequence."""
-    generator, tokenizer = random.Random(seed), tiny_tokenizer()
+    # Without the sentinels, which take longer to make than the pairs.
+    generator, tokenizer = random.Random(seed), ByT5Tokenizer(extra_ids=0)
     texts = ["".join(generator.choices("abcdefgh", k=generator.randint(1, 9))) for _ in range(size)]
     return [{"input_ids": tokenizer(text)["input_ids"], "labels": tokenizer(text[::-1])["input_ids"]} for text in texts]
 
 
 def setting() -> dict[str, Any]:
     """The T5, pairs to train and to evaluate on, and transformers' own collator, which text2text replaces."""
-    model, tokenizer = tiny_t5(), tiny_tokenizer()
+    model, tokenizer = tiny_t5(), ByT5Tokenizer()
     return {
         "model": model,
         "train_dataset": tiny_pairs(36),
