@@ -9,6 +9,7 @@ that cannot be imported matters only to the run that names it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -92,7 +93,21 @@ def is_on(variable: str) -> bool:
     return word in TRUE_WORDS
 
 
-def _all_offers() -> list[Offer]:
+def _all_offers() -> tuple[Offer, ...]:
+    return _offers_on(tuple((folder, _changed_at(folder)) for folder in sys.path))
+
+
+def _changed_at(folder: str) -> int | None:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return None
+
+
+# A run asks at each save; reading the metadata of all distributions takes longer than saving a small model. The key is
+# what importlib.metadata itself keeps a folder's listing by.
+@functools.lru_cache(maxsize=1)
+def _offers_on(search_path: tuple[tuple[str, int | None], ...]) -> tuple[Offer, ...]:
     found = {
         Offer(
             entry.name,
@@ -102,7 +117,7 @@ def _all_offers() -> list[Offer]:
         )
         for entry in entry_points(group=GROUP)
     }
-    return sorted(found, key=lambda offer: (offer.name, offer.distribution))
+    return tuple(sorted(found, key=lambda offer: (offer.name, offer.distribution)))
 
 
 def _hidden_by(offer: Offer, only_builtin: bool) -> str | None:

@@ -1,4 +1,6 @@
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser):
     parser.addoption("--update-docs", action="store_true", help="write the composition table into docs/composition.md")
+
+
+modules_frozen = 0
+
+
+def pytest_runtest_setup(item):
+    # Each `Trainer.train()` collects garbage, and would look through all that torch and transformers made: half of the
+    # time that a tiny run takes.
+    global modules_frozen
+    if len(sys.modules) > modules_frozen + 100:
+        gc.collect()
+        gc.freeze()
+        modules_frozen = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

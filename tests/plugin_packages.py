@@ -32,6 +32,20 @@ def hf_ft(site, *arguments, cwd):
     return python(site, "-m", "hf_ft_plugins", *arguments, cwd=cwd)
 
 
-def own_tests(site, package: Path, cwd):
-    """The package's own tests, against the installed package rather than its folder."""
-    return python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", package / "tests", cwd=cwd)
+def own_tests(processes, site, package: Path, cwd):
+    """Exit status and output of the package's own tests, against the installed package rather than its folder."""
+    output = cwd / "output.txt"
+    process = processes.Process(target=_run_tests, args=(site, package, cwd, output))
+    process.start()
+    process.join()
+    return process.exitcode, output.read_text()
+
+
+def _run_tests(site, package, cwd, output):
+    import pytest
+
+    with output.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    os.chdir(cwd)
+    sys.path.insert(0, str(site))
+    sys.exit(int(pytest.main(["-q", "-p", "no:cacheprovider", str(package / "tests")])))

@@ -1,11 +1,13 @@
 """Options: three forms that mean the same, and refusals that say what to do."""
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import pytest
 import yaml
 
+from hf_ft_plugins import registry
 from hf_ft_plugins.errors import ConflictError, OptionError, PluginError, UnknownTechniqueError
 from hf_ft_plugins.registry import origin, refuse_conflicts, resolve
 from hf_ft_plugins.technique import Technique, option, parse_spec
@@ -95,6 +97,35 @@ def test_all_ways_to_name_a_technique_agree():
 def test_a_built_in_technique_names_its_distribution():
     assert origin(AdaptiveLR)[0] == "hf-ft-plugins"
     assert origin(Everything) == (__name__, "")
+
+
+def install(folder, name):
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[hf_ft_plugins]\n{name} = {name}:Plugin\n")
+
+
+def test_what_is_installed_is_read_once_and_again_after_an_installation(tmp_path, monkeypatch):
+    def offered():
+        return [offer.name for offer in registry.offers() if offer.distribution != "hf-ft-plugins"]
+
+    read = []
+    entry_points = registry.entry_points
+    monkeypatch.setattr(registry, "entry_points", lambda **group: read.append(group) or entry_points(**group))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = offered()
+    assert (offered(), len(read)) == (before, 1)
+    install(tmp_path, "first")
+    # Two changes within one tick of the file system's clock are one to it.
+    os.utime(tmp_path, (1, 1))
+    assert offered() == sorted([*before, "first"])
+    install(tmp_path / "elsewhere", "second")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    assert offered() == sorted([*before, "first", "second"])
+    monkeypatch.setenv("HF_FT_PLUGINS_DISABLE", "first")
+    assert offered() == sorted([*before, "second"])
+    assert len(read) == 3
 
 
 def test_the_same_technique_twice_is_a_conflict():

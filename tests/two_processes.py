@@ -4,6 +4,7 @@ Importing it takes longer than the training. A scenario is a function of a modul
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -28,36 +29,36 @@ def free_port():
 @pytest.fixture(scope="session")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_ft_plugins.testing"])
+    context.set_forkserver_preload(["tests.forked_from"])
     return context
 
 
 @pytest.fixture
 def on_both_ranks(processes, tmp_path):
     """Runs `scenario(rank, folder, *arguments)` on two ranks and returns both results; fails where one never ends."""
+    return functools.partial(run_on_both_ranks, processes, tmp_path)
 
-    def run(scenario, *arguments):
-        port = free_port()
-        ranks = [
-            processes.Process(target=_be_rank, args=(rank, port, tmp_path, scenario, arguments), daemon=True)
-            for rank in range(RANKS)
-        ]
-        for rank in ranks:
-            rank.start()
-        deadline = time.monotonic() + PATIENCE
-        for rank in ranks:
-            rank.join(max(0, deadline - time.monotonic()))
-        waiting = [number for number, rank in enumerate(ranks) if rank.is_alive()]
-        for rank in ranks:
-            rank.kill()
-        files = [tmp_path / f"rank-{number}.json" for number in range(RANKS)]
-        results = [json.loads(file.read_text()) if file.exists() else None for file in files]
-        assert not waiting, f"rank {waiting} still waits after {PATIENCE} s; results: {results}"
-        errors = [result["error"] if result else "it died" for result in results if not result or "error" in result]
-        assert not errors, "\n".join(errors)
-        return results
 
-    return run
+def run_on_both_ranks(processes, folder, scenario, *arguments):
+    port = free_port()
+    ranks = [
+        processes.Process(target=_be_rank, args=(rank, port, folder, scenario, arguments), daemon=True)
+        for rank in range(RANKS)
+    ]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + PATIENCE
+    for rank in ranks:
+        rank.join(max(0, deadline - time.monotonic()))
+    waiting = [number for number, rank in enumerate(ranks) if rank.is_alive()]
+    for rank in ranks:
+        rank.kill()
+    files = [folder / f"rank-{number}.json" for number in range(RANKS)]
+    results = [json.loads(file.read_text()) if file.exists() else None for file in files]
+    assert not waiting, f"rank {waiting} still waits after {PATIENCE} s; results: {results}"
+    errors = [result["error"] if result else "it died" for result in results if not result or "error" in result]
+    assert not errors, "\n".join(errors)
+    return results
 
 
 def _be_rank(rank, port, folder, scenario, arguments):

@@ -42,6 +42,14 @@ def hf_ft(*arguments, cwd, **environment):
     )
 
 
+def in_process(*arguments):
+    from typer.testing import CliRunner
+
+    from hf_ft_plugins.cli.app import app
+
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
+
+
 def add_plugin(folder, distribution, name, code, version="1.0"):
     """A distribution that offers one technique, as pip would have left it in `folder`."""
     module = distribution.replace("-", "_")
@@ -201,9 +209,9 @@ def test_check_shows_the_order_of_a_models_layers(tmp_path):
     from hf_ft_plugins.testing import tiny_model
 
     tiny_model().save_pretrained(tmp_path)
-    process = hf_ft("check", "--with", "transfer:layer_decay=0.5", "--model", tmp_path, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    lines = [line.split() for line in process.stdout.splitlines() if "of the rate" in line]
+    shown = in_process("check", "--with", "transfer:layer_decay=0.5", "--model", tmp_path)
+    assert shown.exit_code == 0, shown.exception
+    lines = [line.split() for line in shown.output.splitlines() if "of the rate" in line]
     assert [line[0] for line in lines] == ["0.0625", "0.1250", "0.2500", "0.5000", "1.0000"]
 
 
@@ -226,14 +234,6 @@ def test_an_error_under_json_is_json(tmp_path, arguments):
 def test_a_scripts_debug_is_not_ours(tmp_path):
     assert "Traceback" not in hf_ft("run", "--with", "adaptive-ls", "script.py", "--debug", cwd=tmp_path).stderr
     assert "Traceback" in hf_ft("run", "--debug", "--with", "adaptive-ls", "script.py", cwd=tmp_path).stderr
-
-
-def in_process(*arguments):
-    from typer.testing import CliRunner
-
-    from hf_ft_plugins.cli.app import app
-
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
 
 
 def test_brackets_in_an_option_are_text():

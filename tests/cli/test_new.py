@@ -29,9 +29,9 @@ def test_it_is_listed_and_answers_its_hook(package, tmp_path):
 
 
 @pytest.mark.slow
-def test_its_own_tests_pass(package, tmp_path):
-    tests = plugin_packages.own_tests(package[1], package[0], cwd=tmp_path)
-    assert tests.returncode == 0, tests.stdout
+def test_its_own_tests_pass(processes, package, tmp_path):
+    status, output = plugin_packages.own_tests(processes, package[1], package[0], cwd=tmp_path)
+    assert status == 0, output
 
 
 @pytest.mark.parametrize("command", [("check",), ("format", "--check")])

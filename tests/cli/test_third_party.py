@@ -41,9 +41,9 @@ def test_both_are_listed_the_broken_one_with_its_reason(hf_ft):
 
 
 @pytest.mark.slow
-def test_its_own_tests_pass(site, tmp_path):
-    tests = plugin_packages.own_tests(site, EXAMPLE, cwd=tmp_path)
-    assert tests.returncode == 0, tests.stdout
+def test_its_own_tests_pass(processes, site, tmp_path):
+    status, output = plugin_packages.own_tests(processes, site, EXAMPLE, cwd=tmp_path)
+    assert status == 0, output
 
 
 def test_it_shapes_the_rate_of_a_script_that_nobody_edited_and_factors_of_another_multiply_it(hf_ft):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.two_processes import RANKS, build, decisions, free_port, resumes_on_two_ranks, trained
+from tests.two_processes import RANKS, build, decisions, free_port, resumes_on_two_ranks, run_on_both_ranks, trained
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_tiny.py"
 CUTTING = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
@@ -38,14 +39,14 @@ LAUNCHERS = {
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """What both ranks of each launcher left behind, and those of a launch without a technique."""
+def launched(processes, tmp_path_factory):
+    """What both ranks of each launcher left behind, and those of two ranks without a technique."""
     folder = tmp_path_factory.mktemp("launched")
 
-    def launch(name, launcher, command):
-        options = ["--output_dir", folder / name, "--ddp_backend", "gloo", "--max_steps", "8"]
+    def launch(name):
+        command = ["-m", "hf_ft_plugins", "run", "--with", CUTTING, SCRIPT, *options(folder / name)]
         process = subprocess.run(
-            [sys.executable, "-m", *map(str, [*LAUNCHERS[launcher], free_port(), *command, SCRIPT, *options])],
+            [sys.executable, "-m", *map(str, [*LAUNCHERS[name], free_port(), *command])],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -53,18 +54,27 @@ def launched(tmp_path_factory):
             check=False,
         )
         assert process.returncode == 0, process.stderr[-4000:]
-        results = [json.loads(file.read_text()) for file in sorted((folder / name).glob("result-*.json"))]
-        assert [(result["rank"], result["world_size"]) for result in results] == [(0, RANKS), (1, RANKS)]
-        return results
+        return [result_of(rank, folder / name) for rank in range(RANKS)]
 
-    hosted = ["-m", "hf_ft_plugins", "run", "--with", CUTTING]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        runs = {
-            "torchrun": pool.submit(launch, "torchrun", "torchrun", hosted),
-            "accelerate": pool.submit(launch, "accelerate", "accelerate", hosted),
-            "stock": pool.submit(launch, "stock", "torchrun", []),
-        }
-        return {name: run.result() for name, run in runs.items()}
+        hosted = dict(zip(LAUNCHERS, pool.map(launch, LAUNCHERS), strict=True))
+    return {**hosted, "stock": run_on_both_ranks(processes, folder, run_script)}
+
+
+def options(folder):
+    return ["--output_dir", str(folder), "--ddp_backend", "gloo", "--max_steps", "8"]
+
+
+def run_script(rank, folder):
+    sys.argv = [str(SCRIPT), *options(folder / "stock")]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    return result_of(rank, folder / "stock")
+
+
+def result_of(rank, folder):
+    result = json.loads((folder / f"result-{rank}.json").read_text())
+    assert (result["rank"], result["world_size"]) == (rank, RANKS)
+    return result
 
 
 @pytest.mark.slow

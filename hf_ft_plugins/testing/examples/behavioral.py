@@ -23,8 +23,8 @@ WORDS = ("red", "blue", "cat", "dog", "sun", "sea", "one", "two")
 
 
 def tiny_tokenizer() -> Any:
-    """Bytes, with a chat template that renders a turn alike whatever follows it."""
-    tokenizer = ByT5Tokenizer()
+    """Bytes, without ByT5's sentinels, with a chat template that renders a turn alike whatever follows it."""
+    tokenizer = ByT5Tokenizer(extra_ids=0)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

@@ -1,6 +1,4 @@
-"""Kill training runs at many moments, resume each, and print as JSON how it ended. Driven by `test_killed.py`.
-
-    python kill_runs.py FOLDER host|stock inside|between MOMENTS
+"""Kill training runs at many moments, resume each, and tell how it ended. Driven by `test_killed.py`.
 
 A profiler counts the Python and C calls of a run, so that "the k-th call" is the same moment in every run. Each run is
 a fork of this process, which itself never trains.
@@ -11,7 +9,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 from transformers import Trainer
 
@@ -88,7 +85,9 @@ def in_a_fork(work):
     return json.loads(text) if text else {"signal": os.waitstatus_to_exitcode(status)}
 
 
-def main(folder, kind, where, moments):
+def kill_and_resume(folder, kind, where, moments):
+    """How runs of a "host" or "stock" trainer end, killed at moments "inside" a save or "between" saves."""
+
     def straight():
         trainer = build(folder / "straight", kind)
         return {"calls": train_counting(trainer, where, kill_at=-1), "digest": digest(trainer)}
@@ -112,8 +111,4 @@ def main(folder, kind, where, moments):
                 "error": end.get("error"),
             }
         )
-    print(json.dumps(ends))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    return ends
