@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from .optimizers.adalomo import AdaLOMO
 from .optimizers.lomo import LOMO
 
 
@@ -34,7 +35,12 @@ def _lomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return LOMO(script_groups(optimizer))
 
 
+def _adalomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
+    return AdaLOMO(script_groups(optimizer))
+
+
 ALGORITHMS = {
     "script": Algorithm(None, clip="lagged"),
     "lomo": Algorithm(_lomo, clip="two_pass"),
+    "adalomo": Algorithm(_adalomo, clip="none"),
 }

@@ -24,9 +24,10 @@ class LowMemory(Technique):
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "all parameters learn in a fraction of AdamW's memory: steps within the backward pass"
 
-    algorithm: Literal["script", "lomo"] = option(
+    algorithm: Literal["script", "lomo", "adalomo"] = option(
         "script",
-        help="script: the script's own optimizer; lomo: gradient descent without any state",
+        help="script: the script's own optimizer; lomo: gradient descent without any state; adalomo: steps relative to "
+        "each tensor's size, with row and column means of squared gradients",
     )
     fused: bool = option(True, help="step each parameter within the backward pass, and free its gradient")
     clip: Literal["auto", "lagged", "two_pass", "per_tensor", "none"] = option(

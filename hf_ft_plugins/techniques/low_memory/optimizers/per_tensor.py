@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -51,3 +52,15 @@ class PerTensorOptimizer(torch.optim.Optimizer):
                     )
                 self.update(parameter, parameter.grad, self.state[parameter], group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but tensors of the state keep their dtypes, where torch would cast them to the parameter's."""
+        super().load_state_dict({**state_dict, "state": {}})
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        current = chain.from_iterable(group["params"] for group in self.param_groups)
+        for place, parameter in zip(saved, current, strict=True):
+            if place in state_dict["state"]:
+                self.state[parameter] = {
+                    name: value.to(parameter.device) if isinstance(value, torch.Tensor) else value
+                    for name, value in state_dict["state"][place].items()
+                }
