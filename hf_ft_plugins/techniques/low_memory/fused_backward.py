@@ -24,8 +24,9 @@ from accelerate.state import GradientState
 from ... import lr_scale
 from ...errors import PluginError
 from .clipping import Clipping, norm_of, total_of
+from .large_tensors import rows_are_exact, step_by_rows
 from .settings import NAME
-from .tensor_step import refuse_inseparable, step_tensor
+from .tensor_step import StepOne, refuse_inseparable, step_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class FusedBackward(torch.optim.Optimizer):
     ) -> None:
         # No `super().__init__`: groups, state and hooks are those of `optimizer`.
         refuse_inseparable(optimizer)
+        self._step_one: StepOne = step_by_rows if rows_are_exact(optimizer) else step_tensor
         self.optimizer = optimizer
         self.clipping = clipping
         self.two_pass = two_pass
@@ -166,6 +168,8 @@ class FusedBackward(torch.optim.Optimizer):
     def _gradient_is_there(self, parameter: torch.Tensor) -> None:
         if not GradientState().sync_gradients or id(parameter) in self._left:
             return
+        if parameter.grad is None:  # what an autograd function of its own may give
+            return
         if id(parameter) in self._stepped:
             raise PluginError(
                 f"{NAME}: the gradient of {self._name(parameter)} came twice in one step, the second time after it was "
@@ -196,7 +200,7 @@ class FusedBackward(torch.optim.Optimizer):
             if self._is_finite and lr_scale.scale_of(self.param_groups[index]) != 0:
                 if self.clipping is not None:
                     gradient.mul_(self._coefficient(norm))
-                step_tensor(self.optimizer, index, position)
+                self._step_one(self.optimizer, index, position)
         parameter.grad = None
 
     def _coefficient(self, norm: torch.Tensor) -> Any:
@@ -259,7 +263,7 @@ class FusedBackward(torch.optim.Optimizer):
             if self.in_backward:
                 self._apply(parameter)
             else:
-                step_tensor(self.optimizer, *self._place(parameter))
+                self._step_one(self.optimizer, *self._place(parameter))
                 parameter.grad = None
         if self.in_backward:
             if not self._is_finite:
