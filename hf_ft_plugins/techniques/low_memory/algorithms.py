@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from .half_weights import halve_weights
 from .optimizers.adamw_8bit import adamw_8bit
 from .optimizers.compact_adamw import CompactAdamW
+from .optimizers.adalomo import AdaLOMO
 from .optimizers.lomo import LOMO
 
 
@@ -47,6 +48,8 @@ def _adamw_8bit(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
 
 def _compact_adamw(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return CompactAdamW(script_groups(optimizer, "betas", "eps"))
+def _adalomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
+    return AdaLOMO(script_groups(optimizer))
 
 
 ALGORITHMS = {
@@ -54,4 +57,5 @@ ALGORITHMS = {
     "adamw-8bit": Algorithm(_adamw_8bit, clip="lagged"),
     "compact-adamw": Algorithm(_compact_adamw, clip="lagged", ready=halve_weights),
     "lomo": Algorithm(_lomo, clip="two_pass", state=lambda model, technique: 0.0),
+    "adalomo": Algorithm(_adalomo, clip="none"),
 }

@@ -25,8 +25,9 @@ from ... import lr_scale
 from ...errors import PluginError
 from .clipping import Clipping, norm_of, total_of
 from .folding import Folding
+from .large_tensors import rows_are_exact, step_by_rows
 from .settings import NAME
-from .tensor_step import refuse_inseparable, step_tensor
+from .tensor_step import StepOne, refuse_inseparable, step_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class FusedBackward(torch.optim.Optimizer):
     ) -> None:
         # No `super().__init__`: groups, state and hooks are those of `optimizer`.
         refuse_inseparable(optimizer)
+        self._step_one: StepOne = step_by_rows if rows_are_exact(optimizer) else step_tensor
         self.optimizer = optimizer
         self.clipping = clipping
         self.two_pass = two_pass
@@ -177,6 +179,8 @@ class FusedBackward(torch.optim.Optimizer):
         last = GradientState().sync_gradients
         if id(parameter) in self._left or not (last or self.folding is not None):
             return
+        if parameter.grad is None:  # what an autograd function of its own may give
+            return
         if id(parameter) in self._stepped:
             raise PluginError(
                 f"{NAME}: the gradient of {self._name(parameter)} came twice in one step, the second time after it was "
@@ -209,7 +213,7 @@ class FusedBackward(torch.optim.Optimizer):
                 if self.clipping is not None:
                     gradient.mul_(self._coefficient(norm * count))
                 if self.folding is None:
-                    step_tensor(self.optimizer, index, position)
+                    self._step_one(self.optimizer, index, position)
                 else:
                     self._fold(self.folding, parameter, gradient, last=last, count=count)
         parameter.grad = None
@@ -286,7 +290,7 @@ class FusedBackward(torch.optim.Optimizer):
             if self.in_backward:
                 self._apply(parameter)
             else:
-                step_tensor(self.optimizer, *self._place(parameter))
+                self._step_one(self.optimizer, *self._place(parameter))
                 parameter.grad = None
         if self.folding is not None and self._is_finite:
             for parameter in list(self._begun.values()):

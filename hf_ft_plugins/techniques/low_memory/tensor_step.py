@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from .settings import NAME
 
 STEPS = 3
 RATE = 1e-2
+# Steps parameter `position` of group `index`: `step_one(optimizer, index, position)`.
+StepOne = Callable[[torch.optim.Optimizer, int, int], None]
 
 
 def step_tensor(optimizer: torch.optim.Optimizer, index: int, position: int) -> None:
@@ -23,7 +26,7 @@ def step_tensor(optimizer: torch.optim.Optimizer, index: int, position: int) -> 
     """
     groups = optimizer.param_groups
     group = groups[index]
-    if _is_bitsandbytes(optimizer):
+    if is_bitsandbytes(optimizer):
         _step_of_bitsandbytes(optimizer, group, index, position)
         return
     optimizer.param_groups = [{**group, "params": [group["params"][position]]}]
@@ -33,7 +36,7 @@ def step_tensor(optimizer: torch.optim.Optimizer, index: int, position: int) -> 
         optimizer.param_groups = groups
 
 
-def _is_bitsandbytes(optimizer: Any) -> bool:
+def is_bitsandbytes(optimizer: Any) -> bool:
     return hasattr(optimizer, "init_state") and hasattr(optimizer, "update_step") and hasattr(optimizer, "mng")
 
 
@@ -60,11 +63,11 @@ def refuse_inseparable(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         PluginError: it names the optimizer and the reason.
     """
-    if _is_bitsandbytes(optimizer):
+    if is_bitsandbytes(optimizer):
         return
     kind = type(optimizer).__name__
     try:
-        together, alone = _stepped(optimizer, at_once=True), _stepped(optimizer, at_once=False)
+        together, alone = stepped(small_twin(optimizer), None), stepped(small_twin(optimizer), step_tensor)
     except Unprobed as reason:
         raise _refusal(kind, f"could not be tried tensor by tensor: {reason}") from reason
     if not all(torch.equal(one, other) for one, other in zip(together, alone, strict=True)):
@@ -78,11 +81,19 @@ def _refusal(kind: str, reason: str) -> PluginError:
     )
 
 
-def _stepped(optimizer: torch.optim.Optimizer, *, at_once: bool) -> list[torch.Tensor]:
-    """Small weights after a few steps, two of each group where it has two."""
+def small_twin(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A copy of an optimizer over small tensors, two of each group where it has two; may raise `Unprobed`."""
+    return Twins(optimizer, weights_of_a_group=2).optimizer
+
+
+def stepped(twin: torch.optim.Optimizer, step_one: StepOne | None) -> list[torch.Tensor]:
+    """The weights of a `small_twin` after a few steps, tensor by tensor with `step_one`, or all at once.
+
+    Raises:
+        Unprobed: a step fails.
+    """
     from ...lr_probe import set_gradients, set_rate
 
-    twin = Twins(optimizer, weights_of_a_group=2).optimizer
     weights = [weight for group in twin.param_groups for weight in group["params"]]
     with torch.random.fork_rng([]), torch.enable_grad():
         try:
@@ -90,7 +101,7 @@ def _stepped(optimizer: torch.optim.Optimizer, *, at_once: bool) -> list[torch.T
                 for group in twin.param_groups:
                     set_rate(group, RATE)
                     set_gradients(group, step)
-                if at_once:
+                if step_one is None:
                     twin.step()
                     continue
                 gradients = [(weight, weight.grad) for weight in weights]
@@ -99,7 +110,7 @@ def _stepped(optimizer: torch.optim.Optimizer, *, at_once: bool) -> list[torch.T
                 for index, group in reversed(list(enumerate(twin.param_groups))):
                     for position, weight in enumerate(group["params"]):
                         weight.grad = next(gradient for one, gradient in gradients if one is weight)
-                        step_tensor(twin, index, position)
+                        step_one(twin, index, position)
                         weight.grad = None
         except Exception as error:
             raise Unprobed(f"its step fails on a small copy: {type(error).__name__}: {error}") from error
