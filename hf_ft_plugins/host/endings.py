@@ -3,7 +3,8 @@
 A technique's callback with an attribute `end_phase`, one of `END_PHASES`, has its `on_train_end` called in that phase,
 in whatever order the techniques were listed. Those without one come first of all (they put back weights, or finish the
 model). Exports come last, after the script's own callbacks, so that what is exported is what the run ends with. A run
-that was told to end before its end (SIGTERM), and a trial that was pruned, reaches no phase.
+that was told to end before its end (SIGTERM), and a trial that was pruned, reaches no phase. Where training ends by an
+exception, a callback's method `on_train_raised()` is called instead of `on_train_end`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ class Endings(Asking):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     preempted: bool
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException:
+            # No event is left that could undo what was for the duration of the run.
+            for callback in self._ft_callbacks:
+                if hasattr(callback, "on_train_raised"):
+                    callback.on_train_raised()
+            raise
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         with self._phases(reached=not self.preempted):

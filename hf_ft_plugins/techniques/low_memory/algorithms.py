@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .optimizers.lomo import LOMO
+from .optimizers.mezo import MeZO
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,14 @@ def _lomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return LOMO(script_groups(optimizer))
 
 
+def _mezo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
+    return MeZO(script_groups(optimizer), perturbation=technique.perturbation)
+
+
 ALGORITHMS = {
     "script": Algorithm(None, clip="lagged"),
     "lomo": Algorithm(_lomo, clip="two_pass"),
+    "lisa": Algorithm(None, clip="lagged"),
+    "badam": Algorithm(None, clip="lagged"),
+    "mezo": Algorithm(_mezo, clip="none"),
 }

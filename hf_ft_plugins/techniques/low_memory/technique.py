@@ -13,6 +13,7 @@ from ...technique import Change, Technique, option
 from .settings import NAME
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.optim import Optimizer
     from transformers import Trainer, TrainerCallback
 
@@ -24,9 +25,11 @@ class LowMemory(Technique):
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "all parameters learn in a fraction of AdamW's memory: steps within the backward pass"
 
-    algorithm: Literal["script", "lomo"] = option(
+    algorithm: Literal["script", "lomo", "lisa", "badam", "mezo"] = option(
         "script",
-        help="script: the script's own optimizer; lomo: gradient descent without any state",
+        help="script: the script's own optimizer; lomo: gradient descent without any state; lisa: the script's "
+        "optimizer for embeddings, head and a few layers at a time; badam: the same for one block at a time; mezo: "
+        "gradient descent along random directions, by two forward passes",
     )
     fused: bool = option(True, help="step each parameter within the backward pass, and free its gradient")
     clip: Literal["auto", "lagged", "two_pass", "per_tensor", "none"] = option(
@@ -39,28 +42,77 @@ class LowMemory(Technique):
         help="with gradient_accumulation_steps; buffer: gradients are kept and summed, as in a stock run; fold: "
         "each goes into the optimizer's moments at once; refuse: an error",
     )
+    active_layers: int = option(2, help="lisa: layers that learn at a time, beside the embeddings and the head")
+    switch_every: int | None = option(
+        None, help="lisa, badam: optimizer steps until other layers learn; none: 50 for lisa, 100 for badam"
+    )
+    perturbation: float = option(1e-3, help="mezo: how far the weights are moved along a direction to find its slope")
+
+    def check(self) -> None:
+        self.require(self.active_layers >= 1, "active_layers", "it must be 1 or more.")
+        self.require(self.switch_every is None or self.switch_every >= 1, "switch_every", "it must be 1 or more.")
+        self.require(self.perturbation > 0, "perturbation", "it must be above 0.")
 
     def idle_options(self) -> dict[str, str]:
-        names = () if self.fused else ("clip", "accumulation")
-        return {name: "fused is off" for name in names if name in self.changed_options()}
+        without = "fused is off" if not self.fused else "mezo has no backward pass" if self._is_mezo else ""
+        reasons = dict.fromkeys(("clip", "accumulation"), without)
+        reasons["fused"] = "mezo has no backward pass" if self._is_mezo else ""
+        reasons["active_layers"] = "" if self.algorithm == "lisa" else "it is lisa's"
+        reasons["switch_every"] = "" if self._way else "it is lisa's and badam's"
+        reasons["perturbation"] = "" if self._is_mezo else "it is mezo's"
+        return {name: reason for name, reason in reasons.items() if reason and name in self.changed_options()}
+
+    @property
+    def _is_mezo(self) -> bool:
+        return self.algorithm == "mezo"
+
+    @property
+    def _way(self) -> Literal["lisa", "badam"] | None:
+        return self.algorithm if self.algorithm == "lisa" or self.algorithm == "badam" else None
+
+    def answers(self, hook: str) -> bool:
+        return super().answers(hook) and (hook != "ft_training_step" or self._is_mezo)
 
     def keeps_objective(self) -> bool:
         return True
 
     def changes(self) -> frozenset[Change]:
-        return frozenset({Change.GRADIENTS}) if self.fused else frozenset()
+        gradients = {Change.GRADIENTS} if self.fused or self._is_mezo else set()
+        return frozenset(gradients | ({Change.LAYERS} if self._way else set()))
+
+    def excludes(self) -> dict[Change, str]:
+        if self._way is None:
+            return {}
+        return {Change.LAYERS: f"both decide which layers learn at which step; algorithm={self.algorithm} does."}
 
     # ---- hooks ----
 
     def ft_callbacks(self) -> list[TrainerCallback]:
         from .callback import LowMemoryCallback
+        from .learning_blocks import LearningBlocks
 
-        return [LowMemoryCallback()]
+        if self._way is None:
+            return [LowMemoryCallback()]
+        blocks = LearningBlocks(self._way, active_layers=self.active_layers, switch_every=self.switch_every)
+        # First: the other puts hooks on what has come to learn.
+        return [blocks, LowMemoryCallback()]
 
     def ft_trainer(self, trainer: Trainer) -> None:
+        from . import learning_blocks, zeroth_order
         from .unsupported import refuse_unsupported
 
-        refuse_unsupported(trainer, fused=self.fused)
+        refuse_unsupported(trainer, fused=self.fused and not self._is_mezo)
+        if self._way is not None:
+            learning_blocks.refuse_unfit(trainer.model, trainer.args, self._way)
+        if self._is_mezo:
+            zeroth_order.refuse_unfit(trainer)
+
+    def ft_training_step(
+        self, trainer: Trainer, model: Any, inputs: dict[str, Any], num_items_in_batch: Any
+    ) -> Tensor | None:
+        from .zeroth_order import training_step
+
+        return training_step(trainer, model, inputs, num_items_in_batch)
 
     def ft_optimizer(self, trainer: Trainer, model: Any, optimizer: Optimizer) -> Optimizer:
         from .algorithms import ALGORITHMS
@@ -68,6 +120,6 @@ class LowMemory(Technique):
 
         algorithm = ALGORITHMS[self.algorithm]
         chosen = optimizer if algorithm.make is None else algorithm.make(model, optimizer, self)
-        if not self.fused:
+        if not self.fused or self._is_mezo:
             return chosen
         return fuse(chosen, trainer, model, clip=self.clip, default=algorithm.clip, accumulation=self.accumulation)
