@@ -25,7 +25,7 @@ class Slope:
 
     Attributes:
         seed: of the direction.
-        value: [] float32, (loss above - loss below) / (2 perturbation), summed over the micro-batches.
+        value: [] float32 or float64, (loss above - loss below) / (2 perturbation), summed over the micro-batches.
     """
 
     seed: int
@@ -113,7 +113,8 @@ class MeZO(torch.optim.Optimizer):
             below = loss().detach()
         finally:
             self._perturb(seed, -at)
-        value = (above.float() - below.float()) / (2 * self.perturbation)
+        exact = torch.promote_types(above.dtype, torch.float32)
+        value = (above.to(exact) - below.to(exact)) / (2 * self.perturbation)
         self.slope = Slope(seed, value if self.slope is None else self.slope.value + value)
         return (above + below) / 2
 
