@@ -253,11 +253,6 @@ TECHNIQUES: tuple[Name, ...] = (
         used_by="Trainer.training_step",
     ),
     Name(
-        *("transformers.modeling_utils", "PreTrainedModel._gradient_checkpointing_func", "techniques/low_memory"),
-        "A layer that is checkpointed learns above others that rest",
-        made_in="PreTrainedModel._set_gradient_checkpointing",
-    ),
-    Name(
         "accelerate.utils", "send_to_device", "techniques/multitask", "Tasks are checked first", takes="tensor device"
     ),
     *(

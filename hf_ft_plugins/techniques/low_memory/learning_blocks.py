@@ -17,14 +17,12 @@ from transformers.trainer_callback import TrainerCallback
 
 from ... import lr_scale
 from ...errors import PluginError
-from ...models.embeddings import input_embeddings
 from ...models.inputs import bare
 from .blocks import Block, Way, badam_draw, blocks_of, lisa_draw
 from .settings import NAME
 
 if TYPE_CHECKING:
     from torch.nn import Module
-    from torch.utils.hooks import RemovableHandle
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -68,11 +66,10 @@ class LearningBlocks(TrainerCallback):
         self._blocks: list[Block] = []
         self._parameters: dict[str, torch.nn.Parameter] = {}
         self._active: list[int] | None = None
-        self._hook: RemovableHandle | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a run stays behind.
-        return self.__dict__ | {"_blocks": [], "_parameters": {}, "_active": None, "_hook": None}
+        return self.__dict__ | {"_blocks": [], "_parameters": {}, "_active": None}
 
     def draw(self, step: int, seed: int) -> list[int]:
         """The numbers of the blocks that learn after so many optimizer steps."""
@@ -100,10 +97,6 @@ class LearningBlocks(TrainerCallback):
             return
         self._blocks = blocks
         self._parameters = {name: named[name] for block in blocks for name in block.parameters}
-        if reenters(base):
-            embeddings = input_embeddings(base)
-            if embeddings is not None:
-                self._hook = embeddings.register_forward_hook(_require_gradient)
         self._switch(args, state, kwargs.get("optimizer"))
 
     def on_step_begin(
@@ -118,9 +111,6 @@ class LearningBlocks(TrainerCallback):
 
     def on_train_raised(self) -> None:
         """Let all learn that learned when training began."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
         for parameter in self._parameters.values():
             parameter.requires_grad_(True)
         self._parameters, self._blocks, self._active = {}, [], None
@@ -163,18 +153,3 @@ def refuse_unfit(model: Any, args: TrainingArguments, way: Way) -> None:
             f"{NAME}: algorithm={way} on {args.world_size} ranks: DDP decides once which parameters get a gradient, "
             "and waits for those of the layers that rest. Use one process, or algorithm=script or adalomo."
         )
-
-
-def reenters(model: Any) -> bool:
-    """Whether some layer is checkpointed with use_reentrant=True: it gets no gradient where none of its inputs does."""
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False) is True:
-            settings = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", None) or {}
-            # What the script has put there itself may be torch's `checkpoint`, which asks for the setting.
-            if settings.get("use_reentrant", True):
-                return True
-    return False
-
-
-def _require_gradient(module: Any, inputs: Any, output: torch.Tensor) -> None:
-    output.requires_grad_(True)

@@ -307,7 +307,6 @@ def test_a_checkpointed_layer_above_resting_ones_learns(tmp_path, reentrant, fus
         runs.append(tiny_trainer(tmp_path, technique, model=llama(), **data, **PLAIN, **changes))
         runs[-1].train()
     assert difference(*(outcome(run)["weights"] for run in runs)) is None
-    assert not runs[1].model.get_input_embeddings()._forward_hooks
 
 
 def test_fewer_layers_than_asked_for_all_learn_with_a_warning(tmp_path, caplog):
