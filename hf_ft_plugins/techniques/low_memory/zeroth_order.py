@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,8 @@ from .settings import NAME
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def training_step(trainer: Trainer, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
@@ -60,7 +63,10 @@ def _is_scaled(trainer: Any, num_items_in_batch: Any) -> bool:
 
 
 def refuse_unfit(trainer: Trainer) -> None:
-    """Raise `PluginError` where weights cannot be perturbed in place, or the step does more than two forward passes."""
+    """Raise `PluginError` where weights cannot be perturbed in place, or the step does more than two forward passes.
+
+    Otherwise the log says that max_grad_norm, which Trainer has by default, does nothing.
+    """
     args = trainer.args
     other = "Use another algorithm."
     if args.fp16:
@@ -85,3 +91,9 @@ def refuse_unfit(trainer: Trainer) -> None:
                 f"{NAME}: algorithm=mezo replaces the training step, and {kind.__name__}.training_step is one of its "
                 f"own, which would not be called. {other}"
             )
+    if args.max_grad_norm > 0:
+        logger.info(
+            "%s: max_grad_norm=%s is not applied: there are no gradients. The grad_norm in the log is the slope along "
+            "the direction.",
+            *(NAME, args.max_grad_norm),
+        )
