@@ -105,7 +105,8 @@ def ft_callbacks(args: Any, stash: Any) -> list[Any]:
     `args` is the trainer's `TrainingArguments`. A callback with a method `set_trainer(trainer)` receives the trainer;
     one with `state_dict()` and `load_state_dict(state)` is saved in every checkpoint and restored on resume. With
     `end_phase` ("gate", "calibrate", "report" or "export") its `on_train_end` is called in that phase of the end of the
-    run, whatever the order of the techniques (`endings.py`).
+    run, whatever the order of the techniques (`endings.py`); where training ends by an exception, its
+    `on_train_raised()` is called, if it has one.
     """
     raise NotImplementedError
 

@@ -114,7 +114,8 @@ def refuse_unfit(optimizer: Any, name: str, groups: list[dict[str, Any]] | None 
         for group in (inner.param_groups if groups is None else groups)
         if probed.get(id(group)) is not group and any(weight.numel() for weight in group["params"])
     ]
-    if not scaled or kind in UNFIT_BY_GROUP:
+    # To be tried, an optimizer has to step with gradients.
+    if not scaled or kind in UNFIT_BY_GROUP or getattr(inner, "steps_without_gradients", False):
         return
     try:
         deaf = deaf_groups(inner, scaled)

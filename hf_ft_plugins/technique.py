@@ -64,6 +64,7 @@ class Change(StrEnum):
     GENERATION = "trains text generation from pairs: their collation, their loss and their metrics"
     DEPTH = "changes the number of the model's layers"
     GRADIENTS = "steps within the backward pass, and leaves no gradients"
+    LAYERS = "decides which layers learn at which step"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 A technique's callback with an attribute `end_phase`, one of `END_PHASES`, has its `on_train_end` called in that phase,
 independent of the order of the techniques. Callbacks without one come first (they restore weights, or complete the
 model). Exports come last, after the script's own callbacks, so that the final model is exported. A run that SIGTERM
-ends early, and a trial that is pruned, reaches no phase.
+ends early, and a trial that is pruned, reaches no phase. Where training ends by an exception, a callback's method
+`on_train_raised()` is called instead of `on_train_end`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ class Endings(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     preempted: bool
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException:
+            # No event is left that could undo what was for the duration of the run.
+            for callback in self._ft_callbacks:
+                if hasattr(callback, "on_train_raised"):
+                    callback.on_train_raised()
+            raise
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         with self._phases(reached=not self.preempted):

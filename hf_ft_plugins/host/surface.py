@@ -223,6 +223,11 @@ MEMORY: tuple[Name, ...] = (
     Name(TRACKER, "MemTracker._param_to_grad_hook_handles", "memory", MEASURED, made_in="MemTracker.__init__"),
 )
 
+STEPPING, STEPPED = (
+    "techniques/multitask techniques/low_memory",
+    "A technique's own step computes the loss as Trainer's",
+)
+
 TECHNIQUES: tuple[Name, ...] = (
     Name(
         *("torch", "_amp_foreach_non_finite_check_and_unscale_", "techniques/adaptive_lr"),
@@ -234,10 +239,20 @@ TECHNIQUES: tuple[Name, ...] = (
         made_in="LRScheduler._update_lr",
         used_by="LRScheduler.get_last_lr",
     ),
-    Name(TRAINER, "Trainer._prepare_inputs", "techniques/multitask", "Gradients of tasks are balanced", takes="inputs"),
+    Name(TRAINER, "Trainer._prepare_inputs", STEPPING, STEPPED, takes="inputs"),
     Name(
-        *(TRAINER, "Trainer.compute_loss_context_manager", "techniques/multitask", "Gradients of tasks are balanced"),
+        *(TRAINER, "Trainer.compute_loss_context_manager", STEPPING, STEPPED),
         takes="",
+        used_by="Trainer.training_step",
+    ),
+    Name(
+        *(TRAINER, "Trainer.current_gradient_accumulation_steps", "techniques/low_memory", STEPPED),
+        made_in="Trainer._run_epoch",
+        used_by="Trainer.training_step",
+    ),
+    Name(
+        *(TRAINER, "Trainer.model_accepts_loss_kwargs", "techniques/low_memory", STEPPED),
+        made_in="Trainer.__init__",
         used_by="Trainer.training_step",
     ),
     Name(

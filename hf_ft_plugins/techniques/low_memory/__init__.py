@@ -6,8 +6,18 @@ from ...lazy import lazily
 
 if TYPE_CHECKING:
     from .fused_backward import FusedBackward
+    from .learning_blocks import LearningBlocks
+    from .optimizers.mezo import MeZO
     from .technique import LowMemory
 
-__all__ = ["FusedBackward", "LowMemory"]
+__all__ = ["FusedBackward", "LearningBlocks", "LowMemory", "MeZO"]
 # The parts need transformers and torch; naming the technique does not.
-__getattr__ = lazily(__name__, {"FusedBackward": "fused_backward", "LowMemory": "technique"})
+__getattr__ = lazily(
+    __name__,
+    {
+        "FusedBackward": "fused_backward",
+        "LearningBlocks": "learning_blocks",
+        "LowMemory": "technique",
+        "MeZO": "optimizers.mezo",
+    },
+)

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...technique import Technique, option
+from ...technique import Change, Technique, option
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -70,6 +70,9 @@ class Transfer(Technique):
 
     def keeps_objective(self) -> bool:
         return True
+
+    def changes(self) -> frozenset[Change]:
+        return frozenset() if self.strategy == "full" else frozenset({Change.LAYERS})
 
     @property
     def all_learn_from(self) -> float:
