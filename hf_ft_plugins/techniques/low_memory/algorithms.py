@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from .matrix_algorithms import for_matrices
 from .optimizers.lomo import LOMO
+from .settings import OWN_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,18 @@ def _lomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return LOMO(script_groups(optimizer))
 
 
+def _matrices(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
+    names = [name for name, algorithms in OWN_OPTIONS.items() if technique.algorithm in algorithms]
+    settings = {name: getattr(technique, name) for name in names}
+    return for_matrices(model, optimizer, technique.algorithm, **settings)
+
+
 ALGORITHMS = {
     "script": Algorithm(None, clip="lagged"),
     "lomo": Algorithm(_lomo, clip="two_pass"),
+    "galore": Algorithm(_matrices, clip="lagged"),
+    "apollo": Algorithm(_matrices, clip="lagged"),
+    "apollo-mini": Algorithm(_matrices, clip="lagged"),
+    "sinkgd": Algorithm(_matrices, clip="lagged"),
+    "muon": Algorithm(_matrices, clip="lagged"),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...technique import Change, Technique, option
-from .settings import NAME
+from .settings import NAME, OWN_OPTIONS
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -24,9 +24,12 @@ class LowMemory(Technique):
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "all parameters learn in a fraction of AdamW's memory: steps within the backward pass"
 
-    algorithm: Literal["script", "lomo"] = option(
+    algorithm: Literal["script", "lomo", "galore", "apollo", "apollo-mini", "sinkgd", "muon"] = option(
         "script",
-        help="script: the script's own optimizer; lomo: gradient descent without any state",
+        help="script: the script's own optimizer; lomo: gradient descent without any state; of the blocks' matrices, "
+        "with AdamW for all else, galore: Adam of rank rows of the gradient; apollo: factors for channels from rank "
+        "random rows; apollo-mini: one factor from one row; sinkgd: balanced gradients without any state; muon: "
+        "orthogonal ones of momentum alone",
     )
     fused: bool = option(True, help="step each parameter within the backward pass, and free its gradient")
     clip: Literal["auto", "lagged", "two_pass", "per_tensor", "none"] = option(
@@ -40,9 +43,24 @@ class LowMemory(Technique):
         "each goes into the optimizer's moments at once; refuse: an error",
     )
 
+    rank: int = option(128, help="rows that moments are kept of, for galore and apollo")
+    update_gap: int = option(200, help="steps until the rows are chosen anew, for galore, apollo and apollo-mini")
+    scale: float | None = option(
+        None, help="of the steps of the blocks' matrices, for galore, apollo, apollo-mini and sinkgd; none: its default"
+    )
+
+    def check(self) -> None:
+        self.require(self.rank >= 1, "rank", "set it to 1 or more, such as a fourth of the model's width.")
+        self.require(self.update_gap >= 1, "update_gap", "set it to 1 or more.")
+        self.require(self.scale is None or self.scale > 0, "scale", "set it above 0, or to none.")
+
     def idle_options(self) -> dict[str, str]:
         names = () if self.fused else ("clip", "accumulation")
-        return {name: "fused is off" for name in names if name in self.changed_options()}
+        idle = dict.fromkeys(names, "fused is off")
+        for name, algorithms in OWN_OPTIONS.items():
+            if self.algorithm not in algorithms:
+                idle[name] = f"algorithm={self.algorithm} has none"
+        return {name: reason for name, reason in idle.items() if name in self.changed_options()}
 
     def keeps_objective(self) -> bool:
         return True
