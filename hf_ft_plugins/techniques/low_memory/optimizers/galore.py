@@ -23,7 +23,8 @@ class GaLore(LowRankOptimizer):
         N = Adam(P^T G)
         theta <- theta - lr (scale P N + weight_decay theta)
 
-    Moments are kept when P changes, as in the paper.
+    Moments are kept when P changes, as in the paper. The vectors' signs, which a decomposition leaves open, are chosen
+    so that none points against the one that it replaces, whose moments it goes on with.
 
     State of a matrix: `projector` [m, rank] of its dtype; `exp_avg` and `exp_avg_sq`, float32 [rank, n]; `step`. That
     is rank (m + 2 n) numbers where AdamW has 2 m n. Temporary memory: two matrices in float32, three every
@@ -62,7 +63,11 @@ class GaLore(LowRankOptimizer):
         exact = precise(wide(gradient))
         step = state.get("step", 0)
         if step % group["update_gap"] == 0:
-            state["projector"] = leading_vectors(exact, group["rank"]).to(parameter.dtype)
+            vectors = leading_vectors(exact, group["rank"])
+            if "projector" in state:
+                opposite = (vectors * state["projector"]).sum(0) < 0
+                vectors = torch.where(opposite, -vectors, vectors)
+            state["projector"] = vectors.to(parameter.dtype)
         state["step"] = step + 1
         projector = state["projector"].to(exact.dtype)
         direction = adam(projector.T @ exact, state, group)
