@@ -8,6 +8,7 @@ import torch
 
 from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.low_memory.optimizers.galore import GaLore, leading_space, leading_vectors
+from hf_ft_plugins.techniques.low_memory.optimizers.matrices import precise
 
 SETTINGS = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.05, "rank": 3, "update_gap": 4, "scale": 0.5}
 STEPS = 10
@@ -130,3 +131,11 @@ def test_arguments_out_of_range_are_refused(settings, message):
 def test_what_is_no_matrix_is_refused(shape):
     with pytest.raises(PluginError, match=r"steps matrices, and got a parameter of shape.*rest to AdamW"):
         GaLore([torch.nn.Parameter(torch.ones(shape))], rank=1)
+
+
+def test_a_matrix_that_is_cut_up_is_refused():
+    class Shard(torch.Tensor):
+        full_tensor = None
+
+    with pytest.raises(PluginError, match="FSDP2 has cut up a matrix of shape"):
+        precise(torch.ones(2, 3).as_subclass(Shard))

@@ -21,7 +21,7 @@ class MatrixOptimizer(PerTensorOptimizer):
     1,000 steps does not move in bfloat16. Weight decay is decoupled from the gradient, as AdamW's.
 
     Raises:
-        PluginError: a parameter is no matrix, or cut up over several devices; an argument is out of range.
+        PluginError: a parameter is no matrix; an argument is out of range; in a step, see `precise`.
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -37,11 +37,6 @@ class MatrixOptimizer(PerTensorOptimizer):
                     f"{NAME}: {type(self).__name__} steps matrices, and got a parameter of shape "
                     f"{tuple(parameter.shape)}. Give it the weights of linear layers, and the rest to AdamW: see "
                     "CombinedOptimizer."
-                )
-            if hasattr(parameter, "full_tensor"):
-                raise PluginError(
-                    f"{NAME}: {type(self).__name__} needs whole matrices, and FSDP2 has cut up one of shape "
-                    f"{tuple(parameter.shape)}. Train with DDP, or with an algorithm that steps each number alone."
                 )
 
     def require(self, holds: bool, argument: str, value: Any, wanted: str) -> None:
@@ -85,7 +80,16 @@ def wide(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def precise(gradient: torch.Tensor) -> torch.Tensor:
-    """float32, or float64 as it is."""
+    """float32, or float64 as it is.
+
+    Raises:
+        PluginError: it is cut up over several devices, as FSDP2 does once the optimizer is made.
+    """
+    if hasattr(gradient, "full_tensor"):
+        raise PluginError(
+            f"{NAME}: FSDP2 has cut up a matrix of shape {tuple(gradient.shape)}, and this algorithm needs whole ones. "
+            "Train with DDP, or with an algorithm that steps each number alone, such as algorithm=script with AdamW."
+        )
     return gradient if gradient.dtype == torch.float64 else gradient.float()
 
 
