@@ -11,8 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from hf_ft_plugins.errors import OptionError, PluginError
 from hf_ft_plugins.host.trainer import with_plugins
-from hf_ft_plugins.techniques.low_memory import LowMemory
-from hf_ft_plugins.techniques.low_memory.matrix_algorithms import for_matrices
+from hf_ft_plugins.techniques.low_memory import LowMemory, for_matrices
 from hf_ft_plugins.techniques.low_memory.optimizers.combined import OWNER
 from hf_ft_plugins.testing.equality import difference
 from hf_ft_plugins.testing.resuming import outcome, resumed
