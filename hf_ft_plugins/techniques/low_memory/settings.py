@@ -1,3 +1,9 @@
-"""What all parts of `low-memory` share: its name."""
+"""What all parts of `low-memory` share: its name, and which options are those of some algorithms alone."""
 
 NAME = "low-memory"
+
+OWN_OPTIONS = {
+    "rank": ("galore", "apollo"),
+    "update_gap": ("galore", "apollo", "apollo-mini"),
+    "scale": ("galore", "apollo", "apollo-mini", "sinkgd"),
+}

@@ -11,14 +11,12 @@ blocks; the largest is taken (of an encoder-decoder both; of a model of several 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import PluginError
-from ...models.linear_layers import linear_layers_of_blocks
-from ...models.text_part import text_config
+from ...models.linear_layers import is_router, linear_layers_of_blocks
 from .layers import NAME, block_stacks, shortest_names, some_names, without_numbers
 from .quantization import other_quantisation
 
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 # Adapters that reach less of the blocks leave most of the model as it was, and must be meant.
 LEAST_COVERAGE = 0.5
-ROUTER = re.compile(r"(^|_)(router|gate|gating)$")
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Their kernels read these layers' weights directly; peft refuses adapters on them.
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 READ_DIRECTLY = ("out_proj", "conv1d")
@@ -152,14 +148,10 @@ def find_norms(model: PreTrainedModel) -> Targets:
 
 
 def _layers_to_adapt(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    config, text = getattr(model, "config", None), text_config(model)
-    experts = {getattr(text, name, None) for name in EXPERTS} - {None} | {1}
+    config = getattr(model, "config", None)
     reads = READ_DIRECTLY if getattr(config, "model_type", None) in MAMBA else ()
     for path, module in linear_layers_of_blocks(model):
-        routes = any(ROUTER.search(part) for part in path.split("."))
-        if path.rpartition(".")[2] in reads:
-            continue
-        if not (routes and getattr(module, "out_features", None) in experts):
+        if path.rpartition(".")[2] not in reads and not is_router(model, path, module):
             yield path, module
 
 
