@@ -18,10 +18,12 @@ class Algorithm:
     Attributes:
         make: `make(model, optimizer, technique)`: the optimizer, with the groups of the script's; None: the script's.
         clip: what clip=auto means while gradients are freed.
+        sharded: why it cannot step the shards of a tensor that FSDP has cut up, as part of a sentence; None: it can.
     """
 
     make: Callable[[Any, Optimizer, Any], Optimizer] | None
     clip: str
+    sharded: str | None = None
 
 
 def script_groups(optimizer: Optimizer, *names: str) -> list[dict[str, Any]]:

@@ -44,8 +44,9 @@ class FusedBackward(torch.optim.Optimizer):
             be accumulated, clipped by their norm, and changed, as with any optimizer; only the optimizer's own
             temporary memory is saved.
         names: of the parameters, by id, for messages.
-        reduce: called with each complete gradient before it is looked at, to change it in place: the mean over ranks.
-        left: parameters whose gradients are not complete when the hook is called; they are stepped by `step()`.
+        reduce: called with each parameter whose gradient is complete on this rank, to make it the mean over ranks in
+            place (`MeanOverRanks`).
+        left: parameters whose gradients somebody else reduces after the hook is called; they are stepped by `step()`.
 
     Under gradient accumulation it waits for the last micro-batch, as `accelerate` tells it.
 
@@ -75,9 +76,12 @@ class FusedBackward(torch.optim.Optimizer):
         self.skipped_steps = 0
         self._names = names or {}
         self._left = {id(parameter) for parameter in left}
+        self._kept: dict[int, Any] = {}
         self._handles: dict[int, Any] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self._begin_step()
+        if clipping is not None:
+            clipping.begin(self.param_groups[0])
         self.attach()
 
     # ---- what a torch optimizer is ----
@@ -164,7 +168,11 @@ class FusedBackward(torch.optim.Optimizer):
         self._measures = False
 
     def _gradient_is_there(self, parameter: torch.Tensor) -> None:
-        if not GradientState().sync_gradients or id(parameter) in self._left:
+        if not GradientState().sync_gradients:
+            return
+        if id(parameter) in self._left:
+            # The first of two passes gave the mean over ranks; this rank's own gradient of the second is of no use.
+            parameter.grad = self._kept.pop(id(parameter), parameter.grad)
             return
         if id(parameter) in self._stepped:
             raise PluginError(
@@ -175,7 +183,7 @@ class FusedBackward(torch.optim.Optimizer):
             )
         self._stepped.add(id(parameter))
         if self.reduce is not None:
-            self.reduce(parameter.grad)
+            self.reduce(parameter)
         self._apply(parameter)
 
     def _apply(self, parameter: torch.Tensor) -> None:
@@ -226,7 +234,11 @@ class FusedBackward(torch.optim.Optimizer):
         self._begin_step()
         self._measures = True
         yield
-        total = self._total
+        total = self.norm_of_step()
+        for parameter in self._remaining():
+            if id(parameter) in self._left:
+                self._kept[id(parameter)] = parameter.grad
+            parameter.grad = None
         self._begin_step()
         self._measured = 0.0 if total is None else float(total)
 

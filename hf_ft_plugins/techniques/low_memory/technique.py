@@ -58,14 +58,22 @@ class LowMemory(Technique):
         return [LowMemoryCallback()]
 
     def ft_trainer(self, trainer: Trainer) -> None:
+        from .algorithms import ALGORITHMS
+        from .building import why_gradients_are_kept
         from .unsupported import refuse_unsupported
 
-        refuse_unsupported(trainer, fused=self.fused)
+        in_backward = self.fused and why_gradients_are_kept(trainer, self.accumulation) is None
+        sharded = ALGORITHMS[self.algorithm].sharded
+        refuse_unsupported(trainer, fused=self.fused, in_backward=in_backward, sharded=sharded)
 
     def ft_optimizer(self, trainer: Trainer, model: Any, optimizer: Optimizer) -> Optimizer:
         from .algorithms import ALGORITHMS
         from .building import fuse
+        from .replicas import are_replicas, start_alike
 
+        if are_replicas(trainer):
+            # Before an optimizer makes its state from the weights.
+            start_alike(model)
         algorithm = ALGORITHMS[self.algorithm]
         chosen = optimizer if algorithm.make is None else algorithm.make(model, optimizer, self)
         if not self.fused:
