@@ -18,7 +18,8 @@ class Algorithm:
     Attributes:
         make: `make(model, optimizer, technique)`: the optimizer, with the groups of the script's; None: the script's.
         clip: what clip=auto means while gradients are freed.
-        sharded: why it cannot step the shards of a tensor that FSDP has cut up, as part of a sentence; None: it can.
+        sharded: why it cannot step the shards of a tensor that FSDP has cut up, such as "normalises whole rows"; None:
+            it can, as `test_shards.py` shows.
     """
 
     make: Callable[[Any, Optimizer, Any], Optimizer] | None

@@ -14,8 +14,7 @@ from .replicas import MeanOverRanks
 class LowMemoryCallback(WithTrainer, TrainerCallback):
     """Lets the trainer's `FusedBackward` act from the first step to the last.
 
-    In a stock Trainer, `set_trainer(trainer)` has to be called, for clip=two_pass and for
-    several ranks.
+    In a stock Trainer, `set_trainer(trainer)` has to be called, for clip=two_pass and for several ranks.
     """
 
     def __init__(self) -> None:
@@ -27,6 +26,8 @@ class LowMemoryCallback(WithTrainer, TrainerCallback):
             return
         if isinstance(fused.reduce, MeanOverRanks):
             fused.reduce.begin(self._trainer.model, self._trainer.model_wrapped)
+        # Anew, so that hooks which Trainer has put on since then, to average gradients over ranks, come first.
+        fused.detach()
         fused.attach()
         if fused.two_pass:
             self._run_twice(fused)

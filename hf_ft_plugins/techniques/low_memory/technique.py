@@ -58,24 +58,25 @@ class LowMemory(Technique):
         return [LowMemoryCallback()]
 
     def ft_trainer(self, trainer: Trainer) -> None:
-        from .algorithms import ALGORITHMS
         from .building import why_gradients_are_kept
         from .unsupported import refuse_unsupported
 
         in_backward = self.fused and why_gradients_are_kept(trainer, self.accumulation) is None
-        sharded = ALGORITHMS[self.algorithm].sharded
-        refuse_unsupported(trainer, fused=self.fused, in_backward=in_backward, sharded=sharded)
+        refuse_unsupported(trainer, algorithm=self.algorithm, fused=self.fused, in_backward=in_backward)
 
     def ft_optimizer(self, trainer: Trainer, model: Any, optimizer: Optimizer) -> Optimizer:
         from .algorithms import ALGORITHMS
         from .building import fuse
         from .replicas import are_replicas, start_alike
+        from .shards import mark_missing_state
 
         if are_replicas(trainer):
             # Before an optimizer makes its state from the weights.
             start_alike(model)
         algorithm = ALGORITHMS[self.algorithm]
         chosen = optimizer if algorithm.make is None else algorithm.make(model, optimizer, self)
+        if trainer.is_fsdp_enabled:
+            mark_missing_state(chosen)
         if not self.fused:
             return chosen
         return fuse(chosen, trainer, model, clip=self.clip, default=algorithm.clip, accumulation=self.accumulation)

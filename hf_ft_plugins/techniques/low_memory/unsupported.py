@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import PluginError
+from .algorithms import ALGORITHMS
 from .replicas import are_replicas
 from .settings import NAME
 
@@ -14,17 +15,20 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 
-def refuse_unsupported(trainer: Trainer, *, fused: bool, in_backward: bool, sharded: str | None) -> None:
+def refuse_unsupported(trainer: Trainer, *, algorithm: str, fused: bool, in_backward: bool) -> None:
     """Raise `PluginError` where gradients must not be applied one by one, or are changed where nothing sees them.
 
     Args:
-        fused: the option.
+        algorithm, fused: the options.
         in_backward: whether parameters are stepped before all gradients are there.
-        sharded: why the algorithm cannot step shards of a tensor; None: it can.
     """
     args = trainer.args
-    if sharded is not None and (trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers):
-        raise PluginError(f"{NAME}: {sharded}, and FSDP cuts tensors up. Use another algorithm=, or leave out FSDP.")
+    reason = ALGORITHMS[algorithm].sharded
+    if reason is not None and (trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers):
+        raise PluginError(
+            f"{NAME}: algorithm={algorithm} {reason}, and FSDP cuts tensors up. Use another algorithm, or train "
+            "without FSDP."
+        )
     for module_name, module in trainer.model.named_modules():
         if isinstance(module, torch.nn.Embedding) and module.sparse:
             raise PluginError(
