@@ -174,21 +174,24 @@ def test_a_model_that_is_loaded_as_shards_is_stepped_within_the_backward_pass(on
 # ---- optimizers without state ----
 
 
-def test_parameters_without_state_are_marked_when_saved_and_have_none_when_loaded():
+def test_sharded_parameters_without_state_are_marked_when_saved_and_have_none_when_loaded():
     import torch
 
-    from hf_ft_plugins.techniques.low_memory.shards import NO_STATE, mark_missing_state
+    from hf_ft_plugins.techniques.low_memory.shards import NO_STATE, drop_marks, mark_missing_state
     from hf_ft_plugins.testing import difference
 
-    with_state, without = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.AdamW([with_state, without])
+    learns, rests, whole = (torch.nn.Parameter(torch.ones(size)) for size in (3, 2, 1))
+    for parameter in (learns, rests):
+        parameter.full_tensor = lambda: None  # what makes a tensor a sharded one here
+    optimizer = torch.optim.AdamW([learns, rests, whole])
     mark_missing_state(optimizer)
-    with_state.grad = torch.ones(3)
+    learns.grad = torch.ones(3)
     optimizer.step()
     saved = optimizer.state_dict()
+    assert list(saved["state"]) == [0, 1]
     assert list(saved["state"][1]) == [NO_STATE]
-    assert NO_STATE not in saved["state"][0]
-    before = {name: tensor.clone() for name, tensor in optimizer.state[with_state].items()}
+    before = {name: tensor.clone() for name, tensor in optimizer.state[learns].items()}
     optimizer.load_state_dict(saved)
-    assert difference(dict(optimizer.state[with_state]), before) is None
-    assert not optimizer.state.get(without)
+    drop_marks(optimizer)
+    assert list(optimizer.state) == [learns]
+    assert difference(dict(optimizer.state[learns]), before) is None
