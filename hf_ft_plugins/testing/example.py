@@ -12,6 +12,12 @@ from ..errors import UnknownTechniqueError
 from ..registry import DISTRIBUTION, offers
 from ..technique import Technique, nearest
 
+# What `tiny_trainer` takes besides changes of `TrainingArguments`.
+NOT_ARGUMENTS = (
+    *("model", "model_init", "callbacks", "train_dataset", "eval_dataset"),
+    *("data_collator", "processing_class", "compute_metrics", "ref_model", "trainer_class", "args_class"),
+)
+
 Setting = Callable[[], dict[str, Any]]
 
 
@@ -59,5 +65,12 @@ def example_of(name: str) -> Example:
 
 
 def setting_of(*examples: Example) -> dict[str, Any]:
-    """The first setting among these examples, made anew: its model is trained in place."""
-    return next(filter(None, (example.setting() for example in examples)), {})
+    """What these examples need, made anew, since a model is trained in place.
+
+    Of several models and data sets those of the first that has some; of all, what they change of `TrainingArguments`.
+    """
+    settings = [example.setting() for example in examples]
+    arguments = [{name: one[name] for name in one if name not in NOT_ARGUMENTS} for one in settings]
+    whole = [index for index, one in enumerate(settings) if len(one) > len(arguments[index])]
+    chosen = settings[whole[0]] if whole else {}
+    return {name: value for one in reversed(arguments) for name, value in one.items()} | chosen

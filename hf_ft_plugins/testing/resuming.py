@@ -25,9 +25,13 @@ class Interruption(BaseException):
 
 @dataclass
 class InterruptAt(TrainerCallback):
-    """Ends the run in the middle of the accumulation that follows optimizer step `step`."""
+    """Ends the run in the middle of the accumulation that follows optimizer step `step`; without one, in that step."""
 
     step: int
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step and args.gradient_accumulation_steps == 1:
+            raise Interruption
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:

@@ -11,13 +11,10 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from ..host.trainer import with_plugins
 from ..technique import Technique
+from .example import NOT_ARGUMENTS
 
 VOCABULARY = 32
 LENGTH = 8
-OWN_ARGUMENTS = (
-    *("model", "model_init", "callbacks", "train_dataset", "eval_dataset"),
-    *("data_collator", "processing_class", "compute_metrics", "ref_model"),
-)
 
 
 def tiny_dataset(size: int = 24, seed: int = 0) -> list[dict[str, Any]]:
@@ -74,7 +71,7 @@ def tiny_trainer(
     # A different number of threads changes the last bits of a sum.
     torch.set_num_threads(1)
     own = {"model": None, "train_dataset": tiny_dataset(), "eval_dataset": tiny_dataset(12, seed=1)}
-    for name in OWN_ARGUMENTS:
+    for name in NOT_ARGUMENTS:
         if name in changes:
             own[name] = changes.pop(name)
     if own["model"] is None and "model_init" not in own:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
-from ...technique import Technique, option
+from ...technique import Change, Technique, option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -90,6 +90,11 @@ class Peft(Technique):
 
     def keeps_objective(self) -> bool:
         return True
+
+    def excludes(self) -> Mapping[Change, str]:
+        if self.method != "adalora":
+            return {}
+        return {Change.GRADIENTS: "method=adalora scores ranks by their gradients after each step; use method=lora."}
 
     def packages(self) -> dict[str, str]:
         quantised = {"bitsandbytes": "bitsandbytes>=0.50"} if self.quant is not None else {}
