@@ -22,6 +22,7 @@ TESTED = {
 
 
 TRAINER, CALLBACK, JIT = "transformers.trainer", "transformers.trainer_callback", "transformers.trainer_jit_checkpoint"
+DDP = "torch.nn.parallel.distributed"
 TRACKER = "torch.distributed._tools.mem_tracker"
 DPO, KTO, SFT, REWARD = (f"trl.trainer.{name}_trainer" for name in ("dpo", "kto", "sft", "reward"))
 
@@ -43,6 +44,7 @@ SHARED = "DPO computes what both completions begin with once, to the same result
 REMOVED = "A model with layers removed is saved and loaded as it was"
 ADALORA = "AdaLoRA moves its ranks, and a resumed run has those of the run never stopped"
 EMBEDDINGS = "adamw-8bit keeps moments of embeddings in 32 bits, and of nothing else"
+MEANS = "Ranks that step within the backward pass step with the mean of their gradients"
 QUANTISED = "A model that is quantised in place trains, merges and is saved as one loaded so"
 
 
@@ -274,6 +276,22 @@ TECHNIQUES: tuple[Name, ...] = (
         *("transformers.configuration_utils", "PreTrainedConfig._name_or_path", "techniques/behavioral"),
         "An error about a reference model says where it came from",
         made_in="PreTrainedConfig.name_or_path",
+    ),
+    # ---- steps within the backward pass ----
+    Name(
+        *(DDP, "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model", "techniques/low_memory", MEANS),
+        takes="module params_and_buffers_to_ignore",
+    ),
+    *(
+        Name(DDP, f"DistributedDataParallel.{name}", "techniques/low_memory", MEANS, made_in=maker)
+        for name, maker in (
+            ("parameters_to_ignore", "DistributedDataParallel.__init__"),
+            (
+                "_ddp_params_and_buffers_to_ignore",
+                "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model",
+            ),
+            ("_ddp_ignored", "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model"),
+        )
     ),
     # ---- layers removed ----
     Name("transformers.configuration_utils", "ALLOWED_LAYER_TYPES", "techniques/layer_removal", REMOVED),

@@ -1,4 +1,4 @@
-"""The algorithms of `low-memory`, by name: what each is made by, and how it is clipped."""
+"""The algorithms of `low-memory`, by name: what each is made by, how it is clipped, and what it keeps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .half_weights import halve_weights
+from .matrix_algorithms import for_matrices
+from .optimizers.adalomo import AdaLOMO
 from .optimizers.adamw_8bit import adamw_8bit
 from .optimizers.compact_adamw import CompactAdamW
-from .optimizers.adalomo import AdaLOMO
 from .optimizers.lomo import LOMO
+from .optimizers.mezo import MeZO
+from .settings import OWN_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,14 @@ class Algorithm:
     Attributes:
         make: `make(model, optimizer, technique)`: the optimizer, with the groups of the script's; None: the script's.
         clip: what clip=auto means while gradients are freed.
-        state: `state(model, technique)`: bytes that the optimizer keeps for what learns; None: as the script's.
+        sharded: why it cannot step the shards of a tensor that FSDP has cut up, such as "normalises whole rows"; None:
+            it can, as `test_shards.py` shows.
         ready: `ready(trainer, model, optimizer)`: changes the model for the optimizer, when nothing else can fail.
     """
 
     make: Callable[[Any, Optimizer, Any], Optimizer] | None
     clip: str
-    state: Callable[[Any, Any], float] | None = None
+    sharded: str | None = None
     ready: Callable[[Any, Any, Any], None] | None = None
 
 
@@ -38,24 +42,48 @@ def script_groups(optimizer: Optimizer, *names: str) -> list[dict[str, Any]]:
     return [{name: group[name] for name in kept if name in group} for group in optimizer.param_groups]
 
 
-def _lomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
-    return LOMO(script_groups(optimizer))
-
-
 def _adamw_8bit(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return adamw_8bit(model, script_groups(optimizer, "betas", "eps"))
 
 
 def _compact_adamw(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return CompactAdamW(script_groups(optimizer, "betas", "eps"))
+
+
+def _lomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
+    return LOMO(script_groups(optimizer))
+
+
 def _adalomo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return AdaLOMO(script_groups(optimizer))
 
 
+def _matrices(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
+    names = [name for name, algorithms in OWN_OPTIONS.items() if technique.algorithm in algorithms]
+    settings = {name: getattr(technique, name) for name in names}
+    return for_matrices(model, optimizer, technique.algorithm, **settings)
+
+
+def _mezo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
+    return MeZO(script_groups(optimizer), perturbation=technique.perturbation)
+
+
+WHOLE_MATRICES = "needs whole matrices"
+HALVES = "reads the low bits of the weights before FSDP cuts them up"
+BLOCKS = "changes which layers learn"
+
 ALGORITHMS = {
     "script": Algorithm(None, clip="lagged"),
-    "adamw-8bit": Algorithm(_adamw_8bit, clip="lagged"),
-    "compact-adamw": Algorithm(_compact_adamw, clip="lagged", ready=halve_weights),
-    "lomo": Algorithm(_lomo, clip="two_pass", state=lambda model, technique: 0.0),
+    "adamw-8bit": Algorithm(_adamw_8bit, clip="lagged", sharded="keeps its state in blocks of whole tensors"),
+    "compact-adamw": Algorithm(_compact_adamw, clip="lagged", sharded=HALVES, ready=halve_weights),
+    "lomo": Algorithm(_lomo, clip="two_pass"),
     "adalomo": Algorithm(_adalomo, clip="none"),
+    "galore": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
+    "apollo": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
+    "apollo-mini": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
+    "sinkgd": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
+    "muon": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
+    "lisa": Algorithm(None, clip="lagged", sharded=BLOCKS),
+    "badam": Algorithm(None, clip="lagged", sharded=BLOCKS),
+    "mezo": Algorithm(_mezo, clip="none", sharded="perturbs whole tensors"),
 }

@@ -10,6 +10,7 @@ from ...host import hooks
 from .clipping import Clipping
 from .folding import folding_of
 from .fused_backward import FusedBackward
+from .replicas import MeanOverRanks, are_replicas
 from .settings import NAME
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def fuse(
         OptionError: accumulation=refuse, and there is some; accumulation=fold with an optimizer that cannot.
         PluginError: the optimizer does not treat each tensor alone.
     """
-    kept = _why_gradients_are_kept(trainer, accumulation)
+    kept = why_gradients_are_kept(trainer, accumulation)
     if kept is not None:
         logger.warning("%s: gradients are kept until the whole step is there: %s.", NAME, kept)
     folds = kept is None and trainer.args.gradient_accumulation_steps > 1
@@ -56,6 +57,7 @@ def fuse(
         if way != "none":
             lagged: Literal["lagged", "per_tensor"] = "per_tensor" if way == "per_tensor" else "lagged"
             clipping = Clipping(trainer.args.max_grad_norm, lagged)
+    reduce = MeanOverRanks(model) if kept is None and are_replicas(trainer) else None
     return FusedBackward(
         optimizer,
         clipping=clipping,
@@ -64,10 +66,17 @@ def fuse(
         names={id(parameter): name for name, parameter in model.named_parameters()},
         folding=folding,
         micro_batches=lambda: trainer.current_gradient_accumulation_steps,
+        reduce=reduce,
+        left=reduce.left if reduce is not None else (),
     )
 
 
-def _why_gradients_are_kept(trainer: Trainer, accumulation: str) -> str | None:
+def why_gradients_are_kept(trainer: Trainer, accumulation: str) -> str | None:
+    """Why no parameter can be stepped before all gradients of a step are there; None where each can.
+
+    Raises:
+        OptionError: accumulation=refuse, and there is some.
+    """
     steps = trainer.args.gradient_accumulation_steps
     if steps > 1 and accumulation == "refuse":
         raise OptionError(

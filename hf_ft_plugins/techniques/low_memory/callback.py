@@ -6,23 +6,32 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
+from ... import lr_scale
 from ...host.stash import WithTrainer
 from .fused_backward import FusedBackward
+from .replicas import MeanOverRanks
+from .shards import drop_marks
 
 
 class LowMemoryCallback(WithTrainer, TrainerCallback):
     """Lets the trainer's `FusedBackward` act from the first step to the last.
 
-    In a stock Trainer, `set_trainer(trainer)` has to be called, for clip=two_pass.
+    In a stock Trainer, `set_trainer(trainer)` has to be called, for clip=two_pass and for several ranks.
     """
 
     def __init__(self) -> None:
         self._backward: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if optimizer is not None:
+            drop_marks(lr_scale.innermost(optimizer))
         fused = _fused(optimizer)
         if fused is None:
             return
+        if isinstance(fused.reduce, MeanOverRanks):
+            fused.reduce.begin(self._trainer.model, self._trainer.model_wrapped)
+        # Anew, so that hooks which Trainer has put on since then, to average gradients over ranks, come first.
+        fused.detach()
         fused.attach()
         if fused.two_pass:
             self._run_twice(fused)
@@ -33,10 +42,17 @@ class LowMemoryCallback(WithTrainer, TrainerCallback):
             # Other techniques unfreeze layers between steps.
             fused.attach()
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        fused = _fused(optimizer)
+        if fused is not None and isinstance(fused.reduce, MeanOverRanks):
+            fused.reduce.end_step()
+
     def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         fused = _fused(optimizer)
         if fused is not None:
             fused.detach()
+            if isinstance(fused.reduce, MeanOverRanks):
+                fused.reduce.end()
         if self._backward is not None:
             del self._trainer.accelerator.backward
             self._backward = None

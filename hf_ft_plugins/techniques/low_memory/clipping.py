@@ -28,6 +28,11 @@ class Clipping:
     max_norm: float
     way: Literal["lagged", "per_tensor"]
 
+    def begin(self, group: dict[str, Any]) -> None:
+        """Make the entry that `remember` fills: sharded checkpoints load only entries that are there."""
+        if self.way == "lagged":
+            group.setdefault(BEFORE, 0.0)
+
     def coefficient(self, group: dict[str, Any], norm: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """[]: what to multiply a gradient by.
 
@@ -44,9 +49,13 @@ class Clipping:
         return min(1.0, self.max_norm / (norm + EPSILON))
 
     def remember(self, group: dict[str, Any], total: torch.Tensor) -> None:
-        """Keep the norm of all gradients of a step for the next one."""
-        if self.way == "lagged":
-            group[BEFORE] = float(total)
+        """Keep the norm of all gradients of a step for the next one, unless all are 0.
+
+        Sharded checkpoints let an optimizer without state step with gradients of 0 before they save it.
+        """
+        norm = float(total) if self.way == "lagged" else 0.0
+        if norm > 0:
+            group[BEFORE] = norm
 
 
 def _coefficient(max_norm: float, norm: torch.Tensor) -> torch.Tensor:

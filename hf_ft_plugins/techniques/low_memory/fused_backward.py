@@ -46,8 +46,9 @@ class FusedBackward(torch.optim.Optimizer):
             be accumulated, clipped by their norm, and changed, as with any optimizer; only the optimizer's own
             temporary memory is saved.
         names: of the parameters, by id, for messages.
-        reduce: called with each complete gradient before it is looked at, to change it in place: the mean over ranks.
-        left: parameters whose gradients are not complete when the hook is called; they are stepped by `step()`.
+        reduce: called with each parameter whose gradient is complete on this rank, to make it the mean over ranks in
+            place (`MeanOverRanks`).
+        left: parameters whose gradients somebody else reduces after the hook is called; they are stepped by `step()`.
         folding: takes the gradient of each micro-batch at once (`folding_of(optimizer)`).
         micro_batches: how many of them make the current step; for `folding`.
 
@@ -85,9 +86,12 @@ class FusedBackward(torch.optim.Optimizer):
         self.skipped_steps = 0
         self._names = names or {}
         self._left = {id(parameter) for parameter in left}
+        self._kept: dict[int, Any] = {}
         self._handles: dict[int, Any] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self._begin_step()
+        if clipping is not None:
+            clipping.begin(self.param_groups[0])
         self.attach()
 
     # ---- what a torch optimizer is ----
@@ -177,7 +181,11 @@ class FusedBackward(torch.optim.Optimizer):
 
     def _gradient_is_there(self, parameter: torch.Tensor) -> None:
         last = GradientState().sync_gradients
-        if id(parameter) in self._left or not (last or self.folding is not None):
+        if not (last or self.folding is not None):
+            return
+        if id(parameter) in self._left:
+            # The first of two passes gave the mean over ranks; this rank's own gradient of the second is of no use.
+            parameter.grad = self._kept.pop(id(parameter), parameter.grad)
             return
         if parameter.grad is None:  # what an autograd function of its own may give
             return
@@ -191,7 +199,7 @@ class FusedBackward(torch.optim.Optimizer):
         if last:
             self._stepped.add(id(parameter))
         if self.reduce is not None:
-            self.reduce(parameter.grad)
+            self.reduce(parameter)
         self._apply(parameter, last=last, count=1 if self.folding is None else self.micro_batches())
 
     def _apply(self, parameter: torch.Tensor, *, last: bool = True, count: int = 1) -> None:
@@ -257,7 +265,11 @@ class FusedBackward(torch.optim.Optimizer):
         self._begin_step()
         self._measures = True
         yield
-        total = self._total
+        total = self.norm_of_step()
+        for parameter in self._remaining():
+            if id(parameter) in self._left:
+                self._kept[id(parameter)] = parameter.grad
+            parameter.grad = None
         self._begin_step()
         self._measured = 0.0 if total is None else float(total)
 

@@ -6,4 +6,7 @@ OWN_OPTIONS = {
     "rank": ("galore", "apollo"),
     "update_gap": ("galore", "apollo", "apollo-mini"),
     "scale": ("galore", "apollo", "apollo-mini", "sinkgd"),
+    "active_layers": ("lisa",),
+    "switch_every": ("lisa", "badam"),
+    "perturbation": ("mezo",),
 }

@@ -7,15 +7,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import PluginError
+from .algorithms import ALGORITHMS
+from .replicas import are_replicas
 from .settings import NAME
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 
-def refuse_unsupported(trainer: Trainer, *, fused: bool) -> None:
-    """Raise `PluginError` where gradients must not be applied one by one, or are changed where nothing sees them."""
+def refuse_unsupported(trainer: Trainer, *, algorithm: str, fused: bool, in_backward: bool) -> None:
+    """Raise `PluginError` where gradients must not be applied one by one, or are changed where nothing sees them.
+
+    Args:
+        algorithm, fused: the options.
+        in_backward: whether parameters are stepped before all gradients are there.
+    """
     args = trainer.args
+    reason = ALGORITHMS[algorithm].sharded
+    if reason is not None and (trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers):
+        raise PluginError(
+            f"{NAME}: algorithm={algorithm} {reason}, and FSDP cuts tensors up. Use another algorithm, or train "
+            "without FSDP."
+        )
     for module_name, module in trainer.model.named_modules():
         if isinstance(module, torch.nn.Embedding) and module.sparse:
             raise PluginError(
@@ -34,6 +47,11 @@ def refuse_unsupported(trainer: Trainer, *, fused: bool) -> None:
             f"{NAME}: DeepSpeed collects the gradients and steps by itself. Use ZeRO's own offloading, or FSDP2 with "
             "this technique."
         )
+    if trainer.is_fsdp_enabled and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
+        raise PluginError(
+            f"{NAME}: FSDP1 joins parameters into flat ones, which have no gradients of their own. Use FSDP2: "
+            "fsdp_config={'version': 2}, or fused=false."
+        )
     if args.n_gpu > 1:
         raise PluginError(
             f"{NAME}: DataParallel keeps copies of the model whose gradients are added up late. Start one process a "
@@ -44,4 +62,21 @@ def refuse_unsupported(trainer: Trainer, *, fused: bool) -> None:
         raise PluginError(
             f"{NAME}: optim={optim!r} steps within the backward pass by itself. Use another optim=, and this "
             "technique's algorithm=."
+        )
+    if in_backward and are_replicas(trainer):
+        _refuse_unequal_graphs(trainer)
+
+
+def _refuse_unequal_graphs(trainer: Trainer) -> None:
+    args, handler = trainer.args, trainer.accelerator.ddp_handler
+    if args.ddp_find_unused_parameters or args.ddp_static_graph:
+        name = "ddp_find_unused_parameters" if args.ddp_find_unused_parameters else "ddp_static_graph"
+        raise PluginError(
+            f"{NAME}: {name}=True is an option of DistributedDataParallel's for gradients that it reduces, and here "
+            "each is reduced as it arrives, in one order on all ranks. Leave it out, or set fused=false."
+        )
+    if handler is not None and str(handler.comm_hook) != "no":
+        raise PluginError(
+            f"{NAME}: comm_hook={handler.comm_hook} changes how DistributedDataParallel reduces gradients, and here it "
+            "does not reduce them. Leave it out, or set fused=false."
         )
