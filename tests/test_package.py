@@ -52,6 +52,9 @@ def test_every_hook_is_recorded_by_the_technique_that_logs_everything(hook):
     assert hook in LogEverything.hooks(), f"give LogEverything (testing/log_everything.py) a method {hook}"
 
 
+ASKING = ("_ask_all", "_ask_owner", "_ask_chain")
+
+
 @pytest.mark.parametrize("hook", sorted({*hook_names()} - {"ft_commands"}))
 def test_every_hook_is_asked_by_the_host(hook):
     files = [ROOT / "hf_ft_plugins" / name for name in ("host/trainer.py", "host/inputs.py", "host/adapter.py")]
@@ -59,11 +62,11 @@ def test_every_hook_is_asked_by_the_host(hook):
         node.args[0].value
         for file in files
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("_ask_all", "_ask_owner", "_ask_chain")
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (*ASKING, "_contexts")
         if isinstance(node.args[0], ast.Constant)
     }
     places = ", ".join(str(file.relative_to(ROOT)) for file in files)
-    assert hook in asked, f"nothing asks it, by _ask_all, _ask_owner or _ask_chain, in {places}"
+    assert hook in asked, f"nothing asks it, by {', '.join(ASKING)} or _contexts, in {places}"
 
 
 # What runs code that data or a checkpoint brings; of a name that ends with a dot everything.

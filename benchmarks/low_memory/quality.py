@@ -49,12 +49,12 @@ ADAMW_TEXT, ADAMW_REVIEWS = (5e-4, 1e-3, 2e-3), (3e-5, 1e-4, 3e-4)
 CONTENDERS = {
     "AdamW": Contender(None, ADAMW_TEXT, ADAMW_REVIEWS),
     "compact-adamw": Contender("compact-adamw", ADAMW_TEXT, ADAMW_REVIEWS, 1.005),
-    "adalomo": Contender("adalomo", (3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3), 1.02),
-    "galore": Contender("galore", (2e-3, 5e-3, 1e-2), (1e-4, 3e-4, 1e-3), 1.02),
-    "apollo": Contender("apollo", (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3), 1.02),
-    "apollo-mini": Contender("apollo-mini", (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3)),
-    "sinkgd": Contender("sinkgd", (1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4), 1.02),
-    "muon": Contender("muon", ADAMW_TEXT, ADAMW_REVIEWS),
+    "adalomo": Contender("adalomo", (1e-2, 3e-2, 6e-2), (5e-4, 2e-3, 6e-3), 1.02),
+    "galore": Contender("galore:rank=48,update_gap=50", (1e-3, 2e-3, 4e-3), (1e-4, 3e-4, 1e-3), 1.02),
+    "apollo": Contender("apollo:rank=48,update_gap=50", (3e-3, 6e-3, 1.2e-2), (1e-4, 3e-4, 1e-3), 1.02),
+    "apollo-mini": Contender("apollo-mini", (3e-3, 6e-3, 1.2e-2), (1e-4, 3e-4, 1e-3)),
+    "sinkgd": Contender("sinkgd", (3e-3, 6e-3, 1.2e-2), (1e-4, 3e-4, 1e-3), 1.02),
+    "muon": Contender("muon", (1e-3, 2e-3, 4e-3), ADAMW_REVIEWS),
     "lisa": Contender("lisa:switch_every=20", (1e-3, 2e-3, 4e-3), (1e-4, 3e-4, 1e-3)),
     "badam": Contender("badam:switch_every=20", (1e-3, 2e-3, 4e-3), (1e-4, 3e-4, 1e-3)),
     "lomo": Contender("lomo", (1.0, 3.0, 10.0), (1e-2, 3e-2, 1e-1)),
@@ -107,10 +107,10 @@ class MedicalText(Task):
     """A small language model of books goes on with medical answers."""
 
     name = "loss on held-out medical text"
-    LENGTH = 96
+    LENGTH = 64
 
     def __init__(self, quick: bool) -> None:
-        self.steps = 60 if quick else 160
+        self.steps = 60 if quick else 120
         tokenizer = AutoTokenizer.from_pretrained(BOOKS)
         self.train_rows = self._rows(tokenizer, "train", 8 * self.steps)
         self.dev_rows = self._rows(tokenizer, "dev", 100)
@@ -137,7 +137,7 @@ class Reviews(Task):
     name = "loss on held-out film reviews"
 
     def __init__(self, quick: bool) -> None:
-        self.steps = 40 if quick else 100
+        self.steps = 40 if quick else 60
         self.tokenizer = AutoTokenizer.from_pretrained(MINILM)
         order = np.random.default_rng(0).permutation(len(reviews("train")))[: 16 * self.steps]
         train = reviews("train")
@@ -145,7 +145,7 @@ class Reviews(Task):
         self.dev_rows = [self._row(one) for one in reviews("dev")[:400]]
 
     def _row(self, review: dict[str, Any]) -> dict[str, Any]:
-        return {**self.tokenizer(review["text"], truncation=True, max_length=48), "labels": review["label"]}
+        return {**self.tokenizer(review["text"], truncation=True, max_length=32), "labels": review["label"]}
 
     def trainer(self, technique: str | None, rate: float, seed: int, device: str, folder: str) -> Trainer:
         host = Trainer if technique is None else with_plugins(Trainer, technique)

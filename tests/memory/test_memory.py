@@ -174,10 +174,16 @@ def test_a_budget_names_the_cheapest_change_that_fits(tmp_path):
     alone = estimated(settings)
     adapter = estimated(settings, "peft")
     assert adapter.peak < estimated(args(tmp_path, per_device_train_batch_size=1, optim="adafactor")).peak
-    with pytest.raises(PluginError, match=r"by: --with peft\.$"):
+    with pytest.raises(PluginError, match=r"by: --with low-memory:algorithm=adalomo\.$"):
         refuse_over_budget(alone, adapter.peak, estimated, settings)
+
+    def without_that(changed, technique=None):
+        return None if str(technique).startswith("low-memory") else estimated(changed, technique)
+
+    with pytest.raises(PluginError, match=r"by: --with peft\.$"):
+        refuse_over_budget(alone, adapter.peak, without_that, settings)
     with pytest.raises(PluginError, match=r"The least that was found is .* by: --with peft:quant="):
-        refuse_over_budget(alone, MIB, estimated, settings)
+        refuse_over_budget(alone, MIB, without_that, settings)
     settings.per_device_train_batch_size = 8
     assert settings.per_device_train_batch_size == 8, "the script's arguments stay as they are"
 

@@ -7,10 +7,11 @@ from ...lazy import lazily
 if TYPE_CHECKING:
     from .fused_backward import FusedBackward
     from .learning_blocks import LearningBlocks
+    from .matrix_algorithms import for_matrices
     from .optimizers.mezo import MeZO
     from .technique import LowMemory
 
-__all__ = ["FusedBackward", "LearningBlocks", "LowMemory", "MeZO"]
+__all__ = ["FusedBackward", "LearningBlocks", "LowMemory", "MeZO", "for_matrices"]
 # The parts need transformers and torch; naming the technique does not.
 __getattr__ = lazily(
     __name__,
@@ -19,5 +20,6 @@ __getattr__ = lazily(
         "LearningBlocks": "learning_blocks",
         "LowMemory": "technique",
         "MeZO": "optimizers.mezo",
+        "for_matrices": "matrix_algorithms",
     },
 )

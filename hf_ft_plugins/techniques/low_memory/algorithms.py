@@ -27,12 +27,14 @@ class Algorithm:
         clip: what clip=auto means while gradients are freed.
         sharded: why it cannot step the shards of a tensor that FSDP has cut up, such as "normalises whole rows"; None:
             it can, as `test_shards.py` shows.
+        rate: which learning rate suits it, for the log; None: the script's.
         ready: `ready(trainer, model, optimizer)`: changes the model for the optimizer, when nothing else can fail.
     """
 
     make: Callable[[Any, Optimizer, Any], Optimizer] | None
     clip: str
     sharded: str | None = None
+    rate: str | None = None
     ready: Callable[[Any, Any, Any], None] | None = None
 
 
@@ -68,6 +70,7 @@ def _mezo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return MeZO(script_groups(optimizer), perturbation=technique.perturbation)
 
 
+FASTER = "two or three times AdamW's"
 WHOLE_MATRICES = "needs whole matrices"
 HALVES = "reads the low bits of the weights before FSDP cuts them up"
 BLOCKS = "changes which layers learn"
@@ -76,14 +79,14 @@ ALGORITHMS = {
     "script": Algorithm(None, clip="lagged"),
     "adamw-8bit": Algorithm(_adamw_8bit, clip="lagged", sharded="keeps its state in blocks of whole tensors"),
     "compact-adamw": Algorithm(_compact_adamw, clip="lagged", sharded=HALVES, ready=halve_weights),
-    "lomo": Algorithm(_lomo, clip="two_pass"),
-    "adalomo": Algorithm(_adalomo, clip="none"),
+    "lomo": Algorithm(_lomo, clip="two_pass", rate="hundreds of times AdamW's"),
+    "adalomo": Algorithm(_adalomo, clip="none", rate="ten to thirty times AdamW's"),
     "galore": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
-    "apollo": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
-    "apollo-mini": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
-    "sinkgd": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
+    "apollo": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES, rate=FASTER),
+    "apollo-mini": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES, rate=FASTER),
+    "sinkgd": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES, rate=FASTER),
     "muon": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
     "lisa": Algorithm(None, clip="lagged", sharded=BLOCKS),
     "badam": Algorithm(None, clip="lagged", sharded=BLOCKS),
-    "mezo": Algorithm(_mezo, clip="none", sharded="perturbs whole tensors"),
+    "mezo": Algorithm(_mezo, clip="none", sharded="perturbs whole tensors", rate="a tenth of AdamW's or less"),
 }

@@ -35,7 +35,8 @@ KINDS: dict[str, Any] = {
 }
 # Settings that stand beside the script's.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "galore": {"rank": 128},
+    # The paper's 0.25 goes with a rate of 1e-2; so AdamW's suits.
+    "galore": {"rank": 128, "scale": 1.0},
     "apollo": {"rank": 128},
     "apollo-mini": {"rank": 1, "scaling": "tensor", "scale": math.sqrt(128)},
     # So that a rate that suits AdamW suits Muon, too.

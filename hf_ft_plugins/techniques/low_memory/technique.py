@@ -6,6 +6,7 @@ optimizer's state; and full precision. Which of them an algorithm saves is in `a
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
     from transformers import Trainer, TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +141,12 @@ class LowMemory(Technique):
     def ft_trainer(self, trainer: Trainer) -> None:
         from . import learning_blocks, zeroth_order
         from .building import why_gradients_are_kept
-        from .unsupported import refuse_unsupported
+        from .unsupported import refuse_the_scripts_scheduler, refuse_unsupported
 
         fused = self.fused and not self._is_mezo
         in_backward = fused and why_gradients_are_kept(trainer, self.accumulation) is None
         refuse_unsupported(trainer, algorithm=self.algorithm, fused=fused, in_backward=in_backward)
+        refuse_the_scripts_scheduler(trainer, self.algorithm)
         if self._way is not None:
             learning_blocks.refuse_unfit(trainer.model, trainer.args, self._way)
         if self._is_mezo:
@@ -165,6 +169,9 @@ class LowMemory(Technique):
             # Before an optimizer makes its state from the weights.
             start_alike(model)
         algorithm = ALGORITHMS[self.algorithm]
+        if algorithm.rate is not None:
+            rates = ", ".join(sorted({f"{group['lr']:g}" for group in optimizer.param_groups}))
+            logger.info("%s: learning rate %s; %s wants %s.", NAME, rates, self.algorithm, algorithm.rate)
         chosen = final = optimizer if algorithm.make is None else algorithm.make(model, optimizer, self)
         if trainer.is_fsdp_enabled:
             mark_missing_state(chosen)

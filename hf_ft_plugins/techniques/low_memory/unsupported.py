@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import PluginError
+from ...errors import ConflictError, PluginError
 from .algorithms import ALGORITHMS
 from .replicas import are_replicas
 from .settings import NAME
@@ -65,6 +65,16 @@ def refuse_unsupported(trainer: Trainer, *, algorithm: str, fused: bool, in_back
         )
     if in_backward and are_replicas(trainer):
         _refuse_unequal_graphs(trainer)
+
+
+def refuse_the_scripts_scheduler(trainer: Trainer, algorithm: str) -> None:
+    """Raise `ConflictError` where the script's own scheduler would go on with an optimizer that is not used."""
+    if ALGORITHMS[algorithm].make is not None and trainer.lr_scheduler is not None:
+        raise ConflictError(
+            f"{NAME}: algorithm={algorithm} takes the place of the script's optimizer, and the script's "
+            f"{type(trainer.lr_scheduler).__name__} would go on changing the rate of the old one. Leave it out of "
+            "optimizers=(...), and set lr_scheduler_type."
+        )
 
 
 def _refuse_unequal_graphs(trainer: Trainer) -> None:
