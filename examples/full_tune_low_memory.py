@@ -5,7 +5,7 @@ pages that come with Python (no download). One step is watched: what tensors tak
 frees them. The second run draws its step beside the first one's.
 
     python examples/full_tune_low_memory.py --timeline runs/stock.json
-    hf-ft run --with low-memory:algorithm=adalomo examples/full_tune_low_memory.py --learning_rate 3e-3 \\
+    hf-ft run --with low-memory:algorithm=adalomo examples/full_tune_low_memory.py --learning_rate 3e-2 \\
         --timeline runs/adalomo.json --beside runs/stock.json
 """
 
