@@ -100,6 +100,8 @@ class _NamedContext:
 
     def __enter__(self) -> Any:
         try:
+            if not hasattr(type(self._context), "__enter__"):
+                raise TypeError(f"{self._hook} answers a {type(self._context).__name__}, which is no context manager.")
             return self._context.__enter__()
         except Exception as error:
             hooks.add_note(error, f"the context of {self._hook}", self._technique)

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import adaptive_lr, behavioral_feedback, behavioral_speed, layer_removal, multitask, task, transfer
+from benchmarks import adaptive_lr, behavioral_feedback, behavioral_speed, layer_removal, multitask, task
 from benchmarks import peft as peft_benchmark
 from benchmarks.report import Result
+from benchmarks.transfer import comparison as transfer_comparison
+from benchmarks.transfer import settings as transfer_settings
+from benchmarks.transfer.images import SHIFTS
 
 
 def by_metric(rows: Iterable[Result]) -> dict[str, Result]:
@@ -105,12 +108,13 @@ def test_task_and_transfer_have_a_spread() -> None:
     found = by_metric(task.results_of(setting, measured, {}))
     assert found["digits, balanced: logit_adjust: macro-F1"].met is False
     assert found["digits, balanced: logit_adjust: macro-F1"].conditions["quartiles"] == [1.0, 1.0]
-    digits = transfer.settings(True)["digits"]
-    parts = ("dev", "test", *transfer.SHIFTS)
+    digits = transfer_settings.settings(True)["digits"]
+    parts = ("dev", "test", *SHIFTS)
     accuracies = {
-        row: {part: np.full((3, 2), 80.0 if row in transfer.OURS else 40.0) for part in parts} for row in digits.rows
+        row: {part: np.full((3, 2), 80.0 if row in transfer_settings.OURS else 40.0) for part in parts}
+        for row in digits.rows
     }
-    found = by_metric(transfer.results_of(digits, accuracies, {}))
+    found = by_metric(transfer_comparison.results_of(digits, accuracies, {}))
     assert found["digits: transfer: accuracy out of distribution"].met is True
 
 

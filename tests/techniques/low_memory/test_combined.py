@@ -186,7 +186,7 @@ def test_schedules_and_factors_reach_the_weights_of_their_group(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_it_is_found_to_step_each_tensor_alone(name):
-    refuse_inseparable(combined(name, weights()))
+    assert refuse_inseparable(combined(name, weights())) is None
 
 
 def test_an_added_group_goes_to_the_optimizer_that_it_names_or_to_the_last():

@@ -71,7 +71,7 @@ def test_what_cannot_be_stepped_within_the_backward_pass_is_refused_unless_it_is
 
 @pytest.mark.parametrize("case", ["unused", "static graph", "comm hook"])
 def test_what_ddp_reduces_is_not_refused_where_gradients_are_kept(case):
-    refuse(REFUSED[case][0], in_backward=False)
+    assert refuse(REFUSED[case][0], in_backward=False) is None
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_ddp_reduces_is_not_refused_where_gradients_are_kept(case):
     ids=["one device", "replicas", "one device, unused", "replicas, no hook", "FSDP2"],
 )
 def test_what_can_be_is_not_refused(trainer):
-    refuse(trainer)
+    assert refuse(trainer) is None
 
 
 @pytest.mark.parametrize("fused", [True, False])
