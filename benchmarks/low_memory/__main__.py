@@ -1,3 +1,4 @@
+import contextlib
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ PARTS = {
 def rows(asked: Namespace) -> Iterator[Result | LeftOut]:
     for name, part in PARTS.items():
         if asked.only in (None, name):
-            yield from part(asked)
+            # Trainers print their logs.
+            with contextlib.redirect_stdout(sys.stderr):
+                found = list(part(asked))
+            yield from found
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def rows(asked: Namespace) -> Iterator[Result]:
         assert not are_equal(stock, weights(None, device, optim=optim, learning_rate=1.1e-3)), "the control is equal"
         found[optim] = are_equal(stock, weights("low-memory", device, optim=optim))
     for name in ALGORITHMS:
-        technique = f"low-memory:algorithm={name}"
+        technique = f"low-memory:algorithm={name}" + (",rank=24" if name in ("galore", "apollo") else "")
         after = weights(f"{technique},fused=false", device)
         assert not are_equal(after, weights(technique, device, learning_rate=1.1e-3)), "the control is equal"
         found[name] = are_equal(after, weights(technique, device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import report
 from benchmarks.low_memory import runs
 from benchmarks.report import Gate, Result
+from hf_ft_plugins.techniques.low_memory.bytes_used import bytes_per_parameter
 
 BENCHMARK = "low_memory"
 STEPS = 3
@@ -157,4 +159,29 @@ def rows(asked: Namespace) -> Iterator[Result]:
             gate=Gate("ratio", "<=", bound) if bound is not None else None,
             also=also,
             conditions={**common, **more, "technique": RUNS[name][0] or "none"},
+        )
+
+
+def bytes_rows(asked: Namespace) -> Iterator[Result]:
+    """Bytes of weight and state a parameter after two steps, and of its gradient where it is kept."""
+    found = {}
+    for name, technique in (
+        ("AdamW", "low-memory:fused=false"),
+        ("compact AdamW", "low-memory:algorithm=compact-adamw,fused=false"),
+        ("compact AdamW, fused", "low-memory:algorithm=compact-adamw"),
+    ):
+        model = runs.language_model(**{**runs.SIZES, "num_hidden_layers": 2})
+        rows = runs.texts(2)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = runs.trainer_of(model, technique, asked.device, steps=2, rows=rows, folder=folder)
+            trainer.train()
+        # Under accelerate's wrapper.
+        found[name] = bytes_per_parameter(trainer.optimizer.optimizer)
+    for name, bound in (("compact AdamW", None), ("compact AdamW, fused", 7)):
+        yield report.row(
+            *(BENCHMARK, f"bytes a parameter, weight, state and gradient: {name} against AdamW"),
+            *(found[name], found["AdamW"]),
+            ratio=found[name] / found["AdamW"],
+            gate=None if bound is None else Gate("ours", "<=", bound),
+            conditions=report.conditions(asked.device),
         )

@@ -68,7 +68,7 @@ def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
 def rows(asked: Namespace) -> Iterator[Result]:
     torch.set_num_threads(1)
     names = ("AdamW", "AdamW, again", "fused AdamW", "LOMO") if asked.quick else tuple(SIDES)
-    rounds = 9 if asked.quick else 15
+    rounds = 7 if asked.quick else 11
     values = in_turns({name: steps_of(name, asked.device) for name in names}, rounds)
     gates = {"fused AdamW": Gate("ratio", "<=", 1.1)}
     pairs = {(name, "AdamW"): gates.get(name) for name in names[2:]}
