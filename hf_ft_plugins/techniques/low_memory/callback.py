@@ -48,6 +48,12 @@ class LowMemoryCallback(WithTrainer, TrainerCallback):
             fused.reduce.end_step()
 
     def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self._let_go(optimizer)
+
+    def on_train_raised(self) -> None:
+        self._let_go(self._trainer.optimizer)
+
+    def _let_go(self, optimizer: Any) -> None:
         fused = _fused(optimizer)
         if fused is not None:
             fused.detach()

@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .technique import LowMemory
-
 SCALES = 2 * 4 / 256  # bytes a value: two float32 scales for each block of 256
 PART = 2**22  # values that are stepped at once
 
 
-def effects(technique: LowMemory) -> dict[str, Any]:
-    """`Technique.memory_effects` of a `low-memory` with these options."""
+def effects(algorithm: str, *, fused: bool, rank: int, active_layers: int) -> dict[str, Any]:
+    """`Technique.memory_effects` of `low-memory` with these options."""
     from ...memory.trial_run import OptimizerMemory
 
-    algorithm = technique.algorithm
     state = STATES.get(algorithm)
     memory = OptimizerMemory(
-        state=None if state is None else lambda model: state(model, technique.rank),
+        state=None if state is None else lambda model: state(model, rank),
         temporary=lambda parameter: 4.0 * min(parameter.numel(), PART),
-        in_backward=technique.fused and algorithm != "mezo",
+        in_backward=fused and algorithm != "mezo",
         forward_only=algorithm == "mezo",
     )
     found: dict[str, Any] = {"optimizer": memory}
     if algorithm in ("lisa", "badam"):
-        found["change"] = lambda model: _rest(model, algorithm, technique.active_layers)
+        found["change"] = lambda model: _rest(model, algorithm, active_layers)
     elif algorithm == "compact-adamw":
         found["change"] = _halved
     return found

@@ -124,7 +124,7 @@ class LowMemory(Technique):
     def memory_effects(self, config: Any) -> dict[str, Any]:
         from .footprint import effects
 
-        return effects(self)
+        return effects(self.algorithm, fused=self.fused, rank=self.rank, active_layers=self.active_layers)
 
     # ---- hooks ----
 

@@ -265,3 +265,16 @@ def test_what_needs_the_gradients_after_the_step_refuses(tmp_path):
     pytest.importorskip("peft")
     with pytest.raises(PluginError, match=r"(?s)peft.*low-memory|low-memory.*peft"):
         trained(tmp_path, "low-memory", "peft:method=adalora")
+
+
+class Raises(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_ends_by_an_exception_leaves_no_hook_behind(tmp_path):
+    model = language_model()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, "low-memory:clip=two_pass", model=model, max_grad_norm=1.0, callbacks=[Raises()])
+    model(**{name: column.unsqueeze(0) for name, column in texts(1)[0].items()}).loss.backward()
+    assert all(one.grad is not None for one in model.parameters())
