@@ -110,7 +110,7 @@ class MedicalText(Task):
     LENGTH = 64
 
     def __init__(self, quick: bool) -> None:
-        self.steps = 60 if quick else 120
+        self.steps = 60 if quick else 90
         tokenizer = AutoTokenizer.from_pretrained(BOOKS)
         self.train_rows = self._rows(tokenizer, "train", 8 * self.steps)
         self.dev_rows = self._rows(tokenizer, "dev", 100)
@@ -137,7 +137,7 @@ class Reviews(Task):
     name = "loss on held-out film reviews"
 
     def __init__(self, quick: bool) -> None:
-        self.steps = 40 if quick else 60
+        self.steps = 40 if quick else 48
         self.tokenizer = AutoTokenizer.from_pretrained(MINILM)
         order = np.random.default_rng(0).permutation(len(reviews("train")))[: 16 * self.steps]
         train = reviews("train")

@@ -22,9 +22,9 @@ SIZES = {
     "tie_word_embeddings": True,
 }
 SMALL = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 32,
+    "vocab_size": 256,
+    "hidden_size": 160,
+    "intermediate_size": 160,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
