@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -83,6 +84,7 @@ class Task:
         with tempfile.TemporaryDirectory() as folder:
             set_seed(seed)
             trainer = self.trainer(technique, rate, seed, device, folder)
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
             return float(trainer.evaluate()["eval_loss"])
 

@@ -38,9 +38,14 @@ def are_replicas(trainer: Trainer) -> bool:
     return (
         accelerator.use_distributed
         and str(accelerator.distributed_type.value).startswith("MULTI_")
-        and not trainer.is_distributed_loading_by_transformers
+        and not is_sharded_when_loaded(trainer)
         and not (parallel is not None and parallel.tp_enabled)
     )
+
+
+def is_sharded_when_loaded(trainer: Trainer) -> bool:
+    """Whether `from_pretrained` has cut the weights up over ranks, which older versions of transformers cannot."""
+    return bool(getattr(trainer, "is_distributed_loading_by_transformers", False))
 
 
 def start_alike(model: torch.nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from ...errors import ConflictError, PluginError
 from .algorithms import ALGORITHMS
-from .replicas import are_replicas
+from .replicas import are_replicas, is_sharded_when_loaded
 from .settings import NAME
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def refuse_unsupported(trainer: Trainer, *, algorithm: str, fused: bool, in_back
     """
     args = trainer.args
     reason = ALGORITHMS[algorithm].sharded
-    if reason is not None and (trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers):
+    if reason is not None and (trainer.is_fsdp_enabled or is_sharded_when_loaded(trainer)):
         raise PluginError(
             f"{NAME}: algorithm={algorithm} {reason}, and FSDP cuts tensors up. Use another algorithm, or train "
             "without FSDP."
