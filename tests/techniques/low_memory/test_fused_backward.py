@@ -33,7 +33,7 @@ def test_the_weights_are_those_of_the_same_optimizer_stepped_afterwards(tmp_path
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"activation_checkpointing": True},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
         {"lr_scheduler_type": "cosine", "warmup_steps": 3},
         {"bf16": True},
