@@ -22,7 +22,9 @@ class LowMemoryCallback(WithTrainer, TrainerCallback):
     def __init__(self) -> None:
         self._backward: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
         if optimizer is not None:
             drop_marks(lr_scale.innermost(optimizer))
         fused = _fused(optimizer)
@@ -33,6 +35,8 @@ class LowMemoryCallback(WithTrainer, TrainerCallback):
         # Anew, so that hooks which Trainer has put on since then, to average gradients over ranks, come first.
         fused.detach()
         fused.attach()
+        if not args.torch_compile:
+            fused.take_tied_embeddings(model)
         if fused.two_pass:
             self._run_twice(fused)
 

@@ -28,6 +28,7 @@ from .folding import Folding
 from .large_tensors import rows_are_exact, step_by_rows
 from .settings import NAME
 from .tensor_step import StepOne, refuse_inseparable, step_tensor
+from .tied_embeddings import TiedEmbedding, tied_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class FusedBackward(torch.optim.Optimizer):
         self._names = names or {}
         self._left = {id(parameter) for parameter in left}
         self._kept: dict[int, Any] = {}
+        self._tied: dict[int, TiedEmbedding] = {}
         self._handles: dict[int, Any] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self._begin_step()
@@ -164,8 +166,17 @@ class FusedBackward(torch.optim.Optimizer):
             for position, parameter in enumerate(group["params"])
         }
 
+    def take_tied_embeddings(self, model: torch.nn.Module) -> None:
+        """Let gradients of embeddings that are tied to the head of `model` be added in place, until `detach`."""
+        if self.in_backward:
+            taken = tied_embeddings(model, self._handles.keys() - self._left)
+            self._tied = {id(tied.weight): tied for tied in taken}
+
     def detach(self) -> None:
         """Take all hooks away; from then on `step()` does everything."""
+        for tied in self._tied.values():
+            tied.let_go()
+        self._tied = {}
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
@@ -181,6 +192,8 @@ class FusedBackward(torch.optim.Optimizer):
 
     def _gradient_is_there(self, parameter: torch.Tensor) -> None:
         last = GradientState().sync_gradients
+        if id(parameter) in self._tied:
+            self._tied[id(parameter)].complete()
         if not (last or self.folding is not None):
             return
         if id(parameter) in self._left:
