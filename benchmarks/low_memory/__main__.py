@@ -1,11 +1,26 @@
+"""What `low-memory` saves and what it costs; what is learned is in `low_memory_quality`.
+
+    python -m benchmarks.low_memory [--only peak|bytes|exact|time|accumulation|resume|paper] [--quick] [--json]
+        [--write] [--device cuda]
+
+- peak: MiB of a stock run's peak and of ours, of 98 million parameters in float32, each in a process of its own: on the
+  CPU the resident memory beyond what was there before the model was made, and what torch's own tracker counts
+  (`counted`, with its `counted_ratio`); on a GPU `max_memory_allocated`.
+- bytes: of weight, gradient and state a parameter, by what is allocated.
+- exact: whether 20 steps within the backward pass give the weights of the same optimizer stepped after it.
+- time: seconds of a training step, in turns.
+- accumulation: one step of four micro-batches against one of the whole batch.
+- resume: runs that are cut off at a step and resumed, against the run never cut off.
+- paper: the estimate for seven billion parameters in bfloat16.
+"""
+
 import contextlib
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 
-import benchmarks.low_memory
 from benchmarks import report
-from benchmarks.low_memory import accumulation, exact, paper, peak, quality, resume, time
+from benchmarks.low_memory import accumulation, exact, paper, peak, resume, time
 from benchmarks.report import LeftOut, Result
 
 PARTS = {
@@ -13,7 +28,6 @@ PARTS = {
     "bytes": peak.bytes_rows,
     "exact": exact.rows,
     "time": time.rows,
-    "quality": quality.rows,
     "accumulation": accumulation.rows,
     "resume": resume.rows,
     "paper": paper.rows,
@@ -31,4 +45,4 @@ def rows(asked: Namespace) -> Iterator[Result | LeftOut]:
 
 if __name__ == "__main__":
     only = {"choices": tuple(PARTS), "help": "one part alone"}
-    sys.exit(report.run("low_memory", benchmarks.low_memory.__doc__, rows, {"--only": only}))
+    sys.exit(report.run("low_memory", __doc__, rows, {"--only": only}))
