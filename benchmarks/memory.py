@@ -12,20 +12,17 @@ alone, and takes it for the noise of all.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoConfig, Trainer, TrainingArguments
 
-from benchmarks import report
+from benchmarks import process_memory, report
+from benchmarks.process_memory import GIVEN_BACK
 from benchmarks.report import Gate, Result
 from hf_ft_plugins import with_plugins
 from hf_ft_plugins.memory.estimate import estimate_memory
@@ -53,8 +50,6 @@ RUNS: dict[str, tuple[str, bool, tuple[str, ...]]] = {
         ("layer-removal:layers=2+3+4,max_degradation=none", "peft:quant=int8"),
     ),
 }
-# Of glibc's heap, beyond which it asks the system for a block of its own and gives it back.
-GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
 def config_of(architecture: str, **changes: Any) -> Any:
@@ -105,27 +100,15 @@ def measured(architecture: str, run: str, device: str) -> int:
         before = torch.cuda.memory_allocated()
         train()
         return torch.cuda.max_memory_allocated() - before
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    before = process_memory.resident()
+    process_memory.forget_peak()
     train()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
+    return process_memory.peak() - before
 
 
 def in_a_process(architecture: str, run: str, device: str, environment: dict[str, str]) -> int:
-    code = f"from benchmarks.memory import measured; print(measured({architecture!r}, {run!r}, {device!r}))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    return int(done.stdout.splitlines()[-1])
+    arguments = (architecture, run, device)
+    return process_memory.in_a_process("benchmarks.memory", "measured", *arguments, environment=environment)
 
 
 def measured_rows(asked: Namespace) -> Iterator[Result]:

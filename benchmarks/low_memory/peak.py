@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import report
+from benchmarks import process_memory, report
 from benchmarks.low_memory import runs
 from benchmarks.report import Gate, Result
 from hf_ft_plugins.techniques.low_memory.bytes_used import bytes_per_parameter
@@ -45,8 +41,6 @@ RUNS: dict[str, tuple[str | None, dict[str, Any], float | None]] = {
     "MeZO": ("low-memory:algorithm=mezo", {}, None),
 }
 QUICK = ("AdamW", "AdamW, again", "fused AdamW", "fused 8-bit AdamW", "LOMO", "AdaLomo")
-# Of glibc's heap, beyond which it asks the system for a block of its own and gives it back.
-GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
 def resident(run: str, device: str) -> int:
@@ -62,12 +56,12 @@ def resident(run: str, device: str) -> int:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         else:
-            before = _status("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")
+            before = process_memory.resident()
+            process_memory.forget_peak()
         trainer.train()
 
     runs.train(technique, device, steps=STEPS, around=around, **arguments)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else process_memory.peak()
     return peak - before + weights
 
 
@@ -117,21 +111,9 @@ def counted(run: str, device: str) -> int:
     return peak
 
 
-def _status(name: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
-
-
 def in_a_process(function: str, run: str, device: str) -> int:
-    code = f"from benchmarks.low_memory.peak import {function}; print({function}({run!r}, {device!r}))"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | GIVEN_BACK,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    return int(done.stdout.splitlines()[-1])
+    arguments = (run, device)
+    return process_memory.in_a_process(__name__, function, *arguments, environment=process_memory.GIVEN_BACK)
 
 
 def rows(asked: Namespace) -> Iterator[Result]:
