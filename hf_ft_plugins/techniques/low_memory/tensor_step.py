@@ -9,7 +9,7 @@ import torch
 
 from ... import lr_scale
 from ...errors import PluginError
-from ...lr_probe import Twins, Unprobed
+from ...lr_probe import Twins, Unprobed, set_gradients, set_rate
 from .settings import NAME
 
 STEPS = 3
@@ -92,8 +92,6 @@ def stepped(twin: torch.optim.Optimizer, step_one: StepOne | None) -> list[torch
     Raises:
         Unprobed: a step fails.
     """
-    from ...lr_probe import set_gradients, set_rate
-
     weights = [weight for group in twin.param_groups for weight in group["params"]]
     with torch.random.fork_rng([]), torch.enable_grad():
         try:

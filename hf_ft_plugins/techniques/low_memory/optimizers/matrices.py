@@ -11,7 +11,6 @@ import torch
 from ....errors import PluginError
 from ..settings import NAME
 from .per_tensor import PerTensorOptimizer
-from .state_loading import restore_dtypes
 
 
 class MatrixOptimizer(PerTensorOptimizer):
@@ -44,10 +43,6 @@ class MatrixOptimizer(PerTensorOptimizer):
             raise PluginError(
                 f"{NAME}: {type(self).__name__}({argument}={value!r}) is out of range. Set {argument} to {wanted}."
             )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        restore_dtypes(self, state_dict)
 
 
 class LowRankOptimizer(MatrixOptimizer):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
 
 from ....errors import PluginError
 from ..settings import NAME
+from .state_loading import restore_dtypes
 
 
 class PerTensorOptimizer(torch.optim.Optimizer):
@@ -55,12 +55,5 @@ class PerTensorOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but tensors of the state keep their dtypes, where torch would cast them to the parameter's."""
-        super().load_state_dict({**state_dict, "state": {}})
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        current = chain.from_iterable(group["params"] for group in self.param_groups)
-        for place, parameter in zip(saved, current, strict=True):
-            if place in state_dict["state"]:
-                self.state[parameter] = {
-                    name: value.to(parameter.device) if isinstance(value, torch.Tensor) else value
-                    for name, value in state_dict["state"][place].items()
-                }
+        super().load_state_dict(state_dict)
+        restore_dtypes(self, state_dict)
