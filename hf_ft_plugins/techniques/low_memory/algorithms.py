@@ -70,7 +70,7 @@ def _mezo(model: Any, optimizer: Optimizer, technique: Any) -> Optimizer:
     return MeZO(script_groups(optimizer), perturbation=technique.perturbation)
 
 
-FASTER = "two or three times AdamW's"
+FASTER = "one to three times AdamW's"
 WHOLE_MATRICES = "needs whole matrices"
 HALVES = "reads the low bits of the weights before FSDP cuts them up"
 BLOCKS = "changes which layers learn"
@@ -79,7 +79,7 @@ ALGORITHMS = {
     "script": Algorithm(None, clip="lagged"),
     "adamw-8bit": Algorithm(_adamw_8bit, clip="lagged", sharded="keeps its state in blocks of whole tensors"),
     "compact-adamw": Algorithm(_compact_adamw, clip="lagged", sharded=HALVES, ready=halve_weights),
-    "lomo": Algorithm(_lomo, clip="two_pass", rate="hundreds of times AdamW's"),
+    "lomo": Algorithm(_lomo, clip="two_pass", rate="tens to thousands of times AdamW's"),
     "adalomo": Algorithm(_adalomo, clip="none", rate="ten to thirty times AdamW's"),
     "galore": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
     "apollo": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES, rate=FASTER),
@@ -88,5 +88,5 @@ ALGORITHMS = {
     "muon": Algorithm(_matrices, clip="lagged", sharded=WHOLE_MATRICES),
     "lisa": Algorithm(None, clip="lagged", sharded=BLOCKS),
     "badam": Algorithm(None, clip="lagged", sharded=BLOCKS),
-    "mezo": Algorithm(_mezo, clip="none", sharded="perturbs whole tensors", rate="a tenth of AdamW's or less"),
+    "mezo": Algorithm(_mezo, clip="none", sharded="perturbs whole tensors", rate="a sixth of AdamW's or less"),
 }
