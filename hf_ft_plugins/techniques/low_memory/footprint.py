@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCALES = 2 * 4 / 256  # bytes a value: two float32 scales for each block of 256
+SMALL = 4096  # values of a tensor below which moments stay in 32 bits
 PART = 2**22  # values that are stepped at once
 
 
@@ -54,6 +55,18 @@ def _of_matrices(bytes_of: Callable[[Any, int], float]) -> Callable[[Any, int], 
     return state
 
 
+def _moments_in_8_bits(parameter: Any) -> float:
+    return (8.0 if parameter.numel() < SMALL else 2 + SCALES) * parameter.numel()
+
+
+def _adamw_8bit(model: Any, rank: int) -> float:
+    """Moments of embeddings stay in 32 bits, too."""
+    import torch
+
+    tables = {id(one.weight) for one in model.modules() if isinstance(one, torch.nn.Embedding)}
+    return sum(8.0 * one.numel() if id(one) in tables else _moments_in_8_bits(one) for one in _trained(model))
+
+
 def _adalomo(parameter: Any) -> float:
     sides = sorted(parameter.shape)
     if len(sides) < 2:
@@ -68,8 +81,8 @@ def _galore(matrix: Any, rank: int) -> float:
 
 # Bytes of state for what is trained; of algorithms that are not here, as the script's optimizer.
 STATES: dict[str, Callable[[Any, int], float]] = {
-    "adamw-8bit": _each(lambda one: (2 + SCALES) * one.numel()),
-    "compact-adamw": _each(lambda one: (3 + SCALES) * one.numel()),
+    "adamw-8bit": _adamw_8bit,
+    "compact-adamw": _each(lambda one: one.numel() + _moments_in_8_bits(one)),
     "lomo": lambda model, rank: 0.0,
     "adalomo": _each(_adalomo),
     "galore": _of_matrices(_galore),
