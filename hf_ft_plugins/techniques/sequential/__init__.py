@@ -1,0 +1,1 @@
+"""Stage after stage, without forgetting what the stages before have taught."""

@@ -1,0 +1,3 @@
+"""The name that errors and logs give the technique by."""
+
+NAME = "sequential"
