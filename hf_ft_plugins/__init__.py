@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .techniques.low_memory import LowMemory
     from .techniques.multitask import MultiTask
     from .techniques.peft import Peft
+    from .techniques.sequential import Sequential
     from .techniques.task import Task
     from .techniques.text2text import Text2Text
     from .techniques.transfer import Transfer
@@ -34,6 +35,7 @@ _HOMES = {
     "OptionError": "errors",
     "Peft": "techniques.peft",
     "PluginError": "errors",
+    "Sequential": "techniques.sequential",
     "Task": "techniques.task",
     "Technique": "technique",
     "Text2Text": "techniques.text2text",
@@ -53,6 +55,7 @@ __all__ = [
     "OptionError",
     "Peft",
     "PluginError",
+    "Sequential",
     "Task",
     "Technique",
     "Text2Text",

@@ -178,6 +178,9 @@ def run(
     only: Only = None,
     only_builtin: OnlyBuiltin = False,
     allow_changed_plugins: AllowChanged = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in output_dir, if there is one.")
+    ] = False,
     record: Annotated[Path | None, typer.Option(hidden=True)] = None,
     output_subfolder: Annotated[str | None, typer.Option(hidden=True)] = None,
     comparison: Annotated[str, typer.Option(hidden=True)] = "",
@@ -191,6 +194,8 @@ def run(
         raise PluginError("run: no technique is named. Add --with NAME or --recipe FILE; `hf-ft list` shows the names.")
     if allow_changed_plugins:
         os.environ[state.ALLOW_CHANGED_VARIABLE] = "1"
+    if resume:
+        os.environ[state.RESUME_VARIABLE] = "1"
     log_to_stderr()
     watch = None if record is None else Watch(record, output_subfolder, comparison, seed_shift)
     # Carried out by `main`, outside of click, which would swallow the script's own exceptions and exit status.
@@ -227,6 +232,17 @@ def compare(
     compare_runs(
         techniques, [*extra, script, *(arguments or [])], output, console=console, as_json=as_json, seeds=seeds
     )
+
+
+@app.command()
+def stages(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file with 'folder' and 'stages'.")],
+    debug: Debug = False,
+) -> None:
+    """Run scripts as stages, one after the other, without forgetting; run again, it goes on where it was."""
+    from .stages import run_scripts
+
+    run_scripts(recipe, console)
 
 
 @app.command()

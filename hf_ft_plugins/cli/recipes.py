@@ -59,25 +59,36 @@ def chosen_techniques(with_: Sequence[str] | None, recipe: Path | None) -> tuple
 
 
 def read_recipe(file: Path) -> list[Any]:
-    """The list under a recipe's one key, `techniques`: UTF-8, or UTF-16 with a byte order mark.
+    """The list under a recipe's one key, `techniques`.
 
     Raises:
         PluginError: there is no such file, or it is no YAML of that form.
     """
+    content = read_yaml(file, FORM)
+    if not isinstance(content, dict) or set(content) != {"techniques"} or not isinstance(content["techniques"], list):
+        raise OptionError(f"{file}: {FORM}")
+    return content["techniques"]
+
+
+def read_yaml(file: Path, form: str) -> Any:
+    """The content of a YAML file: UTF-8, or UTF-16 with a byte order mark.
+
+    Args:
+        form: what it is to hold, a sentence for errors.
+
+    Raises:
+        PluginError: there is no such file, or it is no YAML.
+    """
     if not file.is_file():
-        raise PluginError(f"there is no recipe {str(file)!r}. Name a YAML file with a list under 'techniques'.")
+        raise PluginError(f"there is no recipe {str(file)!r}. Name a YAML file: {form}")
     try:
-        loader = _UniqueKeys(file.read_bytes())
-        content = loader.get_single_data()
+        return _UniqueKeys(file.read_bytes()).get_single_data()
     except yaml.reader.ReaderError as error:
         raise PluginError(f"{file} cannot be read as text ({error.reason}). Save it in UTF-8.") from error
     except yaml.YAMLError as error:
-        raise PluginError(f"{file} is not YAML: {error}. {FORM.capitalize()}") from error
+        raise PluginError(f"{file} is not YAML: {error}. {form.capitalize()}") from error
     except OSError as error:
         raise PluginError(f"{file} cannot be read ({error}). Name a file that you may read.") from error
     except Exception as error:
         # Impossible dates, numbers of too many digits, lists nested too deep.
         raise PluginError(f"{file} holds a value that YAML cannot read ({type(error).__name__}: {error}).") from error
-    if not isinstance(content, dict) or set(content) != {"techniques"} or not isinstance(content["techniques"], list):
-        raise OptionError(f"{file}: {FORM}")
-    return content["techniques"]

@@ -15,8 +15,10 @@ import torch.distributed as dist
 
 from .. import lr_scale
 from ..errors import CheckpointError, PluginError
+from ..registry import is_on
 from . import manifest, state
 from .hook_calls import CallsHooks
+from .ranks import from_first_rank, is_distributed
 
 logger = logging.getLogger(__name__)
 
@@ -101,26 +103,25 @@ class WholeCheckpoints(CallsHooks):
             commit()
 
     def _is_distributed(self) -> bool:
-        return self.args.world_size > 1 and dist.is_available() and dist.is_initialized()
+        return is_distributed(self.args)
 
     def _barrier(self) -> None:
         if self._is_distributed():
             dist.barrier()
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | bool | None:
-        if wanted is None or wanted is False:
-            return wanted
-        choice: list[Any] = [None, None]
-        if self.args.process_index == 0:
-            try:
-                choice[0] = self._chosen_checkpoint(wanted)
-            except (CheckpointError, OSError) as error:
-                choice[1] = str(error)
-        if self._is_distributed():
-            dist.broadcast_object_list(choice, src=0)
-        if choice[1] is not None:
-            raise CheckpointError(choice[1])
-        return choice[0]
+        if not wanted:
+            if not is_on(state.RESUME_VARIABLE) or not has_whole_checkpoint(self):
+                return wanted
+            wanted = True
+        chosen = wanted
+        return from_first_rank(self.args, lambda: self._readable_checkpoint(chosen))
+
+    def _readable_checkpoint(self, wanted: str | bool) -> str:
+        try:
+            return self._chosen_checkpoint(wanted)
+        except OSError as error:
+            raise CheckpointError(str(error)) from error
 
     def _chosen_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
@@ -174,6 +175,13 @@ class WholeCheckpoints(CallsHooks):
                     f"{state.ANOTHER} To let it start afresh: --allow-changed-plugins "
                     f"({state.ALLOW_CHANGED_VARIABLE}=1)."
                 )
+
+
+def has_whole_checkpoint(trainer: Any) -> bool:
+    """Whether there is a checkpoint in the trainer's `output_dir` that `resume_from_checkpoint=True` would take."""
+    folder = Path(trainer.args.output_dir)
+    found = from_first_rank(trainer.args, lambda: manifest.newest_whole_checkpoint(folder, also=_unreadable_state))
+    return found[0] is not None
 
 
 def _unreadable_state(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from ..technique import Technique
 from .manifest import STATE_FILE, TENSORS_FILE, read_json, write_atomically
 
 ALLOW_CHANGED_VARIABLE = "HF_FT_ALLOW_CHANGED_PLUGINS"
+RESUME_VARIABLE = "HF_FT_RESUME"
 FORMAT = 1
 TENSOR_MARK = "__tensor__"
 ANOTHER = "Resume from another checkpoint, or with resume_from_checkpoint=True, which takes the newest whole one."

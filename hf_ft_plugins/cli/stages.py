@@ -1,0 +1,162 @@
+"""`hf-ft stages RECIPE`: scripts as stages of one sequence, one after the other, each in a process of its own.
+
+    folder: stages
+    techniques: [sequential, low-memory]
+    script: train.py
+    arguments: {learning_rate: 1e-4, num_train_epochs: 1}
+    stages:
+      - {name: general, arguments: {train_file: books.txt, model_name_or_path: base}}
+      - {name: medical, arguments: {train_file: medical.txt, model_name_or_path: "{previous}"}}
+
+What stands beside `stages` holds for each; what a stage says itself comes on top. Run again, finished stages are
+skipped, and the one that was begun goes on from its newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from .. import registry
+from ..errors import OptionError, PluginError
+from ..host import hooks
+from ..host.state import RESUME_VARIABLE
+from ..technique import Technique
+from .recipes import read_yaml
+
+if TYPE_CHECKING:
+    from ..techniques.sequential.stage_records import StageRecords
+
+FORM = (
+    "a recipe of stages is a mapping with 'folder' and 'stages', a list of mappings with 'name', and, there or beside "
+    "'stages', 'script', 'arguments' (a mapping), 'techniques' (a list) and 'launch' (a command, such as torchrun)."
+)
+COMMON = ("script", "arguments", "techniques", "launch")
+TECHNIQUE = "sequential"
+
+
+@dataclass(frozen=True)
+class ScriptStage:
+    """One stage of a recipe.
+
+    Attributes:
+        name: of the stage.
+        script: the script, or "-m MODULE".
+        arguments: of the script, by name; in texts `{previous}` is the folder of the model that the stage before has
+            ended with. None leaves one out.
+        techniques: `sequential` among them.
+        launch: what runs the script, instead of this Python.
+    """
+
+    name: str
+    script: str
+    arguments: Mapping[str, Any]
+    techniques: tuple[Technique, ...]
+    launch: str = ""
+
+    def command(self, records: StageRecords, previous: str | None) -> list[str]:
+        """The command line of this stage."""
+        launch = shlex.split(self.launch) or [sys.executable]
+        chosen = [word for technique in self.techniques for word in ("--with", str(technique))]
+        given = {"output_dir": str(records.folder / "runs" / self.name), **self.arguments}
+        model = None if previous is None else str(records.model_of(previous))
+        words = [word for name, value in given.items() for word in _words(name, value, model, self.name)]
+        return [*launch, "-m", "hf_ft_plugins", "run", *chosen, *shlex.split(self.script), *words]
+
+    def described(self) -> dict[str, Any]:
+        """What it is, as JSON can hold it."""
+        techniques = {one.name: one.changed_options() for one in self.techniques}
+        return {**dataclasses.asdict(self), "arguments": dict(self.arguments), "techniques": techniques}
+
+
+def _words(name: str, value: Any, previous: str | None, stage: str) -> list[str]:
+    values = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+    if any(isinstance(one, str) and "{previous}" in one for one in values) and previous is None:
+        raise PluginError(
+            f"stages: stage {stage} is the first, and its argument {name}={value} names the model of the stage before. "
+            "Say there what the first stage starts from."
+        )
+    return [f"--{name}", *(str(one).replace("{previous}", str(previous)) for one in values)] if values else []
+
+
+def read_stages(recipe: Path) -> tuple[StageRecords, list[ScriptStage]]:
+    """The folder and the stages of a recipe.
+
+    Raises:
+        PluginError: the file is not of its form, or a technique in it would be refused.
+    """
+    content = read_yaml(recipe, FORM)
+    if not isinstance(content, dict) or not {"folder", "stages"} <= set(content) <= {"folder", "stages", *COMMON}:
+        raise OptionError(f"{recipe}: {FORM}")
+    entries = content["stages"]
+    if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
+        raise OptionError(f"{recipe}: {FORM}")
+    stages = [_stage(recipe, str(content["folder"]), content, entry) for entry in entries]
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise OptionError(f"{recipe}: two stages have one name, of {', '.join(names)}. Rename one.")
+    sequential: Any = next(one for one in stages[0].techniques if one.name == TECHNIQUE)
+    return sequential.records, stages
+
+
+def _stage(recipe: Path, folder: str, common: Mapping[str, Any], entry: Mapping[str, Any]) -> ScriptStage:
+    if not {"name"} <= set(entry) <= {"name", *COMMON}:
+        raise OptionError(f"{recipe}: a stage has the keys {', '.join(map(str, entry))}. {FORM.capitalize()}")
+    script = entry.get("script", common.get("script"))
+    given = [part.get("arguments") or {} for part in (common, entry)]
+    listed = [part.get("techniques") or [] for part in (common, entry)]
+    if script is None or not all(isinstance(one, dict) for one in given):
+        raise OptionError(f"{recipe}: stage {entry['name']}: it needs a script, and arguments by name. {FORM}")
+    if not all(isinstance(one, list) for one in listed):
+        raise OptionError(f"{recipe}: stage {entry['name']}: its techniques must be a list. {FORM.capitalize()}")
+    # A technique that a stage names itself replaces the one that all have.
+    chosen = {one.name: one for part in listed for one in map(registry.resolve, part)}
+    own = chosen.pop(TECHNIQUE, None) or registry.resolve(TECHNIQUE)
+    techniques = (*chosen.values(), dataclasses.replace(own, folder=folder, stage=str(entry["name"])))
+    hooks.manager(techniques)
+    launch = entry.get("launch", common.get("launch")) or ""
+    return ScriptStage(str(entry["name"]), str(script), {**given[0], **given[1]}, techniques, str(launch))
+
+
+def run_scripts(recipe: Path, console: Console) -> None:
+    """Run the stages of a recipe that are not finished.
+
+    Raises:
+        PluginError: see `read_stages`; a stage that began as another, or whose script fails or trains nothing.
+    """
+    from ..techniques.sequential import stage_plan
+
+    records, stages = read_stages(recipe)
+    plan = [stage.described() for stage in stages]
+    for number, stage in enumerate(stages):
+        command = stage.command(records, stages[number - 1].name if number else None)
+        stage_plan.begin(records.folder, number, plan)
+        title = f"stage {number + 1} of {len(stages)}: {stage.name}"
+        if stage.name in _finished(records):
+            console.print(f"{title} is finished", highlight=False)
+            continue
+        console.rule(title)
+        console.print(shlex.join(command), markup=False, highlight=False)
+        status = subprocess.run(command, env={**os.environ, RESUME_VARIABLE: "1"}).returncode
+        if status != 0 or stage.name not in _finished(records):
+            what = f"ended with status {status}" if status else "ended, and has trained no stage"
+            raise PluginError(
+                f"stages: {title} {what}. The stages before it are kept in {records.folder}; mend it and run the same "
+                "again."
+            )
+    file = records.folder / "hf_ft_forgetting.png"
+    if file.is_file():
+        console.print(f"what was learned and forgotten: {file}", highlight=False)
+
+
+def _finished(records: StageRecords) -> Sequence[str]:
+    return [stage.name for stage in records.finished()]

@@ -1,0 +1,196 @@
+"""`run_stages`: one stage after the other in one script, each with a trainer of its own.
+
+    def build(run):
+        model = AutoModelForCausalLM.from_pretrained(run.start or "base")
+        args = TrainingArguments(**run.arguments(learning_rate=1e-4))
+        return run.hosted(Trainer)(model, args, train_dataset=run.stage.train_dataset, ...)
+
+    ended = run_stages(build, [Stage(name="general", ...), Stage(name="medical", ...)], "sequential:folder=stages")
+    print(ended.matrix.as_text())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import PluginError
+from ...host import manifest
+from ...host.checkpoints import has_whole_checkpoint
+from ...host.trainer import with_plugins
+from ...registry import resolve
+from ...technique import Technique
+from . import stage_plan
+from .kept_rows import keep_rows, save_rows
+from .settings import NAME
+from .stage_callback import EVALUATION_SEED, StageCallback
+from .stage_data import UPCOMING
+from .stage_records import FinishedStage, StageRecords
+from .transfer_matrix import TransferMatrix, matrix_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+FINGERPRINT_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of `run_stages`.
+
+    Attributes:
+        name: it names a folder.
+        train_dataset, eval_dataset: for the trainer; the factory may prepare them further. Evaluation sets that are
+            given here are measured from the start on, which forward transfer needs.
+        overrides: of `TrainingArguments`, for this stage alone.
+    """
+
+    name: str
+    train_dataset: Any = None
+    eval_dataset: Any = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a factory makes a trainer from.
+
+    Attributes:
+        stage: as given.
+        start: the folder of the model that the stage before has ended with; None for the first.
+        output_dir: for checkpoints; of this stage alone.
+        technique: the `Sequential` of this stage.
+    """
+
+    stage: Stage
+    start: str | None
+    output_dir: str
+    technique: Technique
+
+    def hosted(self, trainer_class: type, *techniques: Any) -> type:
+        """The class to build the trainer of: `trainer_class` with this stage's technique behind some others."""
+        return with_plugins(trainer_class, *techniques, self.technique)
+
+    def arguments(self, **common: Any) -> dict[str, Any]:
+        """Arguments of `TrainingArguments`: `output_dir`, what all stages have in `common`, and the overrides."""
+        return {"output_dir": self.output_dir, **common, **self.stage.overrides}
+
+
+@dataclass(frozen=True)
+class EndedStages:
+    """What `run_stages` returns.
+
+    Attributes:
+        stages: all, as they were recorded.
+        matrix: what was learned and forgotten; None where nothing was measured.
+        model: the folder of the last stage's model.
+    """
+
+    stages: tuple[FinishedStage, ...]
+    matrix: TransferMatrix | None
+    model: str
+
+
+def run_stages(
+    trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[Stage], technique: Any
+) -> EndedStages:
+    """Train stage after stage; run again after whatever has ended it, it goes on where it was.
+
+    Finished stages are skipped. One that was begun resumes from its newest whole checkpoint, exactly.
+
+    Args:
+        trainer_factory: makes a stage's trainer, of a class from `StageRun.hosted`, with `StageRun.output_dir`.
+        stages: in order; a stage that has begun must stay as it is.
+        technique: a `Sequential` with a folder, or its string or mapping; its `stage` is set here.
+
+    Raises:
+        PluginError: no folder, two stages of one name, stages that have changed since they began, a factory that
+            does not keep to the above; whatever a stage's trainer raises. Finished stages stay finished.
+    """
+    chosen: Any = resolve(technique)
+    records = getattr(chosen, "records", None)
+    if records is None:
+        raise PluginError(f"{NAME}: run_stages needs a folder to keep stages in: {NAME}:folder=....")
+    names = [stage.name for stage in stages]
+    if not names or len(set(names)) < len(names):
+        raise PluginError(f"{NAME}: run_stages needs stages of different names, and has {names}. Rename them.")
+    plan = [_described(stage) for stage in stages]
+    first_rank = int(os.environ.get("RANK", "0")) == 0
+    for number, stage in enumerate(stages):
+        if first_rank:
+            stage_plan.begin(records.folder, number, plan)
+        finished = [one.name for one in records.finished()]
+        if finished[: number + 1] != names[: min(len(finished), number + 1)]:
+            raise PluginError(
+                f"{NAME}: folder={records.folder} has the finished stages {', '.join(finished)}, and run_stages was "
+                f"given {', '.join(names)}. Name them as they were, or another folder."
+            )
+        if stage.name in finished:
+            logger.info("%s: stage %s (%d of %d) is finished", NAME, stage.name, number + 1, len(stages))
+            continue
+        if first_rank:
+            _keep_upcoming(records, stages, chosen.evaluation_rows)
+        run = StageRun(
+            stage,
+            str(records.model_of(names[number - 1])) if number else None,
+            str(records.folder / "runs" / stage.name),
+            dataclasses.replace(chosen, stage=stage.name),
+        )
+        _train(run, trainer_factory(run), f"stage {number + 1}/{len(stages)} {stage.name}")
+    ended = tuple(records.finished()[: len(stages)])
+    return EndedStages(ended, matrix_of(ended, chosen.metric, chosen.greater_is_better), str(records.model_of(names[-1])))
+
+
+def _train(run: StageRun, trainer: Any, title: str) -> None:
+    own = [one for one in trainer.callback_handler.callbacks if isinstance(one, StageCallback)]
+    if len(own) != 1 or own[0].stage != run.stage.name:
+        raise PluginError(
+            f"{NAME}: trainer_factory gave a {type(trainer).__name__} that does not train stage {run.stage.name}. "
+            "Build it of the class run.hosted(Trainer)."
+        )
+    if Path(trainer.args.output_dir) != Path(run.output_dir):
+        raise PluginError(
+            f"{NAME}: the trainer of stage {run.stage.name} has output_dir={trainer.args.output_dir}, and its "
+            f"checkpoints are looked for in {run.output_dir}. Pass output_dir=run.output_dir, or run.arguments(...)."
+        )
+    own[0].title = title
+    trainer.train(resume_from_checkpoint=True if has_whole_checkpoint(trainer) else None)
+    if trainer.preempted:
+        raise PluginError(f"{NAME}: {title} was told to stop. Run the same again to go on.")
+
+
+def _described(stage: Stage) -> dict[str, Any]:
+    overrides = {name: json.loads(json.dumps(value, default=str)) for name, value in stage.overrides.items()}
+    data = {name: _fingerprint(getattr(stage, name)) for name in ("train_dataset", "eval_dataset")}
+    return {"name": stage.name, "overrides": overrides, **data}
+
+
+def _fingerprint(dataset: Any) -> Any:
+    """Number of rows and a digest of some, to notice other data; None where there are none, or a stream."""
+    if isinstance(dataset, Mapping):
+        return {str(name): _fingerprint(one) for name, one in dataset.items()}
+    if dataset is None or not hasattr(dataset, "__len__"):
+        return None
+    some = keep_rows(dataset, FINGERPRINT_ROWS, 0).with_format(None).to_dict()
+    return {"rows": len(dataset), "digest": hashlib.sha256(repr(some).encode()).hexdigest()[:16]}
+
+
+def _keep_upcoming(records: StageRecords, stages: Sequence[Stage], most: int) -> None:
+    """Let every stage measure the evaluation sets of those to come."""
+    for stage in stages:
+        sets = stage.eval_dataset if isinstance(stage.eval_dataset, Mapping) else {"eval": stage.eval_dataset}
+        for name, rows in sets.items():
+            folder = records.folder / UPCOMING / stage.name / name
+            if rows is not None and manifest.damage(folder) is not None:
+                manifest.begin_manifest(folder)
+                save_rows(keep_rows(rows, most, EVALUATION_SEED), folder)
+                manifest.write_manifest(folder)

@@ -1,0 +1,176 @@
+"""`StageCallback`: what happens when a stage begins and when it has ended; it trains nothing.
+
+    trainer.add_callback(callback := StageCallback(StageRecords(Path("stages")), "medical"))
+    callback.set_trainer(trainer)
+
+When it begins, the evaluation sets are measured that the stage before could not measure. When it has ended, all sets of
+all stages are measured, and the stage is kept: its model, rows of its data, what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
+
+from ...host.ranks import from_first_rank, is_distributed
+from ...host.stash import WithTrainer, stash_of
+from ...technique import data_seed
+from . import model_identity
+from .evaluating import measured
+from .kept_model import save_model
+from .kept_rows import keep_rows, like, save_rows
+from .settings import NAME
+from .stage_data import EVALUATION, STAGE_DATA, StageData, kept_evaluations, named
+from .stage_records import FinishedStage, Measured, StageRecords
+from .transfer_matrix import matrix_of, write_matrix
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_FILE = "weights_sample.json"
+# One for all runs: what is measured after each stage is measured on the same rows.
+EVALUATION_SEED = 0
+
+
+class StageCallback(WithTrainer, TrainerCallback):
+    """Measures and keeps a stage.
+
+    Args:
+        records: the sequence's folder.
+        stage: the stage's name.
+        options: recorded with it.
+        replay_rows: training rows to keep; 0: none.
+        evaluation_rows: rows to keep of each evaluation set.
+        own_answers: replace the answers of the kept rows by the model's own; see `own_answers.py`.
+        metric, greater_is_better: see `matrix_of`.
+    """
+
+    end_phase = "export"
+
+    def __init__(
+        self,
+        records: StageRecords,
+        stage: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        replay_rows: int = 2000,
+        evaluation_rows: int = 1000,
+        own_answers: bool = False,
+        metric: str | None = None,
+        greater_is_better: bool | None = None,
+    ) -> None:
+        self.records, self.stage = records, stage
+        self.options = dict(options or {})
+        self.replay_rows, self.evaluation_rows = replay_rows, evaluation_rows
+        self.own_answers = own_answers
+        self.metric, self.greater_is_better = metric, greater_is_better
+        self.before: Measured = {}
+        # What the progress bar is called.
+        self.title = stage
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.before = state["before"]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for callback in self._trainer.callback_handler.callbacks:
+            bar = getattr(callback, "training_bar", None) if isinstance(callback, ProgressCallback) else None
+            if bar is not None:
+                bar.set_description(self.title)
+        if state.global_step == 0:
+            earlier = self._finished(args)
+            known = earlier[-1].after if earlier else {}
+            sets = {name: rows for name, rows in self._sets(earlier).items() if name not in known}
+            self.before = self._measured(args, sets)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        trainer, data = self._trainer, self._data()
+        earlier = self._finished(args)
+        stage = FinishedStage(
+            name=self.stage,
+            steps=state.global_step,
+            options=self.options,
+            model=model_identity.identity_of(_plain(trainer), trainer.processing_class),
+            before=self.before,
+            after=self._measured(args, self._sets(earlier)),
+        )
+        sample = model_identity.sample_of(trainer.model)
+        folder = self.records.of(self.stage)
+        from_first_rank(args, lambda: self.records.begin(self.stage))
+        save_model(trainer, folder)
+        from_first_rank(args, lambda: self._keep_rows(data, folder, data_seed(args)))
+        from_first_rank(args, lambda: self._finish(stage, sample, earlier))
+        if is_distributed(args):
+            dist.barrier()
+
+    def _finish(self, stage: FinishedStage, sample: dict[str, list[float]], earlier: list[FinishedStage]) -> None:
+        (self.records.of(self.stage) / SAMPLE_FILE).write_text(json.dumps(sample), encoding="utf-8")
+        self.records.finish(stage)
+        logger.info("%s: stage %s has ended; the next one starts from %s", NAME, stage.name, self._model_folder())
+        matrix = matrix_of([*earlier, stage], self.metric, self.greater_is_better)
+        if matrix is not None:
+            picture = write_matrix(matrix, self.records.folder)
+            logger.info("%s: %s\n%s", NAME, picture, matrix.as_text())
+
+    def _model_folder(self) -> Path:
+        return self.records.model_of(self.stage)
+
+    def _keep_rows(self, data: StageData, folder: Path, seed: int) -> None:
+        for name, rows in data.evaluations.items():
+            kept = keep_rows(rows, self.evaluation_rows, EVALUATION_SEED)
+            if len(kept) < len(rows):
+                logger.info("%s: keeps %d of the %d rows of %s to measure by", NAME, len(kept), len(rows), name)
+            save_rows(kept, folder / EVALUATION / name)
+        if self.replay_rows and data.train is not None:
+            rows = keep_rows(data.train, self.replay_rows, seed)
+            if self.own_answers:
+                rows = self._with_own_answers(rows)
+            save_rows(rows, folder / "replay")
+
+    def _sets(self, earlier: list[FinishedStage]) -> dict[str, Any]:
+        """The evaluation sets of all stages, rows as this trainer's own are: this stage's are cut as they are kept."""
+        data = self._data()
+        sets = kept_evaluations(self.records, [stage.name for stage in earlier])
+        own = {name: keep_rows(rows, self.evaluation_rows, EVALUATION_SEED) for name, rows in data.evaluations.items()}
+        sets = {**sets, **named(self.stage, own)}
+        example = _first_row(next(iter(data.evaluations.values()), data.train))
+        return {name: like(rows, example) for name, rows in sets.items()}
+
+    def _measured(self, args: TrainingArguments, sets: dict[str, Any]) -> Measured:
+        results = measured(self._trainer, sets)
+        # Ranks may differ in the last bits of what they have gathered.
+        return from_first_rank(args, lambda: results)
+
+    def _finished(self, args: TrainingArguments) -> list[FinishedStage]:
+        return from_first_rank(args, self.records.finished)
+
+    def _data(self) -> StageData:
+        data = stash_of(self._trainer).get(STAGE_DATA)
+        if data is None:
+            # In a stock Trainer nothing has come between.
+            given = self._trainer.eval_dataset
+            evaluations = given if isinstance(given, dict) else {} if given is None else {"eval": given}
+            data = StageData(self._trainer.train_dataset, dict(evaluations))
+        return data
+
+
+def _plain(trainer: Any) -> Any:
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def _first_row(dataset: Any) -> Any:
+    return None if dataset is None else next(iter(dataset), None)

@@ -1,0 +1,183 @@
+"""The technique `sequential`: stage after stage, and what was learned before is still there at the end.
+
+A stage is a run of a Trainer: one script a stage, or several trainers in one. What a stage leaves in `folder` is in
+`stage_records.py`, what a later one does with it in `joined_data.py` (replay) and `penalty_callback.py`; what is there
+for a run without earlier data is in `token_weights.py`, `teacher.py` and `weight_averaging.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ...technique import Change, Technique, option
+from .settings import NAME
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch.utils.data import Sampler
+    from transformers import Trainer, TrainerCallback
+
+    from ...host.stash import Stash
+    from .stage_records import StageRecords
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequential(Technique):
+    """See the options' help, `StageCallback`, `ReplaySampler`, `PenaltyCallback` and `run_stages`."""
+
+    name: ClassVar[str] = NAME
+    summary: ClassVar[str] = "stage after stage without forgetting: replay, penalties, and what forgetting has cost"
+
+    folder: str | None = option(None, help="where stages keep what later ones need; none: there are no other stages")
+    stage: str = option("stage", help="this run's name among the stages")
+    replay: float = option(
+        0.05, help="share of the training examples that are of earlier stages, as many of each; 0: none"
+    )
+    keep_rows: int = option(2000, help="training rows that a stage keeps for later ones to replay")
+    evaluation_rows: int = option(1000, help="rows of each evaluation set that are kept, and measured by")
+    own_answers: bool = option(
+        False, help="of a model that generates, keep rows with its own answers instead of the data's"
+    )
+    token_weights: Literal["none", "entropy", "probability"] = option(
+        "none", help="what a token's loss counts by; entropy: less where the model is sure; probability: of the token"
+    )
+    l2sp: float = option(0.0, help="pull towards the weights at the start: of l2sp / 2 x their squared distance")
+    ewc: float = option(0.0, help="the same, by how much each weight matters to rows of earlier stages")
+    fisher: Literal["sampled", "empirical"] = option(
+        "sampled", help="ewc: by labels that the model draws, or by those of the rows"
+    )
+    fisher_rows: int = option(200, help="ewc: rows of each earlier stage to find out by")
+    lwf: float = option(0.0, help="weight of the divergence from the model at the start, on this stage's data")
+    lwf_temperature: float = option(2.0, help="lwf: temperature of both distributions")
+    wise: float | None = option(
+        None, help="when the stage has ended, weights = wise x new + (1 - wise) x those at the start; none: the new"
+    )
+    olora: float = option(0.0, help="with LoRA: keep its directions orthogonal to those of earlier stages' adapters")
+    metric: str | None = option(None, help="what forgetting is told in; none: the first metric, else the loss")
+    greater_is_better: bool | None = option(None, help="direction of the metric; none: by its name")
+
+    def check(self) -> None:
+        from .stage_records import RESERVED, STAGE_NAME
+
+        self.require(
+            STAGE_NAME.fullmatch(self.stage) is not None and self.stage not in RESERVED,
+            "stage",
+            f"it names a folder: letters, digits, '.', '_' and '-', and not {' or '.join(RESERVED)}.",
+        )
+        self.require(0 <= self.replay < 1, "replay", "it must be 0 or more, and less than 1.")
+        for name in ("keep_rows", "evaluation_rows", "fisher_rows"):
+            self.require(getattr(self, name) >= 1, name, "it must be 1 or more.")
+        for name in ("l2sp", "ewc", "lwf", "olora"):
+            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.")
+        self.require(self.lwf_temperature > 0, "lwf_temperature", "it must be above 0.")
+        self.require(self.wise is None or 0 <= self.wise <= 1, "wise", "it must lie between 0 and 1, or be none.")
+        if self.folder is None:
+            for name in ("ewc", "olora"):
+                self.require(not getattr(self, name), name, "it needs earlier stages: name their folder=....")
+
+    def idle_options(self) -> dict[str, str]:
+        reasons = {}
+        if self.folder is None:
+            alone = "no folder is named, so there are no other stages"
+            reasons = dict.fromkeys(("replay", "keep_rows", "evaluation_rows", "own_answers", "stage", "metric"), alone)
+        if not self.replay:
+            reasons |= dict.fromkeys(("own_answers",), "replay is 0")
+        if not self.ewc:
+            reasons |= dict.fromkeys(("fisher", "fisher_rows"), "ewc is 0")
+        if not self.lwf:
+            reasons["lwf_temperature"] = "lwf is 0"
+        return {name: reason for name, reason in reasons.items() if name in self.changed_options()}
+
+    def packages(self) -> dict[str, str]:
+        return {"datasets": "datasets>=5.0,<6"} if self.folder is not None else {}
+
+    def keeps_objective(self) -> bool:
+        return True
+
+    def answers(self, hook: str) -> bool:
+        return super().answers(hook) and (hook != "ft_sampler" or (self.replay > 0 and self.folder is not None))
+
+    @property
+    def _penalties(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("l2sp", "ewc", "olora")}
+
+    def excludes(self) -> dict[Change, str]:
+        if not any(self._penalties.values()):
+            return {}
+        return {
+            Change.GRADIENTS: "penalties are added to gradients, and nothing is left of those: say fused=false there, "
+            "or take replay instead of l2sp, ewc and olora."
+        }
+
+    @property
+    def records(self) -> StageRecords | None:
+        from .stage_records import StageRecords
+
+        return None if self.folder is None else StageRecords(Path(self.folder))
+
+    # ---- hooks ----
+
+    def ft_dataset(self, dataset: Any, split: str, args: Any, stash: Stash) -> Any:
+        from .stage_data import STAGE_DATA, StageData
+
+        if self.records is None:
+            return None
+        if STAGE_DATA not in stash:
+            stash[STAGE_DATA] = StageData()
+        data = stash[STAGE_DATA]
+        if data.is_complete:
+            return None
+        if split != "train":
+            data.evaluations[split] = dataset
+            return None
+        data.train = dataset
+        if not self.replay:
+            return None
+        from .replay import with_earlier_rows
+
+        joined, data.replayed = with_earlier_rows(dataset, self.records, self.replay, args)
+        return joined
+
+    def ft_sampler(self, trainer: Trainer, dataset: Any) -> Sampler[int] | None:
+        from .replay import sampler_for
+
+        return sampler_for(trainer, dataset, self.replay)
+
+    def ft_trainer(self, trainer: Trainer) -> None:
+        from ...host.stash import stash_of
+        from .beginning import refuse_unfit
+        from .stage_data import STAGE_DATA
+
+        data = stash_of(trainer).get(STAGE_DATA)
+        if data is not None:
+            data.is_complete = True
+        if self.records is not None:
+            refuse_unfit(trainer, self.records, self.stage)
+
+    def ft_callbacks(self, args: Any) -> list[TrainerCallback]:
+        from .stage_callback import StageCallback
+
+        callbacks: list[TrainerCallback] = []
+        if self.records is not None:
+            stage = StageCallback(
+                self.records,
+                self.stage,
+                options=self.options(),
+                replay_rows=self.keep_rows if self.replay else 0,
+                evaluation_rows=self.evaluation_rows,
+                own_answers=self.own_answers,
+                metric=self.metric,
+                greater_is_better=self.greater_is_better,
+            )
+            callbacks.append(stage)
+        return callbacks
+
+    def ft_loss(self, trainer: Trainer) -> AbstractContextManager[Any] | None:
+        return ExitStack() if self.lwf else None
