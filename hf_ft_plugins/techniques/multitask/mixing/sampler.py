@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from ....errors import PluginError
+from ....keyed_permutation import KeyedPermutation, key_of, permuted
 from ....technique import nearest
 from . import mixes
-from .permutation import KeyedPermutation, key_of, permuted
 from .quotas import FixedQuotas, LearnedQuotas
 
 Unit = Literal["batch", "example"]

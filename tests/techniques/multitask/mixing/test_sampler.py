@@ -13,8 +13,8 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch.utils.data import ConcatDataset, DataLoader
 
 from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.keyed_permutation import KeyedPermutation, key_of, permuted
 from hf_ft_plugins.techniques.multitask.mixing import mixes
-from hf_ft_plugins.techniques.multitask.mixing.permutation import KeyedPermutation, key_of, permuted
 from hf_ft_plugins.techniques.multitask.mixing.quotas import FixedQuotas
 from hf_ft_plugins.techniques.multitask.mixing.sampler import MultiTaskSampler
 

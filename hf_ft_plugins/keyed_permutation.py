@@ -91,7 +91,7 @@ class KeyedPermutation:
 
     def __init__(self, size: int, key: Sequence[int]) -> None:
         if not 1 <= size <= LARGEST:
-            raise ValueError(f"multitask: a permutation of {size} positions; 1 to 2**62 are possible.")
+            raise ValueError(f"A permutation of {size} positions was asked for; 1 to 2**62 are possible.")
         self.size = size
         self.key = tuple(key)
 
