@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...models.divergence import divergence
 from ...models.inputs import decoder_inputs
+from ...models.scored import is_causal, plain_loss
 from ...models.unchanged import evaluating
 from .stacks import NAME
 from .trial_inputs import forward
-
-IGNORED = -100
 
 
 @contextmanager
@@ -54,7 +54,12 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
         with torch.no_grad():
             target = original.to(logits.device)(**given).logits
         outputs["loss"] = outputs["loss"] + weight * divergence(
-            logits, target, labels, shifted=_is_causal(original), items=kwargs.get("num_items_in_batch")
+            logits,
+            target,
+            labels,
+            shifted=is_causal(original),
+            loss=plain_loss(outputs),
+            items=kwargs.get("num_items_in_batch"),
         )
         return outputs
 
@@ -84,30 +89,3 @@ def refuse_other_losses(model: Any, batches: Any, weight: float) -> None:
                 f"{type(model).__name__} on this data ({', '.join(batch)}) is without {missing}. Set distill=0."
             )
         return
-
-
-def divergence(
-    logits: torch.Tensor, target: torch.Tensor, labels: torch.Tensor, *, shifted: bool, items: Any = None
-) -> torch.Tensor:
-    """KL(target || logits), in nats, mean over what is scored.
-
-    Args:
-        logits, target: float [B, L, V], or [B, V] of a classifier of rows.
-        labels: int64 [B, L], -100 where nothing is scored, or of rows, [B] or [B, ...].
-        shifted: the logits of a position are for the next one's label.
-        items: number to divide by, instead of the scored ones here.
-    """
-    if logits.dim() == 3 and labels.shape[:2] == logits.shape[:2]:
-        if shifted:
-            logits, target, labels = logits[:, :-1], target[:, :-1], labels[:, 1:]
-        scored = labels != IGNORED
-        logits, target = logits[scored], target[scored]
-    logits, target = logits.flatten(0, -2).float(), target.flatten(0, -2).float()
-    summed = torch.nn.functional.kl_div(
-        logits.log_softmax(-1), target.log_softmax(-1), reduction="sum", log_target=True
-    )
-    return summed / (max(len(logits), 1) if items is None else items)
-
-
-def _is_causal(model: Any) -> bool:
-    return model.can_generate() and not model.config.is_encoder_decoder
