@@ -20,34 +20,44 @@ def divergence(
     *,
     shifted: bool,
     temperature: float = 1.0,
-    loss: torch.Tensor | None = None,
     items: Any = None,
 ) -> torch.Tensor:
-    """temperature^2 x KL(target || logits), in nats, divided as the model divides its own loss.
+    """temperature^2 x KL(target || logits), in nats, mean over what is scored.
 
     Args:
         logits, target: float [B, L, V], or [B, V] of a classifier of rows.
         labels: int64 [B, L], -100 where nothing is scored, or of rows, [B] or [B, ...].
         shifted: the logits of a position are for the next one's label.
-        loss: scalar, the model's own; tells whether it heeds `items`.
-        items: number of what is scored in the whole step; without, or where the loss does not heed it, the term is
-            the mean over what is scored here.
+        items: number to divide by, instead of the scored ones here.
     """
     if are_of_tokens(logits, labels):
         target, _ = aligned(target, labels, shifted=shifted)
         logits, labels = aligned(logits, labels, shifted=shifted)
         scored = labels != IGNORED
-        logits, target, labels = logits[scored], target[scored], labels[scored]
+        logits, target = logits[scored], target[scored]
     logits, target = at_least_float32(logits).flatten(0, -2), at_least_float32(target).flatten(0, -2)
     summed = torch.nn.functional.kl_div(
         (logits / temperature).log_softmax(-1), (target / temperature).log_softmax(-1), reduction="sum", log_target=True
     )
-    return temperature**2 * summed / _divisor(logits.detach(), labels, loss, items)
+    return temperature**2 * summed / (max(len(logits), 1) if items is None else items)
 
 
-def _divisor(logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor | None, items: Any) -> torch.Tensor:
-    """Of rows that are no classes' (numbers, several classes each), transformers' losses are means over the batch."""
-    classes = labels.shape == logits.shape[:1] and labels.dtype == torch.int64 and logits.shape[-1] > 1
-    if items is None or loss is None or not classes:
-        return torch.as_tensor(max(len(logits), 1), device=logits.device)
-    return divisor(loss, token_losses(logits, labels.to(logits.device)).sum(), len(logits), items)
+def divisor_of_loss(
+    logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor, *, shifted: bool, items: Any
+) -> torch.Tensor | None:
+    """The `items` by which a divergence is divided as the model divides its own loss; None for the mean.
+
+    Args:
+        logits, labels, shifted: as for `divergence`.
+        loss: scalar, the model's own.
+        items: `num_items_in_batch`, which not all models heed; None where nobody said it.
+    """
+    if items is None:
+        return None
+    if are_of_tokens(logits, labels):
+        logits, labels = aligned(logits, labels, shifted=shifted)
+    elif labels.shape != logits.shape[:1] or labels.dtype != torch.int64 or logits.shape[-1] < 2:
+        # Numbers, or several classes a row: transformers' losses of these are means.
+        return None
+    total = token_losses(logits.detach(), labels.to(logits.device)).sum()
+    return divisor(loss, total, (labels != IGNORED).sum(), items)

@@ -4,8 +4,9 @@
         loss = model(**batch).loss          # cross-entropy + 1.0 x KL(original || model)
 
 The term is averaged as the model averages its own loss: over the scored tokens, or over those of the whole step where
-the trainer says how many there are (`num_items_in_batch`). Hinton et al. 2015 (arXiv:1503.02531) at temperature 1;
-Muralidharan et al. 2024 (arXiv:2407.14679, section 3) heal pruned language models so, without the cross-entropy.
+the trainer says how many there are (`num_items_in_batch`) and the model heeds it. Hinton et al. 2015 (arXiv:1503.02531)
+at temperature 1; Muralidharan et al. 2024 (arXiv:2407.14679, section 3) heal pruned language models so, without the
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
-from ...models.divergence import divergence
+from ...models.divergence import divergence, divisor_of_loss
 from ...models.inputs import decoder_inputs
 from ...models.scored import is_causal, plain_loss
 from ...models.unchanged import evaluating
@@ -53,14 +54,9 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
             given["decoder_input_ids"] = decoder_inputs(original, labels, NAME)
         with torch.no_grad():
             target = original.to(logits.device)(**given).logits
-        outputs["loss"] = outputs["loss"] + weight * divergence(
-            logits,
-            target,
-            labels,
-            shifted=is_causal(original),
-            loss=plain_loss(outputs),
-            items=kwargs.get("num_items_in_batch"),
-        )
+        shifted, items = is_causal(original), kwargs.get("num_items_in_batch")
+        items = divisor_of_loss(logits, labels, plain_loss(outputs), shifted=shifted, items=items)
+        outputs["loss"] = outputs["loss"] + weight * divergence(logits, target, labels, shifted=shifted, items=items)
         return outputs
 
     original.eval()

@@ -13,17 +13,20 @@ a batch's rows may be cut, packed or augmented anew.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...errors import PluginError
-from ...models.divergence import divergence
+from ...models.divergence import divergence, divisor_of_loss
 from ...models.inputs import bare, decoder_inputs
 from ...models.scored import is_causal, plain_loss
 from .settings import NAME
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 # What is not for the teacher, who computes no loss.
 NOT_INPUTS = ("labels", "shift_labels", "num_items_in_batch")
@@ -54,7 +57,9 @@ def frozen_copy(model: torch.nn.Module, start: Mapping[str, torch.Tensor] | None
 
 
 @contextmanager
-def remembering(model: Any, teacher: Any, weight: float, temperature: float = 2.0) -> Iterator[None]:
+def remembering(
+    model: Any, teacher: Any, weight: float, temperature: float = 2.0, trainer: Trainer | None = None
+) -> Iterator[None]:
     """While it lasts, `model(**batch)` adds `weight` x temperature^2 x KL to `outputs.loss` wherever gradients are on.
 
     The term is divided as the model divides its own loss: by `num_items_in_batch` where it heeds it, else by what is
@@ -64,30 +69,37 @@ def remembering(model: Any, teacher: Any, weight: float, temperature: float = 2.
         model: what the trainer calls, with or without an adapter, not yet wrapped for several processes; it gives
             `logits`, [B, L, V] of tokens or [B, V] of rows that have one class each.
         teacher: of `frozen_copy`.
+        trainer: where its `compute_loss_func` gets the labels instead of the model, the term is added to what that
+            gives for the batch, and divided by `num_items_in_batch`.
 
     Raises:
         PluginError: from the call, if it has no labels, gives no logits, or these are no classes'.
     """
+    function = None if trainer is None else trainer.compute_loss_func
 
     def add(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return outputs
-        _refuse_no_classes(module, kwargs, outputs, weight)
-        labels = kwargs["labels"]
+        labels = kwargs.get("labels")
+        apart = labels is None and function is not None
+        _refuse_no_classes(module, outputs, weight, has_loss=apart or (labels is not None and "loss" in outputs))
         given = {name: value for name, value in kwargs.items() if name not in NOT_INPUTS}
-        if bare(teacher).config.is_encoder_decoder and _decodes_nothing(given):
+        if labels is not None and bare(teacher).config.is_encoder_decoder and _decodes_nothing(given):
             given["decoder_input_ids"] = decoder_inputs(teacher, labels, NAME)
         with torch.no_grad():
             target = teacher(*args, **given).logits
-        outputs["loss"] = outputs["loss"] + weight * divergence(
-            outputs.logits,
-            target,
-            labels,
-            shifted=is_causal(module),
-            temperature=temperature,
-            loss=plain_loss(outputs),
-            items=kwargs.get("num_items_in_batch"),
-        )
+        logits, shifted = outputs.logits, is_causal(module)
+
+        def term(labels: torch.Tensor, items: Any) -> torch.Tensor:
+            return weight * divergence(logits, target, labels, shifted=shifted, temperature=temperature, items=items)
+
+        if trainer is not None and apart:
+            # Only now: others look which function it is when a batch's loss begins.
+            trainer.compute_loss_func = _with_term(function, term)
+        else:
+            items = kwargs.get("num_items_in_batch")
+            items = divisor_of_loss(logits, labels, plain_loss(outputs), shifted=shifted, items=items)
+            outputs["loss"] = outputs["loss"] + term(labels, items)
         return outputs
 
     handle = model.register_forward_hook(add, with_kwargs=True)
@@ -95,6 +107,16 @@ def remembering(model: Any, teacher: Any, weight: float, temperature: float = 2.
         yield
     finally:
         handle.remove()
+        if trainer is not None:
+            trainer.compute_loss_func = function
+
+
+def _with_term(function: Any, term: Callable[[torch.Tensor, Any], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        own: torch.Tensor = function(outputs, labels, num_items_in_batch=num_items_in_batch)
+        return own + term(labels, num_items_in_batch)
+
+    return loss
 
 
 def _frozen(model: torch.nn.Module, written: set[str]) -> list[torch.nn.Parameter]:
@@ -119,9 +141,9 @@ def _decodes_nothing(given: Mapping[str, Any]) -> bool:
     return given.get("decoder_input_ids") is None and given.get("decoder_inputs_embeds") is None
 
 
-def _refuse_no_classes(model: Any, kwargs: Mapping[str, Any], outputs: Any, weight: float) -> None:
-    logits, labels = getattr(outputs, "logits", None), kwargs.get("labels")
-    if logits is None or labels is None or getattr(outputs, "loss", None) is None:
+def _refuse_no_classes(model: Any, outputs: Any, weight: float, *, has_loss: bool) -> None:
+    logits = getattr(outputs, "logits", None)
+    if logits is None or not has_loss:
         raise PluginError(
             f"{NAME}: lwf={weight} needs a model called with labels that gives loss and logits, and "
             f"{type(model).__name__} did not. Set lwf=0."

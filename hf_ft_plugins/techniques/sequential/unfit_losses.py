@@ -24,7 +24,12 @@ def refuse_weighing(trainer: Trainer, kind: str) -> None:
             f"{option} weights the tokens that a model writes, and a {type(trainer.model).__name__} writes none. "
             f"Set {off}."
         )
-    _refuse_losses_outside_the_model(trainer, option, off)
+    if trainer.compute_loss_func is not None:
+        raise PluginError(
+            f"{option} weights the loss that the model computes, and here compute_loss_func does. Leave it out (or the "
+            f"technique that sets it), or set {off}."
+        )
+    _refuse_smoothing(trainer, option, off)
     if _is_trls(trainer):
         if not any(cls.__name__ == "SFTTrainer" for cls in type(trainer).__mro__):
             raise PluginError(
@@ -77,16 +82,11 @@ def refuse_remembering(trainer: Trainer, weight: float) -> None:
             f"{option} compares logits, and use_liger_kernel=True computes the loss without. Set "
             f"use_liger_kernel=False, or {off}."
         )
-    _refuse_losses_outside_the_model(trainer, option, off)
+    _refuse_smoothing(trainer, option, off)
 
 
-def _refuse_losses_outside_the_model(trainer: Trainer, option: str, off: str) -> None:
-    if trainer.compute_loss_func is not None:
-        raise PluginError(
-            f"{option} changes the loss that the model computes, and here compute_loss_func does. Leave it out (or the "
-            f"technique that sets it), or set {off}."
-        )
-    if trainer.args.label_smoothing_factor:
+def _refuse_smoothing(trainer: Trainer, option: str, off: str) -> None:
+    if trainer.args.label_smoothing_factor and trainer.compute_loss_func is None:
         raise PluginError(
             f"{option} needs a model called with labels, and Trainer keeps them for label_smoothing_factor="
             f"{trainer.args.label_smoothing_factor}. Set it to 0, or {off}."
