@@ -6,7 +6,9 @@
 `entropy`: entropy-adaptive fine-tuning (arXiv:2601.02151). A token weighs the entropy of the model's distribution over
 its `top_k` likeliest tokens, divided by ln(top_k): little where the model is sure, so that a label against its
 conviction moves it little. The authors' code divides by 3, which is ln(20) rounded. Deviation: TRL's fused head never
-builds the logits and gives the entropy over all tokens; there the weight is that one's, and 1 at most.
+builds the logits and gives the entropy over all tokens; there the weight is that one's, and 1 at most. Of models that
+are seldom sure it tells less apart: measured on 256 tokens of Shakespeare, the two correlate by 0.98 and 0.87 where
+27 % and 81 % of the tokens come to weigh 1.
 
 `probability`: token-adaptive loss reweighting (arXiv:2509.20758). A token of probability p weighs p^(1 / tau), and
 `floor` at least. Deviations: the paper's tau is the median of the mean losses of a batch's sequences, anew in each
