@@ -4,8 +4,9 @@
         loss = model(**batch).loss          # cross-entropy + 1.0 x KL(original || model)
 
 The term is averaged as the model averages its own loss: over the scored tokens, or over those of the whole step where
-the trainer says how many there are (`num_items_in_batch`). Hinton et al. 2015 (arXiv:1503.02531) at temperature 1;
-Muralidharan et al. 2024 (arXiv:2407.14679, section 3) heal pruned language models so, without the cross-entropy.
+the trainer says how many there are (`num_items_in_batch`) and the model heeds it. Hinton et al. 2015 (arXiv:1503.02531)
+at temperature 1; Muralidharan et al. 2024 (arXiv:2407.14679, section 3) heal pruned language models so, without the
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...models.divergence import divergence, divisor_of_loss
 from ...models.inputs import decoder_inputs
+from ...models.scored import is_causal, plain_loss
 from ...models.unchanged import evaluating
 from .stacks import NAME
 from .trial_inputs import forward
-
-IGNORED = -100
 
 
 @contextmanager
@@ -53,9 +54,9 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
             given["decoder_input_ids"] = decoder_inputs(original, labels, NAME)
         with torch.no_grad():
             target = original.to(logits.device)(**given).logits
-        outputs["loss"] = outputs["loss"] + weight * divergence(
-            logits, target, labels, shifted=_is_causal(original), items=kwargs.get("num_items_in_batch")
-        )
+        shifted, items = is_causal(original), kwargs.get("num_items_in_batch")
+        items = divisor_of_loss(logits, labels, plain_loss(outputs), shifted=shifted, items=items)
+        outputs["loss"] = outputs["loss"] + weight * divergence(logits, target, labels, shifted=shifted, items=items)
         return outputs
 
     original.eval()
@@ -84,30 +85,3 @@ def refuse_other_losses(model: Any, batches: Any, weight: float) -> None:
                 f"{type(model).__name__} on this data ({', '.join(batch)}) is without {missing}. Set distill=0."
             )
         return
-
-
-def divergence(
-    logits: torch.Tensor, target: torch.Tensor, labels: torch.Tensor, *, shifted: bool, items: Any = None
-) -> torch.Tensor:
-    """KL(target || logits), in nats, mean over what is scored.
-
-    Args:
-        logits, target: float [B, L, V], or [B, V] of a classifier of rows.
-        labels: int64 [B, L], -100 where nothing is scored, or of rows, [B] or [B, ...].
-        shifted: the logits of a position are for the next one's label.
-        items: number to divide by, instead of the scored ones here.
-    """
-    if logits.dim() == 3 and labels.shape[:2] == logits.shape[:2]:
-        if shifted:
-            logits, target, labels = logits[:, :-1], target[:, :-1], labels[:, 1:]
-        scored = labels != IGNORED
-        logits, target = logits[scored], target[scored]
-    logits, target = logits.flatten(0, -2).float(), target.flatten(0, -2).float()
-    summed = torch.nn.functional.kl_div(
-        logits.log_softmax(-1), target.log_softmax(-1), reduction="sum", log_target=True
-    )
-    return summed / (max(len(logits), 1) if items is None else items)
-
-
-def _is_causal(model: Any) -> bool:
-    return model.can_generate() and not model.config.is_encoder_decoder
