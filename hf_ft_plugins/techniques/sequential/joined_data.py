@@ -54,11 +54,11 @@ def joined(train: Any, pools: Mapping[str, Any], columns: Collection[str] | None
             f"{NAME}: replay joins rows by column, and a training row is a {type(example).__name__}. Set replay=0, or "
             "train on a data set of mappings."
         )
-    columns_given, names = list(example), _common(list(example), pools, columns)
+    shown, names = list(example), _common(list(example), pools, columns)
     example = {name: example[name] for name in names}
     features = stored([example]).features
     kept = [like(_cast(pool.with_format(None), features, names, stage), example) for stage, pool in pools.items()]
-    new = train if names == columns_given else SomeColumns(train, names)
+    new = train if names == shown else SomeColumns(train, names)
     return ConcatDataset([new, *kept]), sizes
 
 

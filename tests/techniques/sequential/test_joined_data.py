@@ -146,7 +146,7 @@ def test_classes_and_their_numbers_are_one():
     numbers = datasets.Dataset.from_dict({"labels": [0, 1]})
     assert joined(labelled(NAMES), {"a": numbers})[0].features == labelled(NAMES).features
     assert joined(numbers, {"a": labelled(NAMES)})[0]["labels"][:] == [0, 1, 1, 1]
-    with pytest.raises(PluginError, match="does not fit .*label 2 of 2 classes"):
+    with pytest.raises(PluginError, match=r"does not fit .*label 2 of 2 classes"):
         joined(labelled(NAMES), {"a": datasets.Dataset.from_dict({"labels": [0, 2]})})
 
 
