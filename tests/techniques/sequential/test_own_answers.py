@@ -55,7 +55,8 @@ def padded(rows, width=32, left=False):
 
 
 def memorized(model, rows, steps=250):
-    """The model, trained until it gives the rows' labels."""
+    """The model, trained without dropout until it gives the rows' labels, and then in training mode."""
+    model.eval()
     longest = {name: max(len(row[name]) for row in rows) for name in ("input_ids", "labels")}
     ids = torch.tensor([row["input_ids"] + [0] * (longest["input_ids"] - len(row["input_ids"])) for row in rows])
     labels = torch.tensor([row["labels"] + [-100] * (longest["labels"] - len(row["labels"])) for row in rows])
