@@ -235,8 +235,7 @@ def sentences(seed: int, *, steps: int = 100) -> Task:
     def rows(texts: list[tuple[str, int]], count: int, seed: int) -> Rows:
         order = np.random.default_rng(seed).permutation(len(texts))[:count]
         return [
-            {**tokenizer(texts[index][0], truncation=True, max_length=32), "labels": texts[index][1]}
-            for index in order
+            {**tokenizer(texts[index][0], truncation=True, max_length=32), "labels": texts[index][1]} for index in order
         ]
 
     def labelled(part: str) -> dict[str, list[tuple[str, int]]]:

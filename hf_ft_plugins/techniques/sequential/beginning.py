@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
+from ...host.stash import stash_of
 from . import model_identity
+from .replay_sampler import refuse_own_order
 from .settings import NAME
 from .stage_callback import SAMPLE_FILE
+from .stage_data import STAGE_DATA
 from .stage_records import FinishedStage, StageRecords
+from .unfit_losses import refuse_remembering, refuse_weighing
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+    from .technique import Sequential
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,23 @@ def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
             records.model_of(last.name),
         )
     logger.info("%s: stage %s follows %s", NAME, stage, ", ".join(one.name for one in earlier))
+
+
+def refuse_options(trainer: Trainer, technique: Sequential) -> None:
+    """Raise `PluginError` where an option cannot act on this trainer as it should."""
+    if technique.penalties:
+        from .penalty_refusals import refuse_unsupported
+
+        refuse_unsupported(trainer)
+    if technique.token_weights != "none":
+        refuse_weighing(trainer, technique.token_weights)
+    if technique.lwf:
+        refuse_remembering(trainer, technique.lwf)
+    if technique.wise is not None and trainer.is_deepspeed_enabled:
+        raise PluginError(f"{NAME}: wise={technique.wise} averages weights, and DeepSpeed keeps its own. Leave it out.")
+    data = stash_of(trainer).get(STAGE_DATA)
+    if data is not None and data.replayed:
+        refuse_own_order(trainer, technique.replay)
 
 
 def _sample(args: Any, records: StageRecords, stage: FinishedStage) -> dict[str, list[float]]:

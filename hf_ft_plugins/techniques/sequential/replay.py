@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import stash_of
 from ...technique import data_seed
+from .arrow_rows import like
 from .joined_data import joined
 from .kept_rows import keep_rows, load_rows
 from .replay_sampler import ReplaySampler
 from .settings import NAME
-from .stage_data import STAGE_DATA
+from .stage_data import STAGE_DATA, first_row
 from .stage_records import StageRecords
 
 if TYPE_CHECKING:
@@ -36,9 +41,8 @@ def with_earlier_rows(
     keep_rows(train, 1, data_seed(args))
     stages = from_first_rank(args, records.finished)
     from_first_rank(args, lambda: records.refuse_damage(stages))
-    folders = {stage.name: records.of(stage.name) / REPLAY for stage in stages}
-    pools = {name: load_rows(folder) for name, folder in folders.items() if folder.is_dir()}
-    without = ", ".join(name for name in folders if name not in pools)
+    pools = pools_of(records, [stage.name for stage in stages])
+    without = ", ".join(stage.name for stage in stages if stage.name not in pools)
     if stages and not pools:
         raise PluginError(
             f"{NAME}: replay={replay}, and no row was kept of {without}, which ran with replay=0. Run it with replay, "
@@ -48,10 +52,17 @@ def with_earlier_rows(
         logger.warning("%s: no rows were kept of %s, so they are not replayed", NAME, without)
     if not pools:
         return None, {}
-    data, sizes = joined(train, pools)
+    data, counts = joined(train, pools)
+    sizes = dict(zip(pools, counts[1:], strict=True))
     rows = ", ".join(f"{size} rows of {name}" for name, size in sizes.items())
     logger.info("%s: %.3g of the training examples are drawn from %s", NAME, replay, rows)
     return data, sizes
+
+
+def pools_of(records: StageRecords, stages: list[str]) -> dict[str, Any]:
+    """The rows that these stages have kept, by stage; without those that kept none."""
+    folders = {stage: records.of(stage) / REPLAY for stage in stages}
+    return {stage: load_rows(folder) for stage, folder in folders.items() if folder.is_dir()}
 
 
 def sampler_for(trainer: Trainer, dataset: Any, share: float) -> ReplaySampler | None:
@@ -70,3 +81,16 @@ def sampler_for(trainer: Trainer, dataset: Any, share: float) -> ReplaySampler |
             f"made {len(dataset)} of them. Name {NAME} after it."
         )
     return ReplaySampler(new, pools, share, data_seed(trainer.args))
+
+
+def batches_of(trainer: Any, pools: dict[str, Any], most: int) -> Iterator[dict[str, Any]]:
+    """Collated batches of up to `most` rows of each pool, on the trainer's device, the same on every rank."""
+    data = stash_of(trainer).get(STAGE_DATA)
+    example = first_row(trainer.train_dataset if data is None else data.train)
+    for rows in pools.values():
+        some = like(rows.select(range(min(most, len(rows)))), example)
+        if hasattr(trainer, "feature_batches"):
+            yield from trainer.feature_batches(some)
+        else:
+            loader = DataLoader(some, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
+            yield from prepare_data_loader(loader, device=trainer.args.device, num_processes=1, put_on_device=True)

@@ -1,12 +1,12 @@
 """`run_stages`: one stage after the other in one script, each with a trainer of its own.
 
-    def build(run):
-        model = AutoModelForCausalLM.from_pretrained(run.start or "base")
-        args = TrainingArguments(**run.arguments(learning_rate=1e-4))
-        return run.hosted(Trainer)(model, args, train_dataset=run.stage.train_dataset, ...)
+def build(run):
+    model = AutoModelForCausalLM.from_pretrained(run.start or "base")
+    args = TrainingArguments(**run.arguments(learning_rate=1e-4))
+    return run.hosted(Trainer)(model, args, train_dataset=run.stage.train_dataset, ...)
 
-    ended = run_stages(build, [Stage(name="general", ...), Stage(name="medical", ...)], "sequential:folder=stages")
-    print(ended.matrix.as_text())
+ended = run_stages(build, [Stage(name="general", ...), Stage(name="medical", ...)], "sequential:folder=stages")
+print(ended.matrix.as_text())
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ class EndedStages:
     model: str
 
 
-def run_stages(
-    trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[Stage], technique: Any
-) -> EndedStages:
+def run_stages(trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[Stage], technique: Any) -> EndedStages:
     """Train stage after stage; run again after whatever has ended it, it goes on where it was.
 
     Finished stages are skipped. One that was begun resumes from its newest whole checkpoint, exactly.
@@ -147,7 +145,9 @@ def run_stages(
         )
         _train(run, trainer_factory(run), f"stage {number + 1}/{len(stages)} {stage.name}")
     ended = tuple(records.finished()[: len(stages)])
-    return EndedStages(ended, matrix_of(ended, chosen.metric, chosen.greater_is_better), str(records.model_of(names[-1])))
+    return EndedStages(
+        ended, matrix_of(ended, chosen.metric, chosen.greater_is_better), str(records.model_of(names[-1]))
+    )
 
 
 def _train(run: StageRun, trainer: Any, title: str) -> None:

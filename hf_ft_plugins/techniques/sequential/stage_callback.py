@@ -22,11 +22,14 @@ from ...host.ranks import from_first_rank, is_distributed
 from ...host.stash import WithTrainer, stash_of
 from ...technique import data_seed
 from . import model_identity
+from .arrow_rows import like
 from .evaluating import measured
 from .kept_model import save_model
-from .kept_rows import keep_rows, like, save_rows
+from .kept_rows import keep_rows, save_rows
+from .own_answers import with_own_answers
+from .replay import REPLAY
 from .settings import NAME
-from .stage_data import EVALUATION, STAGE_DATA, StageData, kept_evaluations, named
+from .stage_data import EVALUATION, STAGE_DATA, StageData, first_row, kept_evaluations, named
 from .stage_records import FinishedStage, Measured, StageRecords
 from .transfer_matrix import matrix_of, write_matrix
 
@@ -138,8 +141,13 @@ class StageCallback(WithTrainer, TrainerCallback):
         if self.replay_rows and data.train is not None:
             rows = keep_rows(data.train, self.replay_rows, seed)
             if self.own_answers:
-                rows = self._with_own_answers(rows)
-            save_rows(rows, folder / "replay")
+                rows, counts = with_own_answers(rows, _plain(self._trainer), self._tokenizer(), seed=seed)
+                logger.info("%s: kept rows with the model's own answers: %s", NAME, counts)
+            save_rows(rows, folder / REPLAY)
+
+    def _tokenizer(self) -> Any:
+        processing_class = self._trainer.processing_class
+        return getattr(processing_class, "tokenizer", processing_class)
 
     def _sets(self, earlier: list[FinishedStage]) -> dict[str, Any]:
         """The evaluation sets of all stages, rows as this trainer's own are: this stage's are cut as they are kept."""
@@ -147,7 +155,7 @@ class StageCallback(WithTrainer, TrainerCallback):
         sets = kept_evaluations(self.records, [stage.name for stage in earlier])
         own = {name: keep_rows(rows, self.evaluation_rows, EVALUATION_SEED) for name, rows in data.evaluations.items()}
         sets = {**sets, **named(self.stage, own)}
-        example = _first_row(next(iter(data.evaluations.values()), data.train))
+        example = first_row(next(iter(data.evaluations.values()), data.train))
         return {name: like(rows, example) for name, rows in sets.items()}
 
     def _measured(self, args: TrainingArguments, sets: dict[str, Any]) -> Measured:
@@ -170,7 +178,3 @@ class StageCallback(WithTrainer, TrainerCallback):
 
 def _plain(trainer: Any) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model)
-
-
-def _first_row(dataset: Any) -> Any:
-    return None if dataset is None else next(iter(dataset), None)

@@ -59,3 +59,8 @@ def _read(folder: Path) -> dict[str, Any]:
         return {}
     sets = {one.name: load_rows(one) for one in sorted(folder.iterdir()) if one.is_dir()}
     return named(folder.parent.name if folder.name == EVALUATION else folder.name, sets)
+
+
+def first_row(dataset: Any) -> Any:
+    """The first row of a data set; None where there is none."""
+    return None if dataset is None else next(iter(dataset), None)

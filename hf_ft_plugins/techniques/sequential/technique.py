@@ -8,7 +8,6 @@ for a run without earlier data is in `token_weights.py`, `teacher.py` and `weigh
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -99,22 +98,36 @@ class Sequential(Technique):
         return {"datasets": "datasets>=5.0,<6"} if self.folder is not None else {}
 
     def keeps_objective(self) -> bool:
-        return True
+        return self.token_weights == "none" and not self.lwf
 
     def answers(self, hook: str) -> bool:
         return super().answers(hook) and (hook != "ft_sampler" or (self.replay > 0 and self.folder is not None))
 
     @property
-    def _penalties(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("l2sp", "ewc", "olora")}
+    def penalties(self) -> dict[str, float]:
+        """The weights of what is added to gradients."""
+        return {name: weight for name in ("l2sp", "ewc", "olora") if (weight := getattr(self, name))}
 
     def excludes(self) -> dict[Change, str]:
-        if not any(self._penalties.values()):
-            return {}
-        return {
-            Change.GRADIENTS: "penalties are added to gradients, and nothing is left of those: say fused=false there, "
-            "or take replay instead of l2sp, ewc and olora."
-        }
+        reasons = {}
+        if self.penalties:
+            reasons[Change.GRADIENTS] = (
+                f"sequential's {', '.join(self.penalties)} add to gradients, and the other leaves none: say fused=false "
+                "there, or protect by replay alone."
+            )
+        if self.token_weights != "none":
+            words = f"sequential's token_weights={self.token_weights} weigh the loss of a model's own tokens"
+            reasons |= {
+                Change.GENERATION: f"{words}, and the other computes the loss itself. Set token_weights=none.",
+                Change.CLASS_LABELS: f"{words}, and a classifier has none. Set token_weights=none.",
+                Change.SEVERAL_HEADS: f"{words}, and several heads have none. Set token_weights=none.",
+                Change.PREFERENCES: f"{words}, and preferences compare whole answers. Set token_weights=none.",
+            }
+        return reasons
+
+    def memory_effects(self, config: Any) -> dict[str, Any]:
+        # The weights of the start, for the teacher or the penalties; the Fisher information beside.
+        return {"copies": int(self.lwf > 0) + int(self.l2sp > 0 or self.ewc > 0) + int(self.ewc > 0)}
 
     @property
     def records(self) -> StageRecords | None:
@@ -152,7 +165,7 @@ class Sequential(Technique):
 
     def ft_trainer(self, trainer: Trainer) -> None:
         from ...host.stash import stash_of
-        from .beginning import refuse_unfit
+        from .beginning import refuse_options, refuse_unfit
         from .stage_data import STAGE_DATA
 
         data = stash_of(trainer).get(STAGE_DATA)
@@ -160,24 +173,16 @@ class Sequential(Technique):
             data.is_complete = True
         if self.records is not None:
             refuse_unfit(trainer, self.records, self.stage)
+        refuse_options(trainer, self)
 
     def ft_callbacks(self, args: Any) -> list[TrainerCallback]:
-        from .stage_callback import StageCallback
+        from .callbacks import callbacks_of
 
-        callbacks: list[TrainerCallback] = []
-        if self.records is not None:
-            stage = StageCallback(
-                self.records,
-                self.stage,
-                options=self.options(),
-                replay_rows=self.keep_rows if self.replay else 0,
-                evaluation_rows=self.evaluation_rows,
-                own_answers=self.own_answers,
-                metric=self.metric,
-                greater_is_better=self.greater_is_better,
-            )
-            callbacks.append(stage)
-        return callbacks
+        return callbacks_of(self, args)
 
     def ft_loss(self, trainer: Trainer) -> AbstractContextManager[Any] | None:
-        return ExitStack() if self.lwf else None
+        if not self.lwf and self.token_weights == "none":
+            return None
+        from .callbacks import protected_loss
+
+        return protected_loss(trainer, self.token_weights)

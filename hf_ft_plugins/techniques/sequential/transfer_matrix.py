@@ -106,9 +106,13 @@ class TransferMatrix:
             for row, values in zip(self.rows, self.values, strict=True)
         ]
         widths = [max(len(line[column]) for line in (heads, *body)) for column in range(len(heads))]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in (heads, *body)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in (heads, *body)
+        ]
         known = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.summary().items() if value is not None]
-        return "\n".join([f"{self.metric}, {'greater' if self.greater else 'lower'} is better", *lines, ", ".join(known)])
+        return "\n".join(
+            [f"{self.metric}, {'greater' if self.greater else 'lower'} is better", *lines, ", ".join(known)]
+        )
 
 
 def matrix_of(

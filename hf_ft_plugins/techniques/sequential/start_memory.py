@@ -1,0 +1,89 @@
+"""`StartMemory`: the model as it was when the stage began, to learn from while training, and to average with at its end.
+
+trainer.add_callback(callback := StartMemory(lwf=1.0))
+callback.set_trainer(trainer)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from ...host.stash import WithTrainer
+from .start_weights import read_start, start_folder, write_start
+from .teacher import frozen_copy, remembering
+from .weight_averaging import average_with_start
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+class StartMemory(WithTrainer, TrainerCallback):
+    """Learning without forgetting, and the average of the weights before and after (WiSE-FT).
+
+    Args:
+        lwf: weight of the divergence from the start's predictions; 0: none. `learning` is to be entered where the loss
+            is computed.
+        temperature: of that divergence.
+        wise: share of the new weights in the average; None: the new alone.
+    """
+
+    end_phase = "gate"
+
+    def __init__(self, *, lwf: float = 0.0, temperature: float = 2.0, wise: float | None = None) -> None:
+        self.lwf, self.temperature, self.wise = lwf, temperature, wise
+        self._teacher: torch.nn.Module | None = None
+        self._digest: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_teacher": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"digest": self._digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._digest = state["digest"]
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        start = None
+        if state.global_step == 0:
+            folder = start_folder(args)
+            self._digest = write_start(self._model, folder, optimizer=optimizer, saves=args.should_save)
+        else:
+            start = read_start(start_folder(args), self._digest)
+        if self.lwf:
+            self._teacher = frozen_copy(self._model, start)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._teacher = None
+        if self.wise is not None:
+            average_with_start(self._model, read_start(start_folder(args), self._digest), self.wise)
+
+    def on_train_raised(self) -> None:
+        self._teacher = None
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """While it lasts, the loss of the trainer's model has the divergence from the start in it."""
+        if self._teacher is None:
+            yield
+            return
+        with remembering(self._model, self._teacher, self.lwf, self.temperature, trainer=self._trainer):
+            yield
+
+    @property
+    def _model(self) -> Any:
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
