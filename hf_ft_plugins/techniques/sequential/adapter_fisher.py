@@ -12,7 +12,7 @@ of all adapted layers in 32 bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ def estimate_adapter_fisher(
     parameters = moving_parameters(model) if parameters is None else parameters
     matrices = {name for layer in layers for name in (layer.a, layer.b)}
     others = {name: one for name, one in parameters.items() if name not in matrices}
-    _refuse_shards(parameters[name] for name in matrices)
+    refuse_shards(parameters[name] for name in matrices)
     total = {name: empty_like_full(one) for name, one in others.items()}
     for layer in layers:
         a, b = parameters[layer.a], parameters[layer.b]
@@ -150,8 +150,9 @@ class _Squares:
         output.register_hook(add)
 
 
-def _refuse_shards(parameters: Any) -> None:
-    if any(hasattr(parameter, "full_tensor") for parameter in parameters):
+def refuse_shards(matrices: Iterable[torch.Tensor]) -> None:
+    """Raise `PluginError` where FSDP has cut up A and B: a rank would need those of others for its part of Delta W."""
+    if any(hasattr(one, "full_tensor") for one in matrices):
         raise PluginError(
             f"{NAME}: ewc with LoRA needs whole matrices on each rank, and FSDP cuts them up. Train without FSDP, or "
             "use l2sp, olora or replay."

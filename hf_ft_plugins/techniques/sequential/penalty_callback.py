@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from ...errors import CheckpointError, OptionError, PluginError
 from ...host.log_notes import StockLog, add_note, tell_at_the_end
 from ...host.stash import WithTrainer, parts_of
-from .adapter_fisher import AdapterEWC, estimate_adapter_fisher
+from .adapter_fisher import AdapterEWC, delta_name, estimate_adapter_fisher, refuse_shards
 from .fisher import estimate_fisher
 from .log_likelihood import Kind
 from .lora_layers import LoraLayer, has_adapter, lora_layers
@@ -147,20 +147,26 @@ class PenaltyCallback(WithTrainer, TrainerCallback):
             self._digests["start"] = write_start(model, folder, optimizer=optimizer, saves=args.should_save)
             start = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         else:
-            start = self._placed(read_start(folder, self._digest("start")))
+            start = _placed(read_start(folder, self._digest("start")), self._parameters)
         if self.l2sp > 0:
             made["l2sp"] = L2SP(self.l2sp, start)
         if self.ewc > 0:
-            layers = lora_layers(model, f"ewc={self.ewc:g}") if has_adapter(model) else []
-            if begins:
-                scaled = getattr(optimizer, "scaler", None) is not None
-                fisher = self._estimated(model, layers, FP16_SCALE if scaled else 1.0)
-                self._digests["fisher"] = write_tensors(fisher, folder / FISHER_FILE, saves=args.should_save)
-            else:
-                fisher = self._placed(read_tensors(folder / FISHER_FILE, self._digest("fisher")))
-            plain = EWC(self.ewc, start, fisher)
-            made["ewc"] = Together((plain, AdapterEWC(self.ewc, layers, start, fisher))) if layers else plain
+            made["ewc"] = self._elastic(args, model, optimizer, begins, start)
         return made
+
+    def _elastic(self, args: Any, model: Any, optimizer: Any, begins: bool, start: dict[str, torch.Tensor]) -> Penalty:
+        layers = lora_layers(model, f"ewc={self.ewc:g}") if has_adapter(model) else []
+        refuse_shards(self._parameters[name] for layer in layers for name in (layer.a, layer.b))
+        file = start_folder(args) / FISHER_FILE
+        if begins:
+            scaled = getattr(optimizer, "scaler", None) is not None
+            fisher = self._estimated(model, layers, FP16_SCALE if scaled else 1.0)
+            self._digests["fisher"] = write_tensors(fisher, file, saves=args.should_save)
+        else:
+            deltas = {delta_name(layer): self._parameters[layer.a] for layer in layers}
+            fisher = _placed(read_tensors(file, self._digest("fisher")), {**self._parameters, **deltas})
+        plain = EWC(self.ewc, start, fisher)
+        return Together((plain, AdapterEWC(self.ewc, layers, start, fisher))) if layers else plain
 
     def _digest(self, name: str) -> str | None:
         if name not in self._digests:
@@ -169,14 +175,6 @@ class PenaltyCallback(WithTrainer, TrainerCallback):
                 "Resume with the options that it was made with, or begin the stage anew."
             )
         return self._digests[name]
-
-    def _placed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """On the devices of the parameters, and cut up as they are; buffers are left out."""
-        first = next(iter(self._parameters.values()))
-        return {
-            name: placed_like(one, self._parameters[name]) if name in self._parameters else one.to(first.device)
-            for name, one in tensors.items()
-        }
 
     def _estimated(self, model: Any, layers: list[LoraLayer], loss_scale: float) -> dict[str, torch.Tensor]:
         if self.earlier_batches is None:
@@ -239,3 +237,8 @@ class PenaltyCallback(WithTrainer, TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stock_log.untell()
+
+
+def _placed(tensors: dict[str, torch.Tensor], others: Parameters) -> dict[str, torch.Tensor]:
+    """Those that have another of their name, on its device, and cut up as it is."""
+    return {name: placed_like(one, others[name]) for name, one in tensors.items() if name in others}
