@@ -47,7 +47,8 @@ def estimate_fisher(
         model: in evaluation mode meanwhile; sharded by FSDP2 or not, but not in `DistributedDataParallel`.
         batches: what `model(**batch)` takes, on any device: tensors whose first dimension is rows. The same on every
             rank.
-        rows: how many to take, or all, if there are fewer.
+        rows: how many to take, or all, if there are fewer. Texts packed into one row count as one: sampled labels give
+            the sum of theirs in expectation, empirical ones do not.
         kind: of labels; see `negative_log_likelihood`.
         seed: of the draws.
         parameters: whose; None: those that learn.
