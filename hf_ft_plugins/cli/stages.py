@@ -121,7 +121,8 @@ def _stage(recipe: Path, folder: str, common: Mapping[str, Any], entry: Mapping[
     # A technique that a stage names itself replaces the one that all have.
     chosen = {one.name: one for part in listed for one in map(registry.resolve, part)}
     own = chosen.pop(TECHNIQUE, None) or registry.resolve(TECHNIQUE)
-    techniques = (*chosen.values(), dataclasses.replace(own, folder=folder, stage=str(entry["name"])))
+    options = {**own.options(), "folder": folder, "stage": str(entry["name"])}
+    techniques = (*chosen.values(), type(own).from_options(options))
     hooks.manager(techniques)
     launch = entry.get("launch", common.get("launch")) or ""
     return ScriptStage(str(entry["name"]), str(script), {**given[0], **given[1]}, techniques, str(launch))

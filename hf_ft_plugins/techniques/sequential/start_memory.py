@@ -1,4 +1,4 @@
-"""`StartMemory`: the model as it was when the stage began, to learn from while training, and to average with at its end.
+"""`StartMemory`: the model as it was when the stage began, to learn from, and to average with at its end.
 
 trainer.add_callback(callback := StartMemory(lwf=1.0))
 callback.set_trainer(trainer)

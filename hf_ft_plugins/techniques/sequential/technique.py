@@ -112,8 +112,8 @@ class Sequential(Technique):
         reasons = {}
         if self.penalties:
             reasons[Change.GRADIENTS] = (
-                f"sequential's {', '.join(self.penalties)} add to gradients, and the other leaves none: say fused=false "
-                "there, or protect by replay alone."
+                f"sequential's {', '.join(self.penalties)} add to gradients, and the other leaves none: say "
+                "fused=false there, or protect by replay alone."
             )
         if self.token_weights != "none":
             words = f"sequential's token_weights={self.token_weights} weigh the loss of a model's own tokens"
