@@ -82,6 +82,8 @@ class Technique:
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    # Sub-commands of `ft_commands` that `hf-ft` knows without the technique's name before them.
+    shortcuts: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if "__dataclass_fields__" not in type(self).__dict__:

@@ -72,9 +72,7 @@ def _naive(task: Task, folder: Path, seed: int, device: str) -> np.ndarray:
 def _joint(task: Task, folder: Path, seed: int, device: str) -> np.ndarray:
     set_seed(seed)
     together = [row for stage in task.stages for row in stage.train]
-    steps = task.arguments.get("max_steps")
-    more = {} if steps is None else {"max_steps": steps * len(task.stages)}
-    trainer = stock(task, task.model(None), arguments(task, str(folder), seed, device, **more), together)
+    trainer = stock(task, task.model(None), arguments(task, str(folder), seed, device), together)
     trainer.train()
     return np.array([measured(task, trainer)] * len(task.stages))
 

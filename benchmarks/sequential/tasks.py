@@ -127,13 +127,13 @@ def permuted_digits(seed: int, *, epochs: int = 20) -> Task:
 
 # ---- text ----
 
-LENGTH = 96
+LENGTH = 64
 
 
-def text_to_answers(seed: int, *, steps: int = 120) -> Task:
+def text_to_answers(seed: int, *, steps: int = 150) -> Task:
     """A small language model of books: general text, medical text, medical questions and answers."""
     tokenizer = _tokenizer(str(BOOKS))
-    batch, tests = 16, 120
+    batch, tests = 8, 100
     stages = []
     for name, made in (("general", general_text), ("medical", medical_text), ("answers", medical_answers)):
         train = made("train", batch * steps)
@@ -146,8 +146,8 @@ def text_to_answers(seed: int, *, steps: int = 120) -> Task:
         *("loss", False),
         {
             "per_device_train_batch_size": batch,
-            "max_steps": steps,
-            "learning_rate": 5e-4,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-3,
             "lr_scheduler_type": "cosine",
             "warmup_steps": steps // 10,
         },
@@ -225,17 +225,17 @@ class _Padded:
 QUESTION_TYPES = 8
 
 
-def sentences(seed: int, *, steps: int = 100) -> Task:
+def sentences(seed: int, *, steps: int = 120) -> Task:
     """A pretrained encoder with one head of all labels: sentiment, subjectivity, the type of a medical question."""
     tokenizer = _tokenizer(str(MINILM))
-    batch, tests = 16, 300
+    batch, tests = 16, 200
     types = [name for name, _ in Counter(line["qtype"] for line in _questions("train")).most_common(QUESTION_TYPES)]
     names = ["negative", "positive", "objective", "subjective", *types]
 
     def rows(texts: list[tuple[str, int]], count: int, seed: int) -> Rows:
         order = np.random.default_rng(seed).permutation(len(texts))[:count]
         return [
-            {**tokenizer(texts[index][0], truncation=True, max_length=32), "labels": texts[index][1]} for index in order
+            {**tokenizer(texts[index][0], truncation=True, max_length=24), "labels": texts[index][1]} for index in order
         ]
 
     def labelled(part: str) -> dict[str, list[tuple[str, int]]]:
@@ -262,8 +262,8 @@ def sentences(seed: int, *, steps: int = 100) -> Task:
         *("accuracy", True),
         {
             "per_device_train_batch_size": batch,
-            "max_steps": steps,
-            "learning_rate": 1e-4,
+            "num_train_epochs": 1,
+            "learning_rate": 3e-4,
             "lr_scheduler_type": "cosine",
             "warmup_steps": steps // 10,
         },

@@ -235,17 +235,6 @@ def compare(
 
 
 @app.command()
-def stages(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file with 'folder' and 'stages'.")],
-    debug: Debug = False,
-) -> None:
-    """Run scripts as stages, one after the other, without forgetting; run again, it goes on where it was."""
-    from .stages import run_scripts
-
-    run_scripts(recipe, console)
-
-
-@app.command()
 def new(
     name: Annotated[str, typer.Argument(help="The new technique's name, for example freeze-embeddings.")],
     folder: Annotated[Path, typer.Option(help="Where to put the package's folder.")] = Path("."),

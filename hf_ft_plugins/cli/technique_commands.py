@@ -1,10 +1,11 @@
-"""Sub-commands that techniques bring: `hf-ft NAME ...`, NAME being the technique's.
+"""Sub-commands that techniques bring: `hf-ft NAME ...`, NAME being the technique's, and their `shortcuts`.
 
 Nothing of a plug-in is imported until its name is typed, or the list of commands is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -20,13 +21,23 @@ class WithTechniqueCommands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         ours = super().list_commands(ctx)
-        return [*ours, *(offer.name for offer in registry.offers() if offer.name not in ours and _has_commands(offer))]
+        theirs = [offer for offer in registry.offers() if offer.name not in ours and _has_commands(offer)]
+        return [*ours, *(name for offer in theirs for name in (offer.name, *offer.load().shortcuts))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
-        if command is not None or all(offer.name != cmd_name for offer in registry.offers()):
+        if command is not None:
             return command
-        return _command_of(registry.find(cmd_name).load())
+        if any(offer.name == cmd_name for offer in registry.offers()):
+            return _command_of(registry.find(cmd_name).load())
+        return next((_command_of(one).get_command(ctx, cmd_name) for one in _with_shortcut(cmd_name)), None)
+
+
+def _with_shortcut(name: str) -> Iterator[type[Technique]]:
+    """The techniques that have `name` among their shortcuts."""
+    for offer in registry.offers():
+        if _has_commands(offer) and name in offer.load().shortcuts:
+            yield offer.load()
 
 
 def _has_commands(offer: registry.Offer) -> bool:

@@ -6,20 +6,26 @@ callback.set_trainer(trainer)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
+from ...host.log_notes import log_into_last_entry
 from ...host.stash import WithTrainer
-from .start_weights import read_start, start_folder, write_start
+from .settings import NAME
+from .start_weights import moving_tensors, read_start, start_folder, write_start
 from .teacher import frozen_copy, remembering
+from .tensor_files import whole_tensor
 from .weight_averaging import average_with_start
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 class StartMemory(WithTrainer, TrainerCallback):
@@ -69,8 +75,16 @@ class StartMemory(WithTrainer, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._teacher = None
-        if self.wise is not None:
-            average_with_start(self._model, read_start(start_folder(args), self._digest), self.wise)
+        if self.wise is None:
+            return
+        start = read_start(start_folder(args), self._digest)
+        before = distance_from(self._model, start)
+        average_with_start(self._model, start, self.wise)
+        after = distance_from(self._model, start)
+        logger.info(
+            "%s: wise=%g: %.4g of the way from the start's weights, which was %.4g", NAME, self.wise, after, before
+        )
+        log_into_last_entry(self._trainer, {"sequential/distance": after})
 
     def on_train_raised(self) -> None:
         self._teacher = None
@@ -87,3 +101,12 @@ class StartMemory(WithTrainer, TrainerCallback):
     @property
     def _model(self) -> Any:
         return self._trainer.accelerator.unwrap_model(self._trainer.model)
+
+
+def distance_from(model: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> float:
+    """How far the model's weights are from those of `start`, in the Euclidean norm; every rank has to ask for it."""
+    total = 0.0
+    for name, tensor in moving_tensors(model).items():
+        if name in start:
+            total += float((whole_tensor(tensor.detach()).cpu().double() - start[name].double()).square().sum())
+    return total**0.5

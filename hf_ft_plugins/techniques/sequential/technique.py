@@ -33,6 +33,7 @@ class Sequential(Technique):
 
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "stage after stage without forgetting: replay, penalties, and what forgetting has cost"
+    shortcuts: ClassVar[tuple[str, ...]] = ("stages",)
 
     folder: str | None = option(None, help="where stages keep what later ones need; none: there are no other stages")
     stage: str = option("stage", help="this run's name among the stages")
@@ -99,6 +100,12 @@ class Sequential(Technique):
 
     def keeps_objective(self) -> bool:
         return self.token_weights == "none" and not self.lwf
+
+    @classmethod
+    def ft_commands(cls) -> Any:
+        from .command import app
+
+        return app
 
     def answers(self, hook: str) -> bool:
         return super().answers(hook) and (hook != "ft_sampler" or (self.replay > 0 and self.folder is not None))

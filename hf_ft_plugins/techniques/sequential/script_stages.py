@@ -22,26 +22,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
-from .. import registry
-from ..errors import OptionError, PluginError
-from ..host import hooks
-from ..host.state import RESUME_VARIABLE
-from ..technique import Technique
-from .recipes import read_yaml
-
-if TYPE_CHECKING:
-    from ..techniques.sequential.stage_records import StageRecords
+from ... import registry
+from ...cli.recipes import read_yaml
+from ...errors import OptionError, PluginError
+from ...host import hooks
+from ...host.state import RESUME_VARIABLE
+from ...technique import Technique
+from . import stage_plan
+from .settings import NAME
+from .stage_records import StageRecords
 
 FORM = (
     "a recipe of stages is a mapping with 'folder' and 'stages', a list of mappings with 'name', and, there or beside "
     "'stages', 'script', 'arguments' (a mapping), 'techniques' (a list) and 'launch' (a command, such as torchrun)."
 )
 COMMON = ("script", "arguments", "techniques", "launch")
-TECHNIQUE = "sequential"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _words(name: str, value: Any, previous: str | None, stage: str) -> list[str]
     values = [one for one in (value if isinstance(value, list) else [value]) if one is not None]
     if any(isinstance(one, str) and "{previous}" in one for one in values) and previous is None:
         raise PluginError(
-            f"stages: stage {stage} is the first, and its argument {name}={value} names the model of the stage before. "
+            f"{NAME}: stage {stage} is the first, and its argument {name}={value} names the model of the stage before. "
             "Say there what the first stage starts from."
         )
     return [f"--{name}", *(str(one).replace("{previous}", str(previous)) for one in values)] if values else []
@@ -104,7 +103,7 @@ def read_stages(recipe: Path) -> tuple[StageRecords, list[ScriptStage]]:
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise OptionError(f"{recipe}: two stages have one name, of {', '.join(names)}. Rename one.")
-    sequential: Any = next(one for one in stages[0].techniques if one.name == TECHNIQUE)
+    sequential: Any = next(one for one in stages[0].techniques if one.name == NAME)
     return sequential.records, stages
 
 
@@ -120,7 +119,7 @@ def _stage(recipe: Path, folder: str, common: Mapping[str, Any], entry: Mapping[
         raise OptionError(f"{recipe}: stage {entry['name']}: its techniques must be a list. {FORM.capitalize()}")
     # A technique that a stage names itself replaces the one that all have.
     chosen = {one.name: one for part in listed for one in map(registry.resolve, part)}
-    own = chosen.pop(TECHNIQUE, None) or registry.resolve(TECHNIQUE)
+    own = chosen.pop(NAME, None) or registry.resolve(NAME)
     options = {**own.options(), "folder": folder, "stage": str(entry["name"])}
     techniques = (*chosen.values(), type(own).from_options(options))
     hooks.manager(techniques)
@@ -134,8 +133,6 @@ def run_scripts(recipe: Path, console: Console) -> None:
     Raises:
         PluginError: see `read_stages`; a stage that began as another, or whose script fails or trains nothing.
     """
-    from ..techniques.sequential import stage_plan
-
     records, stages = read_stages(recipe)
     plan = [stage.described() for stage in stages]
     for number, stage in enumerate(stages):
@@ -151,7 +148,7 @@ def run_scripts(recipe: Path, console: Console) -> None:
         if status != 0 or stage.name not in _finished(records):
             what = f"ended with status {status}" if status else "ended, and has trained no stage"
             raise PluginError(
-                f"stages: {title} {what}. The stages before it are kept in {records.folder}; mend it and run the same "
+                f"{NAME}: {title} {what}. The stages before it are kept in {records.folder}; mend it and run the same "
                 "again."
             )
     file = records.folder / "hf_ft_forgetting.png"
