@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
     """
     Raises:
-        PluginError: the stage is finished already, or its model is of another kind than that of the stage before.
+        PluginError: the stage is finished already, its model could not be kept, or is of another kind than that of the
+            stage before.
     """
+    if hasattr(trainer.model, "peft_config"):
+        _refuse_adapter(trainer, stage)
     earlier = from_first_rank(trainer.args, records.finished)
     if any(one.name == stage for one in earlier):
         raise PluginError(
@@ -56,6 +59,19 @@ def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
             records.model_of(last.name),
         )
     logger.info("%s: stage %s follows %s", NAME, stage, ", ".join(one.name for one in earlier))
+
+
+def _refuse_adapter(trainer: Trainer, stage: str) -> None:
+    reason = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        reason = "an adapter is not merged into a model in pieces (FSDP, DeepSpeed). Let every rank hold the whole"
+    elif not hasattr(trainer.model, "merge_and_unload"):
+        kind = ", ".join(str(one.peft_type.value) for one in trainer.model.peft_config.values())
+        reason = f"a {kind} adapter cannot be merged into its model. Use one that can, such as LoRA"
+    if reason is not None:
+        raise PluginError(
+            f"{NAME}: stage={stage} could not be kept as a whole model, since {reason}, or leave out folder=...."
+        )
 
 
 def refuse_options(trainer: Trainer, technique: Sequential) -> None:

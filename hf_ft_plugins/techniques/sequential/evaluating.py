@@ -29,6 +29,8 @@ def measured(trainer: Trainer, sets: Mapping[str, Any]) -> Measured:
     results: Measured = {}
     with _unnoticed(trainer):
         for name, rows in sets.items():
+            # Workers that stay for later evaluations would read the rows of the set before.
+            vars(trainer).pop("_eval_dataloaders", None)
             found = trainer.evaluate(eval_dataset=rows, metric_key_prefix=PREFIX)
             results[name] = {
                 key.removeprefix(f"{PREFIX}_"): float(value)
@@ -45,12 +47,16 @@ def _unnoticed(trainer: Trainer) -> Iterator[None]:
     waiting = [part.log_notes for part in parts_of(trainer).values() if hasattr(part, "log_notes")]
     kept = [dict(notes) for notes in waiting]
     states = random.getstate(), np.random.get_state()
+    loaders = vars(trainer).pop("_eval_dataloaders", None)
     handler.callbacks = []
     try:
         with torch.random.fork_rng():
             yield
     finally:
         handler.callbacks = callbacks
+        vars(trainer).pop("_eval_dataloaders", None)
+        if loaders is not None:
+            trainer._eval_dataloaders = loaders
         del history[entries:]
         for notes, before in zip(waiting, kept, strict=True):
             notes.clear()

@@ -29,7 +29,7 @@ from .kept_rows import keep_rows, save_rows
 from .own_answers import with_own_answers
 from .replay import REPLAY
 from .settings import NAME
-from .stage_data import EVALUATION, STAGE_DATA, StageData, first_row, kept_evaluations, named
+from .stage_data import EVALUATION, STAGE_DATA, StageData, first_row, folder_of_set, kept_evaluations, named
 from .stage_records import FinishedStage, Measured, StageRecords
 from .transfer_matrix import matrix_of, write_matrix
 
@@ -111,10 +111,9 @@ class StageCallback(WithTrainer, TrainerCallback):
             before=self.before,
             after=self._measured(args, self._sets(earlier)),
         )
-        sample = model_identity.sample_of(trainer.model)
         folder = self.records.of(self.stage)
         from_first_rank(args, lambda: self.records.begin(self.stage))
-        save_model(trainer, folder)
+        sample = model_identity.sample_of(save_model(trainer, folder))
         from_first_rank(args, lambda: self._keep_rows(data, folder, data_seed(args)))
         from_first_rank(args, lambda: self._finish(stage, sample, earlier))
         if is_distributed(args):
@@ -137,7 +136,7 @@ class StageCallback(WithTrainer, TrainerCallback):
             kept = keep_rows(rows, self.evaluation_rows, EVALUATION_SEED)
             if len(kept) < len(rows):
                 logger.info("%s: keeps %d of the %d rows of %s to measure by", NAME, len(kept), len(rows), name)
-            save_rows(kept, folder / EVALUATION / name)
+            save_rows(kept, folder_of_set(folder / EVALUATION, name))
         if self.replay_rows and data.train is not None:
             rows = keep_rows(data.train, self.replay_rows, seed)
             if self.own_answers:

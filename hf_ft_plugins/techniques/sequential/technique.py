@@ -78,6 +78,14 @@ class Sequential(Technique):
             self.require(getattr(self, name) >= 0, name, "it must be 0 or more.")
         self.require(self.lwf_temperature > 0, "lwf_temperature", "it must be above 0.")
         self.require(self.wise is None or 0 <= self.wise <= 1, "wise", "it must lie between 0 and 1, or be none.")
+        if self.metric is not None and self.greater_is_better is None:
+            from ...metrics import greater_is_better
+
+            self.require(
+                greater_is_better(self.metric) is not None,
+                "metric",
+                "its name does not tell whether it is better when greater; say greater_is_better=true or false, too.",
+            )
         if self.folder is None:
             for name in ("ewc", "olora"):
                 self.require(not getattr(self, name), name, "it needs earlier stages: name their folder=....")
