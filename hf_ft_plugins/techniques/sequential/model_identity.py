@@ -84,7 +84,10 @@ def sample_of(model: Any) -> dict[str, list[float]]:
             continue
         tensor = parameter.detach()
         tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        numbers = tensor.flatten()[:KEPT].float().tolist()
+        # All over it: the first row of embeddings may be that of padding, which never moves.
+        last = tensor.numel() - 1
+        places = sorted({last * number // (KEPT - 1) for number in range(KEPT)}) if last >= 0 else []
+        numbers = tensor.flatten()[places].float().tolist()
         sample[plain_name(name).removeprefix("base_model.model.").replace(".base_layer.", ".")] = numbers
     return sample
 
