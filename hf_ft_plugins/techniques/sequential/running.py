@@ -121,6 +121,8 @@ def run_stages(trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
         raise PluginError(f"{NAME}: run_stages needs stages of different names, and has {names}. Rename them.")
+    # Before anything is written: a name may be none for a folder.
+    techniques = [dataclasses.replace(chosen, stage=name) for name in names]
     plan = [_described(stage) for stage in stages]
     first_rank = int(os.environ.get("RANK", "0")) == 0
     for number, stage in enumerate(stages):
@@ -140,7 +142,7 @@ def run_stages(trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[
             stage,
             str(records.model_of(names[number - 1])) if number else None,
             str(records.folder / "runs" / stage.name),
-            dataclasses.replace(chosen, stage=stage.name),
+            techniques[number],
         )
         _train(run, trainer_factory(run), f"stage {number + 1}/{len(stages)} {stage.name}")
     ended = tuple(records.finished()[: len(stages)])

@@ -4,6 +4,7 @@ common.
 
 import json
 
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, Trainer
 
@@ -15,7 +16,8 @@ CHANGES = {"max_steps": 6, "eval_strategy": "no", "save_steps": 2, "gradient_acc
 
 
 def stage_rows(number):
-    return {"train_dataset": tiny_dataset(20, seed=number), "eval_dataset": tiny_dataset(8, seed=10 + number)}
+    rows = {"train_dataset": tiny_dataset(20, seed=number), "eval_dataset": tiny_dataset(8, seed=10 + number)}
+    return {name: Dataset.from_list(some).with_format("torch") for name, some in rows.items()}
 
 
 def stages(names=NAMES, **overrides):
