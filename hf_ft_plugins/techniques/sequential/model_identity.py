@@ -31,7 +31,8 @@ def identity_of(model: Any, processing_class: Any) -> dict[str, Any]:
     labels = getattr(config, "id2label", None)
     embeddings = _embeddings(plain)
     return {
-        "class": type(plain).__name__,
+        # FSDP2 makes a class of its own of each.
+        "class": type(plain).__name__.removeprefix("FSDP"),
         "labels": None if not labels else [str(labels[key]) for key in sorted(labels, key=int)],
         "vocabulary": None if embeddings is None else int(embeddings.weight.shape[0]),
         "tokens": _tokens(processing_class),
