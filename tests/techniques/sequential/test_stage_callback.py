@@ -12,7 +12,7 @@ from hf_ft_plugins.techniques.sequential import StageCallback
 from hf_ft_plugins.techniques.sequential.evaluating import measured
 from hf_ft_plugins.techniques.sequential.stage_data import kept_evaluations
 from hf_ft_plugins.techniques.sequential.stage_records import StageRecords
-from hf_ft_plugins.testing import LogEverything, difference, outcome, tiny_dataset, tiny_trainer
+from hf_ft_plugins.testing import difference, outcome, tiny_dataset, tiny_trainer
 from tests.techniques.sequential.stage_runs import model_from
 
 EVALUATED = {"max_steps": 6, "eval_steps": 2, "save_strategy": "no", "gradient_accumulation_steps": 1}
@@ -72,9 +72,9 @@ def test_a_plateau_is_watched_on_the_runs_own_evaluations_alone(tmp_path):
 
 
 def test_measuring_leaves_log_control_callbacks_and_random_numbers(tmp_path):
-    calls = LogEverything()
-    trainer = tiny_trainer(tmp_path, callbacks=[calls], **EVALUATED)
-    callbacks, seen = trainer.callback_handler.callbacks, len(getattr(calls, "calls", []))
+    reads = ReadsLoss()
+    trainer = tiny_trainer(tmp_path, callbacks=[reads], **EVALUATED)
+    callbacks = trainer.callback_handler.callbacks
     control = dict(vars(trainer.control))
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     found = measured(trainer, {"one": tiny_dataset(6, seed=3), "two": tiny_dataset(6, seed=4)})
@@ -83,7 +83,7 @@ def test_measuring_leaves_log_control_callbacks_and_random_numbers(tmp_path):
     assert found["one"] != found["two"]
     assert trainer.state.log_history == []
     assert trainer.callback_handler.callbacks is callbacks
-    assert len(getattr(calls, "calls", [])) == seen
+    assert reads.losses == []
     assert vars(trainer.control) == control
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
     assert torch.equal(torch.get_rng_state(), states[2])
@@ -92,7 +92,7 @@ def test_measuring_leaves_log_control_callbacks_and_random_numbers(tmp_path):
 def test_measuring_that_fails_leaves_the_trainers_callbacks(tmp_path):
     trainer = tiny_trainer(tmp_path, **EVALUATED)
     callbacks = trainer.callback_handler.callbacks
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="batch received was empty"):
         measured(trainer, {"one": [{"nothing": 1}]})
     assert trainer.callback_handler.callbacks is callbacks
 
@@ -181,9 +181,9 @@ def test_in_a_stock_trainer_a_stage_is_measured_and_kept_too(tmp_path):
 def test_a_run_that_is_told_to_end_is_no_finished_stage(tmp_path):
     class Raises(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            raise ValueError
+            raise ValueError("a bad batch")
 
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError, match="a bad batch"):
         trained(tmp_path, "a", callbacks=[Raises()])
     assert finished(tmp_path) == {}
     assert not (tmp_path / "stages" / "a").exists()
@@ -211,14 +211,15 @@ def test_generated_answers_are_measured(tmp_path):
 
 def test_metrics_of_trls_trainer_are_measured_and_its_own_log_is_the_same(tmp_path):
     trl = pytest.importorskip("trl")
-    from tests.techniques.sequential.lora_models import tiny_llama
+    from tests.techniques.sequential.test_token_weights import llama, tiny_tokenizer
 
-    rows = [{"input_ids": row["input_ids"].tolist(), "labels": row["input_ids"].tolist()} for row in tiny_dataset(8)]
+    rows = [{"prompt": f"say {word}:", "completion": f" it is {word}"} for word in ("red", "blue", "green", "brown")]
 
     def make(folder, *hosts):
         data = {name: Dataset.from_list(rows) for name in ("train_dataset", "eval_dataset")}
         settings = {"args_class": trl.SFTConfig, "trainer_class": trl.SFTTrainer, "bf16": False}
-        return tiny_trainer(folder, *hosts, model=tiny_llama(), **EVALUATED, **data, **settings)
+        settings |= {"processing_class": tiny_tokenizer(), "max_length": 48, "gradient_checkpointing": False}
+        return tiny_trainer(folder, *hosts, model=llama(), **EVALUATED, **data, **settings)
 
     with_it = make(tmp_path / "a", f"sequential:folder={tmp_path / 'stages'},stage=a,replay=0")
     with_it.train()
