@@ -89,6 +89,11 @@ def refuse_options(trainer: Trainer, technique: Sequential) -> None:
     data = stash_of(trainer).get(STAGE_DATA)
     if data is not None and data.replayed:
         refuse_own_order(trainer, technique.replay)
+        if getattr(trainer.args, "precompute_ref_log_probs", False):
+            raise PluginError(
+                f"{NAME}: replay={technique.replay} and precompute_ref_log_probs=True: the rows of earlier stages have "
+                "the log-probabilities of those stages' reference. Set precompute_ref_log_probs=False, or replay=0."
+            )
 
 
 def _sample(args: Any, records: StageRecords, stage: FinishedStage) -> dict[str, list[float]]:

@@ -29,8 +29,9 @@ from ...registry import resolve
 from ...technique import Technique
 from . import stage_plan
 from .kept_rows import keep_rows, load_rows, save_rows
+from .measured_sets import EVALUATION_SEED
 from .settings import NAME
-from .stage_callback import EVALUATION_SEED, StageCallback
+from .stage_callback import StageCallback
 from .stage_data import UPCOMING, folder_of_set
 from .stage_records import FinishedStage, StageRecords
 from .transfer_matrix import TransferMatrix, matrix_of, write_matrix

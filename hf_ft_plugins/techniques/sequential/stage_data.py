@@ -23,12 +23,14 @@ class StageData:
     Attributes:
         train: the training data; None until they are known.
         evaluations: the evaluation sets, by the names that Trainer gives them; "eval" is the one without a name.
+        kept: of `evaluations`, the rows to keep and to measure by; None until they are drawn (`own_sets`).
         replayed: rows of earlier stages in the trainer's data set, behind its own, by stage.
         is_complete: all data of the trainer are known; what comes later are other data.
     """
 
     train: Any = None
     evaluations: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] | None = None
     replayed: dict[str, int] = field(default_factory=dict)
     is_complete: bool = False
 
@@ -64,8 +66,3 @@ def _read(stage: str, folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         return {}
     return named(stage, {unquote(one.name): load_rows(one) for one in sorted(folder.iterdir()) if one.is_dir()})
-
-
-def first_row(dataset: Any) -> Any:
-    """The first row of a data set; None where there is none."""
-    return None if dataset is None else next(iter(dataset), None)
