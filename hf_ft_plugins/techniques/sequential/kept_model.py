@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 
-def save_model(trainer: Trainer, folder: Path) -> None:
+def save_model(trainer: Trainer, folder: Path) -> Any:
     """Write `folder/model`: what `from_pretrained` reads, with the tokenizer. Called on every rank.
 
     Of a model with an adapter, `folder/adapter` holds the adapter, and `folder/model` the sum.
+
+    Returns:
+        On the rank that writes, a model with the weights that were written; on the others, the trainer's.
 
     Raises:
         PluginError: the adapter's method cannot be merged.
@@ -23,7 +26,8 @@ def save_model(trainer: Trainer, folder: Path) -> None:
 
         trainer.save_model(str(folder / "adapter"))
         if trainer.args.should_save:
-            merge_exactly(model).save_pretrained(folder / "model")
+            model = merge_exactly(model)
+            model.save_pretrained(folder / "model")
             if trainer.processing_class is not None:
                 trainer.processing_class.save_pretrained(folder / "model")
     elif trainer.is_fsdp_enabled:
@@ -33,3 +37,4 @@ def save_model(trainer: Trainer, folder: Path) -> None:
             trainer._save(str(folder / "model"), state_dict=state)
     else:
         trainer.save_model(str(folder / "model"))
+    return model

@@ -109,10 +109,9 @@ class StageCallback(WithTrainer, TrainerCallback):
             before=self.before,
             after=self._measured(args, self._sets(earlier)),
         )
-        sample = model_identity.sample_of(trainer.model)
         folder = self.records.of(self.stage)
         from_first_rank(args, lambda: self.records.begin(self.stage))
-        save_model(trainer, folder)
+        sample = model_identity.sample_of(save_model(trainer, folder))
         from_first_rank(args, lambda: self._keep_rows(data, folder, data_seed(args)))
         from_first_rank(args, lambda: self._finish(stage, sample, earlier))
         if is_distributed(args):
