@@ -15,7 +15,7 @@ def save_model(trainer: Trainer, folder: Path) -> Any:
     Of a model with an adapter, `folder/adapter` holds the adapter, and `folder/model` the sum.
 
     Returns:
-        The model that was written; on ranks that write no sum, the one with the adapter.
+        On the rank that writes, a model with the weights that were written; on the others, the trainer's.
 
     Raises:
         PluginError: the adapter's method cannot be merged.
@@ -30,12 +30,11 @@ def save_model(trainer: Trainer, folder: Path) -> Any:
             model.save_pretrained(folder / "model")
             if trainer.processing_class is not None:
                 trainer.processing_class.save_pretrained(folder / "model")
-        return model
-    if trainer.is_fsdp_enabled:
+    elif trainer.is_fsdp_enabled:
         # Trainer's own `save_model` writes nothing of it unless it gathers whole states for checkpoints, too.
         state = trainer.accelerator.get_state_dict(trainer.model)
         if trainer.args.should_save:
             trainer._save(str(folder / "model"), state_dict=state)
     else:
         trainer.save_model(str(folder / "model"))
-    return trainer.model
+    return model
