@@ -82,6 +82,4 @@ def rows(asked: Namespace) -> Iterator[Result | LeftOut]:
                 values[name].append(seconds(name, number))
     pairs = {(name, STOCK): Gate("ratio", "<=", 1.02) if name == "replay" else None for name in chosen}
     common = report.conditions(asked.device, steps=STEPS - WARM, batch=8, tokens=64)
-    yield from report.compared(
-        BENCHMARK, "seconds of processor time a step", values, pairs, (AGAIN, STOCK), common
-    )
+    yield from report.compared(BENCHMARK, "seconds of processor time a step", values, pairs, (AGAIN, STOCK), common)

@@ -76,7 +76,8 @@ class InLoss(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss + WEIGHT / 2 * sum((one - self.start[name]).square().sum() for name, one in model.named_parameters())
+        apart = ((one - self.start[name]).square().sum() for name, one in model.named_parameters())
+        return loss + WEIGHT / 2 * sum(apart)
 
 
 def _trained(batch: int, accumulated: int, device: str, *, in_loss: bool = False) -> dict[str, torch.Tensor]:
@@ -102,5 +103,3 @@ def _double(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _largest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
