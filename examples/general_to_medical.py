@@ -94,9 +94,9 @@ class StageTrainingArguments(TrainingArguments):
     warmup_steps: float = 10
     per_device_train_batch_size: int = 16
     per_device_eval_batch_size: int = 32
-    max_steps: int = 100
+    max_steps: int = 140
     eval_strategy: str = "steps"
-    eval_steps: float = 50
+    eval_steps: float = 70
     save_strategy: str = "steps"
     save_steps: float = 20
     save_total_limit: int = 2
