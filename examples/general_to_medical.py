@@ -14,7 +14,7 @@ is, without its recipe,
     hf-ft run --with sequential:folder=stages,stage=medical examples/general_to_medical.py --stage medical \\
         --model_name_or_path stages/general/model
     hf-ft run --with sequential:folder=stages,stage=answers examples/general_to_medical.py --stage answers \\
-        --model_name_or_path stages/medical/model
+        --model_name_or_path stages/medical/model --max_steps 250
 """
 
 import gzip
