@@ -137,6 +137,10 @@ class Technique:
         """
         return hook in self.hooks()
 
+    def answers_on(self, hook: str, trainer_class: type | None) -> bool:
+        """The same, of an owner hook, where that depends on the trainer's class; None: it is not known yet."""
+        return self.answers(hook)
+
     def keeps_objective(self) -> bool:
         """Whether a loss of a run with this technique measures the same thing as the loss of a run without it.
 

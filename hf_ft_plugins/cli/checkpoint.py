@@ -34,7 +34,9 @@ def checkpoint() -> None:
 
 @app.command("sign")
 def sign_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint's folder, output_dir/checkpoint-N.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="output_dir/checkpoint-N, or a finished stage's folder.")
+    ],
 ) -> None:
     """Take a checkpoint that you changed on purpose for whole, as it is; the state of its techniques stays."""
     changed = sign(folder)
@@ -53,8 +55,10 @@ def sign(folder: Path) -> list[str]:
         CheckpointError: its save was never finished, it is no checkpoint, or the techniques' state is gone or cannot
             be read. Nothing is written.
     """
-    if not (folder / LAST_STOCK_FILE).is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: there is no {LAST_STOCK_FILE} in it. Name its folder.")
+    is_stock = (folder / LAST_STOCK_FILE).is_file()
+    no_checkpoint = CheckpointError(f"{folder} is no checkpoint: there is no {LAST_STOCK_FILE} in it. Name its folder.")
+    if not is_stock and not (folder / MANIFEST_FILE).is_file():
+        raise no_checkpoint
     try:
         known = read_manifest(folder)
     except CheckpointError as error:
@@ -65,6 +69,9 @@ def sign(folder: Path) -> list[str]:
                 f"{folder} cannot be signed: {CUT_OFF}, so nobody knows what is in it. Resume from another one."
             )
         found = changes(folder, known) if known else []
+    # What a finished stage has left (`sequential`) is behind a manifest, too, and never had that file.
+    if not is_stock and (not known or LAST_STOCK_FILE in known):
+        raise no_checkpoint
     gone = [name for name in (STATE_FILE, TENSORS_FILE) if name in (known or {}) and not (folder / name).is_file()]
     if gone:
         raise CheckpointError(

@@ -40,8 +40,8 @@ class _Manager(pluggy.PluginManager):
         }
 
 
-def manager(techniques: Sequence[Technique]) -> pluggy.PluginManager:
-    """A plugin manager with these techniques registered.
+def manager(techniques: Sequence[Technique], trainer_class: type | None = None) -> pluggy.PluginManager:
+    """A plugin manager with these techniques registered, for trainers of a class, where it is known.
 
     Raises:
         ConflictError: two owners of one hook, the same technique twice, or two that refuse each other.
@@ -62,7 +62,7 @@ def manager(techniques: Sequence[Technique]) -> pluggy.PluginManager:
             ) from error
     for name, caller in vars(manager.hook).items():
         if name.startswith(hookspecs.PREFIX) and _is_owner_hook(caller):
-            owner(techniques, name)
+            owner(techniques, name, trainer_class)
     return manager
 
 
@@ -92,9 +92,9 @@ def _is_owner_hook(caller: pluggy.HookCaller) -> bool:
     return caller.spec is not None and caller.spec.opts["firstresult"]
 
 
-def owner(techniques: Sequence[Technique], hook: str) -> Technique | None:
+def owner(techniques: Sequence[Technique], hook: str, trainer_class: type | None = None) -> Technique | None:
     """The one technique that answers a hook which only one may answer; None where none does."""
-    owners = [technique for technique in techniques if technique.answers(hook)]
+    owners = [technique for technique in techniques if technique.answers_on(hook, trainer_class)]
     if len(owners) > 1:
         raise ConflictError(
             f"{' and '.join(owner.name for owner in owners)} both answer {hook}, which only one technique may. "

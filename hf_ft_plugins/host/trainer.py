@@ -72,7 +72,7 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
         if replaced.get(technique.name, technique) != technique:
             logger.warning("%s replaces %s on %s", replaced[technique.name], technique, trainer_class.__name__)
     listed = (*(technique for technique in present if technique.name not in replaced), *added)
-    hooks.manager(listed)
+    hooks.manager(listed, trainer_class)
     check_surface({*CORE, *(_part_of(type(technique)) for technique in listed)})
     if issubclass(trainer_class, Host):
         bases: tuple[type, ...] = (trainer_class,)
@@ -107,7 +107,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
     _ft_grouped: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._ft_manager = hooks.manager(self._ft_techniques)
+        self._ft_manager = hooks.manager(self._ft_techniques, type(self))
         self.ft_stash = Stash()
         with self._changes_undone_on_error():
             super().__init__(*args, **kwargs)

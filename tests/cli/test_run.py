@@ -352,3 +352,20 @@ def test_a_trainer_in_a_process_of_multiprocessing_is_hosted(tmp_path, method):
     process = start(*RUN, "--with", CUTTING, SCRIPTS / "train_in_children.py", method, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "cuts 1" in process.stdout
+
+
+@pytest.mark.slow
+def test_resume_goes_on_from_the_newest_checkpoint_of_a_script_that_never_does(tmp_path):
+    script = [*RUN, "--with", CUTTING, "--resume", SCRIPTS / "train_tiny.py", "--output_dir", tmp_path / "run"]
+    script += ["--save_strategy", "steps", "--save_steps", "4"]
+    first = start(*script, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    result = tmp_path / "run" / "result-0.json"
+    whole = json.loads(result.read_text())
+    result.unlink()
+    for step in (12, 8):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    again = start(*script, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "checkpoint-4" in again.stderr
+    assert json.loads(result.read_text())["weights"] == whole["weights"]

@@ -90,3 +90,44 @@ def test_commands_of_another_kind_are_refused_by_name():
     ran = CliRunner().invoke(app, ["wrong", "upto"])
     assert isinstance(ran.exception, PluginError)
     assert str(ran.exception).startswith("wrong: ft_commands gave a str")
+
+
+# ---- shortcuts ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short(Counting):
+    name: ClassVar[str] = "short"
+    shortcuts: ClassVar[tuple[str, ...]] = ("upto", "list", "absent")
+
+
+@pytest.fixture
+def with_short(monkeypatch):
+    entry = EntryPoint("short", f"{__name__}:Short", registry.GROUP)
+    offers = [*registry.offers(), registry.Offer("short", "theirs", "1.0", entry)]
+    monkeypatch.setattr(registry, "offers", lambda: offers)
+
+
+@pytest.mark.usefixtures("with_short")
+def test_a_shortcut_runs_a_techniques_command_without_its_name():
+    words = [["upto", "3"], ["short", "upto", "3"]]
+    assert [CliRunner().invoke(app, one).stdout for one in words] == ["1 2 3\n"] * 2
+    assert "│ upto " in CliRunner().invoke(app, ["--help"]).stdout
+
+
+@pytest.mark.usefixtures("with_short")
+def test_a_shortcut_of_a_name_that_is_taken_leaves_it_to_its_owner():
+    assert "counting" in CliRunner().invoke(app, ["list"]).stdout
+
+
+@pytest.mark.usefixtures("with_short")
+def test_a_shortcut_to_no_command_is_none():
+    ran = CliRunner().invoke(app, ["absent"])
+    assert ran.exit_code == 2
+    assert "No such command 'absent'" in ran.output
+
+
+def test_without_its_technique_a_shortcut_is_no_command():
+    ran = CliRunner().invoke(app, ["upto", "3"])
+    assert ran.exit_code == 2
+    assert "No such command 'upto'" in ran.output

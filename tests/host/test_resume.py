@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale, with_plugins
 from hf_ft_plugins.errors import CheckpointError, PluginError
 from hf_ft_plugins.host.manifest import MANIFEST_FILE, STATE_FILE, damage
-from hf_ft_plugins.host.state import read_state, write_state
+from hf_ft_plugins.host.state import RESUME_VARIABLE, read_state, write_state
 from hf_ft_plugins.testing import LogEverything, difference, outcome, resumed, tiny_trainer
 
 CUTTING = {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
@@ -327,3 +327,28 @@ def test_a_class_that_saves_in_a_way_of_its_own_is_told_of_no_damage(tmp_path):
     tiny_trainer(tmp_path / "whole", AdaptiveLR(**CUTTING), trainer_class=Own, max_steps=2).train()
     assert damage(tmp_path / "whole" / "checkpoint-2") is None
     assert (tmp_path / "whole" / "checkpoint-2" / "hf_ft_plugins.json").is_file()
+
+
+@pytest.mark.parametrize("wanted", [None, False])
+def test_told_to_resume_a_script_that_does_not_ask_goes_on_where_it_can(wanted, straight, tmp_path, monkeypatch):
+    monkeypatch.setenv(RESUME_VARIABLE, "1")
+    # There is nothing yet to go on from.
+    afresh = tiny_trainer(tmp_path, AdaptiveLR(controller="rollback", **CUTTING))
+    afresh.train(resume_from_checkpoint=wanted)
+    assert difference(straight("rollback"), outcome(afresh)) is None
+    for step in (14, 12, 10):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    began = []
+
+    class Note(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            began.append(state.global_step)
+
+    again = tiny_trainer(tmp_path, AdaptiveLR(controller="rollback", **CUTTING), callbacks=[Note()])
+    again.train(resume_from_checkpoint=wanted)
+    assert began == [8]
+    assert difference(straight("rollback"), outcome(again)) is None
+    monkeypatch.delenv(RESUME_VARIABLE)
+    control = tiny_trainer(tmp_path, AdaptiveLR(controller="rollback", **CUTTING), callbacks=[Note()])
+    control.train(resume_from_checkpoint=wanted)
+    assert began == [8, 0]

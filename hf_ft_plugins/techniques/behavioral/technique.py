@@ -49,6 +49,11 @@ class Behavioral(Technique):
         "refuse", help="a PeftModel that has been trained already: refuse it, or let a copy of it be the reference"
     )
 
+    def answers_on(self, hook: str, trainer_class: type | None) -> bool:
+        if hook != "ft_sampler":
+            return super().answers_on(hook, trainer_class)
+        return any(cls.__name__ == "KTOTrainer" for cls in getattr(trainer_class, "__mro__", ()))
+
     @classmethod
     def ft_commands(cls) -> Any:
         from ...feedback.command import app

@@ -139,12 +139,14 @@ class RowsLike(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, rows: Any, example: Mapping[str, Any]) -> None:
         self.example = dict(example)
+        # A table of no columns has no rows.
+        self._size = len(rows)
         arrays = [name for name, value in self.example.items() if _is_array(value)]
         self._arrays = rows.select_columns(arrays).with_format("arrow")
         self._others = rows.with_format(None).select_columns([name for name in self.example if name not in arrays])
 
     def __len__(self) -> int:
-        return len(self._others)
+        return self._size
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         given: dict[str, Any] = dict(self._others[position]) if self._others.column_names else {}

@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
     """
     Raises:
-        PluginError: the stage is finished already, or its model is of another kind than that of the stage before.
+        PluginError: the stage is finished already, its model could not be kept, or is of another kind than that of the
+            stage before.
     """
+    if hasattr(trainer.model, "peft_config"):
+        _refuse_adapter(trainer, stage)
     earlier = from_first_rank(trainer.args, records.finished)
     if any(one.name == stage for one in earlier):
         raise PluginError(
@@ -58,6 +61,19 @@ def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
     logger.info("%s: stage %s follows %s", NAME, stage, ", ".join(one.name for one in earlier))
 
 
+def _refuse_adapter(trainer: Trainer, stage: str) -> None:
+    reason = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        reason = "an adapter is not merged into a model in pieces (FSDP, DeepSpeed). Let every rank hold the whole"
+    elif not hasattr(trainer.model, "merge_and_unload"):
+        kind = ", ".join(str(one.peft_type.value) for one in trainer.model.peft_config.values())
+        reason = f"a {kind} adapter cannot be merged into its model. Use one that can, such as LoRA"
+    if reason is not None:
+        raise PluginError(
+            f"{NAME}: stage={stage} could not be kept as a whole model, since {reason}, or leave out folder=...."
+        )
+
+
 def refuse_options(trainer: Trainer, technique: Sequential) -> None:
     """Raise `PluginError` where an option cannot act on this trainer as it should."""
     if technique.penalties:
@@ -73,6 +89,11 @@ def refuse_options(trainer: Trainer, technique: Sequential) -> None:
     data = stash_of(trainer).get(STAGE_DATA)
     if data is not None and data.replayed:
         refuse_own_order(trainer, technique.replay)
+        if getattr(trainer.args, "precompute_ref_log_probs", False):
+            raise PluginError(
+                f"{NAME}: replay={technique.replay} and precompute_ref_log_probs=True: the rows of earlier stages have "
+                "the log-probabilities of those stages' reference. Set precompute_ref_log_probs=False, or replay=0."
+            )
 
 
 def _sample(args: Any, records: StageRecords, stage: FinishedStage) -> dict[str, list[float]]:

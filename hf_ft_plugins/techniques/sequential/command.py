@@ -35,6 +35,9 @@ def stages(
 def matrix(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the stages.")],
     metric: Annotated[str | None, typer.Option(help="Of those that were measured; none: the first, else loss.")] = None,
+    greater: Annotated[
+        bool | None, typer.Option("--greater/--lower", help="What is better; none: by the metric's name.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What finished stages have taught, and what later ones have undone; draws it, too."""
@@ -42,7 +45,7 @@ def matrix(
     from .transfer_matrix import matrix_of, write_matrix
 
     finished = StageRecords(folder).finished()
-    found = matrix_of(finished, metric)
+    found = matrix_of(finished, metric, greater)
     if found is None:
         known = sorted({name for stage in finished for values in stage.after.values() for name in values})
         raise PluginError(

@@ -2,40 +2,78 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ...errors import PluginError
 from ...host.stash import parts_of
+from .settings import NAME
 from .stage_records import Measured
+from .unfit_losses import is_trls
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "eval"
+# Columns that TRL's trainers make.
+TOKENIZED = ("input_ids", "prompt_ids", "chosen_ids", "completion_ids")
 # Of what `evaluate` gives: what depends on the clock, and where the run is.
 NO_METRICS = ("_runtime", "_per_second", "_preparation_time", "epoch", "num_tokens", "num_input_tokens_seen")
 
 
-def measured(trainer: Trainer, sets: Mapping[str, Any]) -> Measured:
+def measured(trainer: Trainer, sets: Mapping[str, Any], own: Collection[str] = ()) -> Measured:
     """What `trainer.evaluate` gives of each of some data sets: its numbers, without the prefix.
 
-    The log, the run's random numbers and whoever listens to evaluations are as they were afterwards.
+    The log, the run's random numbers and whoever listens to evaluations are as they were afterwards. What a technique
+    refuses of a set that is not among the trainer's `own` is left out, and a warning says why.
     """
     results: Measured = {}
     with _unnoticed(trainer):
         for name, rows in sets.items():
-            found = trainer.evaluate(eval_dataset=rows, metric_key_prefix=PREFIX)
+            try:
+                found = _evaluated(trainer, rows)
+            except PluginError as error:
+                if name in own:
+                    raise
+                logger.warning("%s: the evaluation set %s is not measured: %s", NAME, name, error)
+                continue
             results[name] = {
                 key.removeprefix(f"{PREFIX}_"): float(value)
                 for key, value in found.items()
                 if isinstance(value, (int, float)) and not isinstance(value, bool) and not key.endswith(NO_METRICS)
             }
     return results
+
+
+def _evaluated(trainer: Trainer, rows: Any) -> dict[str, float]:
+    given = trainer.eval_dataset
+    # Trainer gives any data the persistent workers of those that it was given first.
+    loaders, trainer._eval_dataloaders = getattr(trainer, "_eval_dataloaders", None), {}
+    try:
+        if not (is_trls(trainer) and is_tokenized(rows)):
+            return trainer.evaluate(eval_dataset=rows, metric_key_prefix=PREFIX)
+        # TRL's trainers prepare again what is not named.
+        trainer.eval_dataset = {PREFIX: rows}
+        return trainer.evaluate(eval_dataset=PREFIX, metric_key_prefix=PREFIX)
+    finally:
+        trainer.eval_dataset = given
+        if loaders is None:
+            del trainer._eval_dataloaders
+        else:
+            trainer._eval_dataloaders = loaders
+
+
+def is_tokenized(rows: Any) -> bool:
+    """Whether TRL has made token ids of the rows."""
+    return any(name in TOKENIZED for name in getattr(rows, "column_names", None) or ())
 
 
 @contextmanager

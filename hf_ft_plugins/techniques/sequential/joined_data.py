@@ -62,6 +62,14 @@ def joined(train: Any, pools: Mapping[str, Any], columns: Collection[str] | None
     return ConcatDataset([new, *kept]), sizes
 
 
+def alike(rows: Any, data: Any, name: str, columns: Collection[str] | None = None) -> Any:
+    """Kept rows as `data` gives its own: with its format or transform, or with values of its types; see `joined`."""
+    both, sizes = joined(data, {name: rows}, columns)
+    if isinstance(both, ConcatDataset):
+        return both.datasets[1]
+    return both.select(range(sizes[0], sum(sizes)))
+
+
 class SomeColumns(torch.utils.data.Dataset[dict[str, Any]]):
     """A map-style data set of mappings, of which rows show some columns only."""
 

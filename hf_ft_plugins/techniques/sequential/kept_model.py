@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 
-def save_model(trainer: Trainer, folder: Path) -> None:
+def save_model(trainer: Trainer, folder: Path) -> Any:
     """Write `folder/model`: what `from_pretrained` reads, with the tokenizer. Called on every rank.
 
     Of a model with an adapter, `folder/adapter` holds the adapter, and `folder/model` the sum.
+
+    Returns:
+        The model that was written; on ranks that write no sum, the one with the adapter.
 
     Raises:
         PluginError: the adapter's method cannot be merged.
@@ -23,13 +26,16 @@ def save_model(trainer: Trainer, folder: Path) -> None:
 
         trainer.save_model(str(folder / "adapter"))
         if trainer.args.should_save:
-            merge_exactly(model).save_pretrained(folder / "model")
+            model = merge_exactly(model)
+            model.save_pretrained(folder / "model")
             if trainer.processing_class is not None:
                 trainer.processing_class.save_pretrained(folder / "model")
-    elif trainer.is_fsdp_enabled:
+        return model
+    if trainer.is_fsdp_enabled:
         # Trainer's own `save_model` writes nothing of it unless it gathers whole states for checkpoints, too.
         state = trainer.accelerator.get_state_dict(trainer.model)
         if trainer.args.should_save:
             trainer._save(str(folder / "model"), state_dict=state)
     else:
         trainer.save_model(str(folder / "model"))
+    return trainer.model

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from .start_weights import plain_name
+
 # Numbers of each tensor that are kept to recognise it, and how far they may be from what another dtype rounds them to.
 KEPT = 4
-ROUNDING = 0.02
+ROUNDING = 2**-8  # of bfloat16
 
 
 def identity_of(model: Any, processing_class: Any) -> dict[str, Any]:
@@ -29,7 +31,8 @@ def identity_of(model: Any, processing_class: Any) -> dict[str, Any]:
     labels = getattr(config, "id2label", None)
     embeddings = _embeddings(plain)
     return {
-        "class": type(plain).__name__,
+        # FSDP2 makes a class of its own of each.
+        "class": type(plain).__name__.removeprefix("FSDP"),
         "labels": None if not labels else [str(labels[key]) for key in sorted(labels, key=int)],
         "vocabulary": None if embeddings is None else int(embeddings.weight.shape[0]),
         "tokens": _tokens(processing_class),
@@ -77,12 +80,16 @@ def sample_of(model: Any) -> dict[str, list[float]]:
     """A few numbers of each parameter, by its name without an adapter's wrapping; none of an adapter's own."""
     sample = {}
     for name, parameter in model.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+        # Quantised numbers are packed.
+        if "lora_" in name or "modules_to_save" in name or not parameter.is_floating_point():
             continue
         tensor = parameter.detach()
         tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        numbers = tensor.flatten()[:KEPT].float().tolist()
-        sample[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = numbers
+        # All over it: the first row of embeddings may be that of padding, which never moves.
+        last = tensor.numel() - 1
+        places = sorted({last * number // (KEPT - 1) for number in range(KEPT)}) if last >= 0 else []
+        numbers = tensor.flatten()[places].float().tolist()
+        sample[plain_name(name).removeprefix("base_model.model.").replace(".base_layer.", ".")] = numbers
     return sample
 
 

@@ -13,12 +13,11 @@ from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import stash_of
 from ...technique import data_seed
-from .arrow_rows import like
-from .joined_data import joined
+from .joined_data import alike, joined
 from .kept_rows import keep_rows, load_rows
 from .replay_sampler import ReplaySampler
 from .settings import NAME
-from .stage_data import STAGE_DATA, first_row
+from .stage_data import STAGE_DATA
 from .stage_records import StageRecords
 
 if TYPE_CHECKING:
@@ -93,11 +92,12 @@ def whole_share(replay: float, stages: int) -> float:
 def batches_of(trainer: Any, pools: dict[str, Any], most: int) -> Iterator[dict[str, Any]]:
     """Collated batches of up to `most` rows of each pool, on the trainer's device, the same on every rank."""
     data = stash_of(trainer).get(STAGE_DATA)
-    example = first_row(trainer.train_dataset if data is None else data.train)
-    for rows in pools.values():
-        some = like(rows.select(range(min(most, len(rows)))), example)
+    own = trainer.train_dataset if data is None else data.train
+    for stage, rows in pools.items():
+        some = alike(rows.select(range(min(most, len(rows)))), own, stage)
         if hasattr(trainer, "feature_batches"):
-            yield from trainer.feature_batches(some)
+            # They were kept as `sequential` gets them, which may be before other techniques have prepared them.
+            yield from trainer.feature_batches(trainer._supplied_later(some, "eval"))
         else:
             loader = DataLoader(some, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
             yield from prepare_data_loader(loader, device=trainer.args.device, num_processes=1, put_on_device=True)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +28,13 @@ from ...host.trainer import with_plugins
 from ...registry import resolve
 from ...technique import Technique
 from . import stage_plan
-from .kept_rows import keep_rows, save_rows
+from .kept_rows import keep_rows, load_rows, save_rows
+from .measured_sets import EVALUATION_SEED
 from .settings import NAME
-from .stage_callback import EVALUATION_SEED, StageCallback
-from .stage_data import UPCOMING
+from .stage_callback import StageCallback
+from .stage_data import UPCOMING, folder_of_set
 from .stage_records import FinishedStage, StageRecords
-from .transfer_matrix import TransferMatrix, matrix_of
+from .transfer_matrix import TransferMatrix, matrix_of, write_matrix
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -121,11 +122,12 @@ def run_stages(trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
         raise PluginError(f"{NAME}: run_stages needs stages of different names, and has {names}. Rename them.")
+    # Before anything is written: a name may be none for a folder.
+    techniques = [dataclasses.replace(chosen, stage=name) for name in names]
     plan = [_described(stage) for stage in stages]
     first_rank = int(os.environ.get("RANK", "0")) == 0
     for number, stage in enumerate(stages):
-        if first_rank:
-            stage_plan.begin(records.folder, number, plan)
+        stage_plan.begin(records.folder, number, plan, writes=first_rank)
         finished = [one.name for one in records.finished()]
         if finished[: number + 1] != names[: min(len(finished), number + 1)]:
             raise PluginError(
@@ -141,13 +143,15 @@ def run_stages(trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[
             stage,
             str(records.model_of(names[number - 1])) if number else None,
             str(records.folder / "runs" / stage.name),
-            dataclasses.replace(chosen, stage=stage.name),
+            techniques[number],
         )
         _train(run, trainer_factory(run), f"stage {number + 1}/{len(stages)} {stage.name}")
     ended = tuple(records.finished()[: len(stages)])
-    return EndedStages(
-        ended, matrix_of(ended, chosen.metric, chosen.greater_is_better), str(records.model_of(names[-1]))
-    )
+    matrix = matrix_of(ended, chosen.metric, chosen.greater_is_better)
+    if matrix is not None and first_rank:
+        # Again, since the last stage may have been cut off when it was listed and its matrix was not drawn yet.
+        write_matrix(matrix, records.folder)
+    return EndedStages(ended, matrix, str(records.model_of(names[-1])))
 
 
 def _train(run: StageRun, trainer: Any, title: str) -> None:
@@ -169,28 +173,56 @@ def _train(run: StageRun, trainer: Any, title: str) -> None:
 
 
 def _described(stage: Stage) -> dict[str, Any]:
-    overrides = {name: json.loads(json.dumps(value, default=str)) for name, value in stage.overrides.items()}
     data = {name: _fingerprint(getattr(stage, name)) for name in ("train_dataset", "eval_dataset")}
-    return {"name": stage.name, "overrides": overrides, **data}
+    return {"name": stage.name, "overrides": dict(stage.overrides), **data}
 
 
 def _fingerprint(dataset: Any) -> Any:
-    """Number of rows and a digest of some, to notice other data; None where there are none, or a stream."""
+    """Number of rows and a digest of some, to notice other data; None where there are none, or a stream.
+
+    A data set that makes its rows as they are read may make others each time, and has no digest.
+    """
     if isinstance(dataset, Mapping):
         return {str(name): _fingerprint(one) for name, one in dataset.items()}
     if dataset is None or not hasattr(dataset, "__len__"):
         return None
+    return {"rows": len(dataset), "digest": _digest(dataset)}
+
+
+def _digest(dataset: Any) -> str | None:
+    from datasets import Dataset
+
+    if not len(dataset) or not isinstance(dataset, (Dataset, list, tuple)):
+        return None
     some = keep_rows(dataset, FINGERPRINT_ROWS, 0).with_format(None).to_dict()
-    return {"rows": len(dataset), "digest": hashlib.sha256(repr(some).encode()).hexdigest()[:16]}
+    return hashlib.sha256(repr(some).encode()).hexdigest()[:16]
 
 
 def _keep_upcoming(records: StageRecords, stages: Sequence[Stage], most: int) -> None:
     """Let every stage measure the evaluation sets of those to come."""
-    for stage in stages:
-        sets = stage.eval_dataset if isinstance(stage.eval_dataset, Mapping) else {"eval": stage.eval_dataset}
-        for name, rows in sets.items():
-            folder = records.folder / UPCOMING / stage.name / name
-            if rows is not None and manifest.damage(folder) is not None:
-                manifest.begin_manifest(folder)
-                save_rows(keep_rows(rows, most, EVALUATION_SEED), folder)
-                manifest.write_manifest(folder)
+    upcoming = records.folder / UPCOMING
+    named = {stage.name: _evaluations(stage) for stage in stages}
+    for folder in [one for stage in upcoming.glob("*") for one in stage.glob("*")]:
+        if folder not in [folder_of_set(upcoming / stage, name) for stage in named for name in named[stage]]:
+            # Of a stage that is planned no more.
+            shutil.rmtree(folder)
+    for stage, sets in named.items():
+        for name, given in sets.items():
+            rows, folder = keep_rows(given, most, EVALUATION_SEED), folder_of_set(upcoming / stage, name)
+            whole = manifest.damage(folder) is None
+            if whole and _fingerprint(load_rows(folder)) == _fingerprint(rows):
+                continue
+            if whole:
+                logger.warning("%s: %s of stage %s has other rows than those measured so far", NAME, name, stage)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            manifest.begin_manifest(folder)
+            save_rows(rows, folder)
+            manifest.write_manifest(folder)
+
+
+def _evaluations(stage: Stage) -> dict[str, Any]:
+    """The evaluation sets of a stage that can be kept, by the names that they have in the trainer."""
+    given = stage.eval_dataset
+    sets = given if isinstance(given, Mapping) else {"eval": given}
+    return {str(name): rows for name, rows in sets.items() if hasattr(rows, "__len__") and hasattr(rows, "__getitem__")}

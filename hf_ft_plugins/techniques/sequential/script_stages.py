@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,11 +63,17 @@ class ScriptStage:
     techniques: tuple[Technique, ...]
     launch: str = ""
 
+    @property
+    def output_dir(self) -> str:
+        """Where its checkpoints are: as its arguments say, else in the folder of the stages."""
+        sequential: Any = next(one for one in self.techniques if one.name == NAME)
+        return str(self.arguments.get("output_dir") or Path(sequential.folder) / "runs" / self.name)
+
     def command(self, records: StageRecords, previous: str | None) -> list[str]:
         """The command line of this stage."""
         launch = shlex.split(self.launch) or [sys.executable]
         chosen = [word for technique in self.techniques for word in ("--with", str(technique))]
-        given = {"output_dir": str(records.folder / "runs" / self.name), **self.arguments}
+        given = {**self.arguments, "output_dir": self.output_dir}
         model = None if previous is None else str(records.model_of(previous))
         words = [word for name, value in given.items() for word in _words(name, value, model, self.name)]
         return [*launch, "-m", "hf_ft_plugins", "run", *chosen, *shlex.split(self.script), *words]
@@ -103,6 +110,12 @@ def read_stages(recipe: Path) -> tuple[StageRecords, list[ScriptStage]]:
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise OptionError(f"{recipe}: two stages have one name, of {', '.join(names)}. Rename one.")
+    folders = [str(stage.output_dir) for stage in stages]
+    if len(set(folders)) < len(folders):
+        raise OptionError(
+            f"{recipe}: two stages have one output_dir, of {', '.join(folders)}, and each goes on from the checkpoints "
+            "in its own. Leave the argument out: they are kept in the folder of the stages."
+        )
     sequential: Any = next(one for one in stages[0].techniques if one.name == NAME)
     return sequential.records, stages
 
@@ -144,9 +157,9 @@ def run_scripts(recipe: Path, console: Console) -> None:
             continue
         console.rule(title)
         console.print(shlex.join(command), markup=False, highlight=False)
-        status = subprocess.run(command, env={**os.environ, RESUME_VARIABLE: "1"}).returncode
+        status = _ended(command)
         if status != 0 or stage.name not in _finished(records):
-            what = f"ended with status {status}" if status else "ended, and has trained no stage"
+            what = f"ended with status {status}" if status else "ended, and its stage is not finished"
             raise PluginError(
                 f"{NAME}: {title} {what}. The stages before it are kept in {records.folder}; mend it and run the same "
                 "again."
@@ -154,6 +167,16 @@ def run_scripts(recipe: Path, console: Console) -> None:
     file = records.folder / "hf_ft_forgetting.png"
     if file.is_file():
         console.print(f"what was learned and forgotten: {file}", highlight=False)
+
+
+def _ended(command: Sequence[str]) -> int:
+    """The exit status of a process that is told to end (SIGTERM) when this one is."""
+    with subprocess.Popen(command, env={**os.environ, RESUME_VARIABLE: "1"}) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            return process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _finished(records: StageRecords) -> Sequence[str]:

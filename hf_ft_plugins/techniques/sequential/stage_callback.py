@@ -22,14 +22,14 @@ from ...host.ranks import from_first_rank, is_distributed
 from ...host.stash import WithTrainer, stash_of
 from ...technique import data_seed
 from . import model_identity
-from .arrow_rows import like
 from .evaluating import measured
 from .kept_model import save_model
 from .kept_rows import keep_rows, save_rows
+from .measured_sets import as_own, own_sets
 from .own_answers import with_own_answers
 from .replay import REPLAY
 from .settings import NAME
-from .stage_data import EVALUATION, STAGE_DATA, StageData, first_row, kept_evaluations, named
+from .stage_data import EVALUATION, STAGE_DATA, StageData, folder_of_set, kept_evaluations, named
 from .stage_records import FinishedStage, Measured, StageRecords
 from .transfer_matrix import matrix_of, write_matrix
 
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAMPLE_FILE = "weights_sample.json"
-# One for all runs: what is measured after each stage is measured on the same rows.
-EVALUATION_SEED = 0
 
 
 class StageCallback(WithTrainer, TrainerCallback):
@@ -111,10 +109,9 @@ class StageCallback(WithTrainer, TrainerCallback):
             before=self.before,
             after=self._measured(args, self._sets(earlier)),
         )
-        sample = model_identity.sample_of(trainer.model)
         folder = self.records.of(self.stage)
         from_first_rank(args, lambda: self.records.begin(self.stage))
-        save_model(trainer, folder)
+        sample = model_identity.sample_of(save_model(trainer, folder))
         from_first_rank(args, lambda: self._keep_rows(data, folder, data_seed(args)))
         from_first_rank(args, lambda: self._finish(stage, sample, earlier))
         if is_distributed(args):
@@ -133,11 +130,8 @@ class StageCallback(WithTrainer, TrainerCallback):
         return self.records.model_of(self.stage)
 
     def _keep_rows(self, data: StageData, folder: Path, seed: int) -> None:
-        for name, rows in data.evaluations.items():
-            kept = keep_rows(rows, self.evaluation_rows, EVALUATION_SEED)
-            if len(kept) < len(rows):
-                logger.info("%s: keeps %d of the %d rows of %s to measure by", NAME, len(kept), len(rows), name)
-            save_rows(kept, folder / EVALUATION / name)
+        for name, kept in own_sets(data, self.evaluation_rows).items():
+            save_rows(kept, folder_of_set(folder / EVALUATION, name))
         if self.replay_rows and data.train is not None:
             rows = keep_rows(data.train, self.replay_rows, seed)
             if self.own_answers:
@@ -152,14 +146,15 @@ class StageCallback(WithTrainer, TrainerCallback):
     def _sets(self, earlier: list[FinishedStage]) -> dict[str, Any]:
         """The evaluation sets of all stages, rows as this trainer's own are: this stage's are cut as they are kept."""
         data = self._data()
+        kept = own_sets(data, self.evaluation_rows)
+        own = named(self.stage, {name: name for name in kept})
         sets = kept_evaluations(self.records, [stage.name for stage in earlier])
-        own = {name: keep_rows(rows, self.evaluation_rows, EVALUATION_SEED) for name, rows in data.evaluations.items()}
-        sets = {**sets, **named(self.stage, own)}
-        example = first_row(next(iter(data.evaluations.values()), data.train))
-        return {name: like(rows, example) for name, rows in sets.items()}
+        sets = {**sets, **{name: kept[given] for name, given in own.items()}}
+        read = {name: as_own(name, rows, data, self._trainer, own.get(name)) for name, rows in sets.items()}
+        return {name: rows for name, rows in read.items() if rows is not None}
 
     def _measured(self, args: TrainingArguments, sets: dict[str, Any]) -> Measured:
-        results = measured(self._trainer, sets)
+        results = measured(self._trainer, sets, named(self.stage, own_sets(self._data(), self.evaluation_rows)))
         # Ranks may differ in the last bits of what they have gathered.
         return from_first_rank(args, lambda: results)
 

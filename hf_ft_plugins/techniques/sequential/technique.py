@@ -78,6 +78,14 @@ class Sequential(Technique):
             self.require(getattr(self, name) >= 0, name, "it must be 0 or more.")
         self.require(self.lwf_temperature > 0, "lwf_temperature", "it must be above 0.")
         self.require(self.wise is None or 0 <= self.wise <= 1, "wise", "it must lie between 0 and 1, or be none.")
+        if self.metric is not None and self.greater_is_better is None:
+            from ...metrics import greater_is_better
+
+            self.require(
+                greater_is_better(self.metric) is not None,
+                "metric",
+                "its name does not tell whether it is better when greater; say greater_is_better=true or false, too.",
+            )
         if self.folder is None:
             for name in ("ewc", "olora"):
                 self.require(not getattr(self, name), name, "it needs earlier stages: name their folder=....")
@@ -110,6 +118,14 @@ class Sequential(Technique):
     def answers(self, hook: str) -> bool:
         return super().answers(hook) and (hook != "ft_sampler" or (self.replay > 0 and self.folder is not None))
 
+    def conflict(self, other: Technique) -> str | None:
+        if self.answers("ft_sampler") and other.answers_on("ft_sampler", None):
+            return (
+                f"sequential's replay={self.replay} draws rows of earlier stages among the new ones, and {other} has "
+                "an order of its own. Set replay=0 and protect by l2sp, lwf or wise, or leave the other's order out."
+            )
+        return None
+
     @property
     def penalties(self) -> dict[str, float]:
         """The weights of what is added to gradients."""
@@ -121,6 +137,12 @@ class Sequential(Technique):
             reasons[Change.GRADIENTS] = (
                 f"sequential's {', '.join(self.penalties)} add to gradients, and the other leaves none: say "
                 "fused=false there, or protect by replay alone."
+            )
+        if self.answers("ft_sampler"):
+            reasons[Change.SEVERAL_HEADS] = (
+                f"sequential's replay={self.replay} is a share of all rows, and the other draws each batch from the "
+                "data sets of its tasks by shares of its own. Set replay=0, and name earlier data among those data "
+                "sets."
             )
         if self.token_weights != "none":
             words = f"sequential's token_weights={self.token_weights} weigh the loss of a model's own tokens"

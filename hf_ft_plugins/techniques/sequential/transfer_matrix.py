@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import PluginError
 from ...host.manifest import write_atomically
 from ...metrics import greater_is_better
+from .settings import NAME
 from .stage_records import FinishedStage, Measured
 
 START = "start"
@@ -88,14 +90,14 @@ class TransferMatrix:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it: what was not measured is None."""
+        """As JSON can hold it: what was not measured, or is not finite, is None."""
         return {
             "metric": self.metric,
             "greater_is_better": self.greater,
             "rows": list(self.rows),
             "sets": [{"name": name, "stage": stage} for name, stage in self.sets],
-            "values": [[None if math.isnan(value) else value for value in row] for row in self.values],
-            **self.summary(),
+            "values": [[_finite(value) for value in row] for row in self.values],
+            **{name: _finite(value) for name, value in self.summary().items()},
         }
 
     def as_text(self) -> str:
@@ -118,23 +120,32 @@ class TransferMatrix:
 def matrix_of(
     stages: Sequence[FinishedStage], metric: str | None = None, greater: bool | None = None
 ) -> TransferMatrix | None:
-    """The matrix of some finished stages; None where they have no evaluation set with a metric in common.
+    """The matrix of some finished stages; None where no set has the metric, or they have none in common.
 
     Args:
         metric: None: the first that all sets have and whose direction its name tells; the loss where there is no other.
         greater: whether it is better when greater; None: by its name.
+
+    Raises:
+        PluginError: the name does not tell it.
     """
     rows = [_started(stages), *(stage.after for stage in stages)]
     sets = tuple((name, stage) for name, stage in _sets(stages))
-    metric = metric or _common_metric([rows[-1].get(name, {}) for name, _ in sets])
-    if not sets or metric is None:
+    last = [rows[-1].get(name, {}) for name, _ in sets]
+    metric = metric.removeprefix("eval_") if metric else _common_metric(last)
+    if metric is None or all(metric not in one for one in last):
         return None
     greater = greater_is_better(metric) if greater is None else greater
+    if greater is None:
+        raise PluginError(
+            f"{NAME}: the name metric={metric} does not tell whether it is better when greater. Say "
+            "greater_is_better=true or false."
+        )
     for number, stage in enumerate(stages):
         # What the stage before has not measured was measured when this one began.
         rows[number] = {**stage.before, **rows[number]}
     values = tuple(tuple(row.get(name, {}).get(metric, math.nan) for name, _ in sets) for row in rows)
-    return TransferMatrix(metric, bool(greater), tuple(stage.name for stage in stages), sets, values)
+    return TransferMatrix(metric, greater, tuple(stage.name for stage in stages), sets, values)
 
 
 def _started(stages: Sequence[FinishedStage]) -> Measured:
@@ -166,6 +177,10 @@ def _common_metric(measured: Sequence[dict[str, float]]) -> str | None:
 def _mean(values: Any) -> float | None:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else None
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def write_matrix(matrix: TransferMatrix, folder: Path) -> Path:

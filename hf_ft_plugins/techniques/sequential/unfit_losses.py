@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import PluginError
 from ...models.scored import writes_text
@@ -30,7 +30,7 @@ def refuse_weighing(trainer: Trainer, kind: str) -> None:
             f"technique that sets it), or set {off}."
         )
     _refuse_smoothing(trainer, option, off)
-    if _is_trls(trainer):
+    if is_trls(trainer):
         if not any(cls.__name__ == "SFTTrainer" for cls in type(trainer).__mro__):
             raise PluginError(
                 f"{option} weights the tokens of an answer to learn, and {type(trainer).__name__} learns from "
@@ -72,7 +72,7 @@ def refuse_remembering(trainer: Trainer, weight: float) -> None:
             f"{option} runs a copy of the model beside it, and this one was loaded in shards, which cannot be copied "
             f"so. Set {off}, or load it whole."
         )
-    if _is_trls(trainer):
+    if is_trls(trainer):
         raise PluginError(
             f"{option} compares logits, and {type(trainer).__name__} is TRL's, whose losses are computed without them "
             f"or outside the model. Set {off} and use replay or token_weights, or train with Trainer."
@@ -93,5 +93,6 @@ def _refuse_smoothing(trainer: Trainer, option: str, off: str) -> None:
         )
 
 
-def _is_trls(trainer: Trainer) -> bool:
+def is_trls(trainer: Any) -> bool:
+    """Whether the trainer's class, or one that it is made of, is TRL's."""
     return any(cls.__module__.partition(".")[0] == "trl" for cls in type(trainer).__mro__)

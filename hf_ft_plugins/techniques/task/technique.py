@@ -61,6 +61,9 @@ class Task(Technique):
         self.require(self.early_stopping_threshold >= 0, "early_stopping_threshold", "it must be 0 or more.")
         self.require(self.worst_examples >= 0, "worst_examples", "it must be 0 or more.")
 
+    def answers(self, hook: str) -> bool:
+        return super().answers(hook) and (hook != "ft_sampler" or self.imbalance == "sampler")
+
     def keeps_objective(self) -> bool:
         return self.imbalance in ("none", "sampler")
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.techniques.sequential.arrow_rows import like
 from hf_ft_plugins.techniques.sequential.joined_data import joined
 from hf_ft_plugins.techniques.sequential.kept_rows import keep_rows, load_rows, save_rows
 from hf_ft_plugins.testing import difference, outcome, tiny_dataset, tiny_trainer
@@ -164,3 +165,10 @@ def test_pictures_are_joined(tmp_path):
 def test_what_has_no_columns_by_position_is_refused(new, says):
     with pytest.raises(PluginError, match=f"^sequential: .*{says}.*replay=0"):
         joined(new, {"a": arrow(tiny_dataset(2))})
+
+
+def test_rows_of_nothing_but_tensors_are_all_there(tmp_path):
+    rows = [{name: torch.as_tensor(value) for name, value in row.items()} for row in tiny_dataset(4, seed=1)]
+    again = like(kept(rows, tmp_path), rows[0])
+    assert len(again) == 4
+    assert difference([again[at] for at in range(4)], rows) is None
