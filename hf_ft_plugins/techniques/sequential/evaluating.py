@@ -54,9 +54,9 @@ def measured(trainer: Trainer, sets: Mapping[str, Any], own: Collection[str] = (
 
 
 def _evaluated(trainer: Trainer, rows: Any) -> dict[str, float]:
-    given = trainer.eval_dataset
+    given, persistent = trainer.eval_dataset, trainer.args.dataloader_persistent_workers
     # Trainer gives any data the persistent workers of those that it was given first.
-    loaders, trainer._eval_dataloaders = getattr(trainer, "_eval_dataloaders", None), {}
+    trainer.args.dataloader_persistent_workers = False
     try:
         if not (is_trls(trainer) and is_tokenized(rows)):
             return trainer.evaluate(eval_dataset=rows, metric_key_prefix=PREFIX)
@@ -65,10 +65,7 @@ def _evaluated(trainer: Trainer, rows: Any) -> dict[str, float]:
         return trainer.evaluate(eval_dataset=PREFIX, metric_key_prefix=PREFIX)
     finally:
         trainer.eval_dataset = given
-        if loaders is None:
-            del trainer._eval_dataloaders
-        else:
-            trainer._eval_dataloaders = loaders
+        trainer.args.dataloader_persistent_workers = persistent
 
 
 def is_tokenized(rows: Any) -> bool:

@@ -15,7 +15,7 @@ def save_model(trainer: Trainer, folder: Path) -> Any:
     Of a model with an adapter, `folder/adapter` holds the adapter, and `folder/model` the sum.
 
     Returns:
-        The model that was written; on ranks that write no sum, the one with the adapter.
+        On the rank that writes, a model with the weights that were written; on the others, the trainer's.
 
     Raises:
         PluginError: the adapter's method cannot be merged.
@@ -38,4 +38,4 @@ def save_model(trainer: Trainer, folder: Path) -> Any:
             trainer._save(str(folder / "model"), state_dict=state)
     else:
         trainer.save_model(str(folder / "model"))
-    return trainer.model
+    return model
