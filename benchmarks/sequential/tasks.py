@@ -263,7 +263,7 @@ def sentences(seed: int, steps: int) -> Task:
         {
             "per_device_train_batch_size": batch,
             "num_train_epochs": 1,
-            "learning_rate": 2e-4,
+            "learning_rate": 1e-4,
             "lr_scheduler_type": "cosine",
             "warmup_steps": steps // 10,
         },
