@@ -99,7 +99,7 @@ def accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((predicted.predictions.argmax(-1) == predicted.label_ids).mean())}
 
 
-def permuted_digits(seed: int, *, epochs: int = 20) -> Task:
+def permuted_digits(seed: int, steps: int) -> Task:
     """Three stages, in each the pixels in another order; the labels stay."""
     from sklearn.datasets import load_digits
 
@@ -120,7 +120,7 @@ def permuted_digits(seed: int, *, epochs: int = 20) -> Task:
         tuple(stage(number) for number in range(3)),
         lambda start: DigitsModel(DigitsConfig()) if start is None else DigitsModel.from_pretrained(start),
         *("accuracy", True),
-        {"per_device_train_batch_size": 32, "num_train_epochs": epochs, "learning_rate": 1e-3},
+        {"per_device_train_batch_size": 32, "num_train_epochs": steps / 38, "learning_rate": 1e-3},
         {"compute_metrics": accuracy},
     )
 
@@ -130,7 +130,7 @@ def permuted_digits(seed: int, *, epochs: int = 20) -> Task:
 LENGTH = 64
 
 
-def text_to_answers(seed: int, *, steps: int = 150) -> Task:
+def text_to_answers(seed: int, steps: int) -> Task:
     """A small language model of books: general text, medical text, medical questions and answers."""
     tokenizer = _tokenizer(str(BOOKS))
     batch, tests = 8, 100
@@ -225,7 +225,7 @@ class _Padded:
 QUESTION_TYPES = 8
 
 
-def sentences(seed: int, *, steps: int = 120) -> Task:
+def sentences(seed: int, steps: int) -> Task:
     """A pretrained encoder with one head of all labels: sentiment, subjectivity, the type of a medical question."""
     tokenizer = _tokenizer(str(MINILM))
     batch, tests = 16, 200
@@ -263,7 +263,7 @@ def sentences(seed: int, *, steps: int = 120) -> Task:
         {
             "per_device_train_batch_size": batch,
             "num_train_epochs": 1,
-            "learning_rate": 3e-4,
+            "learning_rate": 1e-4,
             "lr_scheduler_type": "cosine",
             "warmup_steps": steps // 10,
         },
@@ -273,6 +273,14 @@ def sentences(seed: int, *, steps: int = 120) -> Task:
 
 def _questions(part: str) -> list[Any]:
     return list(lines_of(DATA / "medquad" / f"{part}.jsonl.gz"))
+
+
+# Each makes the task of a seed, of about so many steps a stage.
+TASKS: dict[str, Callable[[int, int], Task]] = {
+    "digits": permuted_digits,
+    "text": text_to_answers,
+    "sentences": sentences,
+}
 
 
 def has_data() -> bool:

@@ -74,6 +74,7 @@ HOST: tuple[Name, ...] = (
     ),
     _trainer("_load_optimizer_and_scheduler", RESUME, "checkpoint", "_prepare_for_training"),
     _trainer("_save_checkpoint", WHOLE, "model trial", "_maybe_log_save_evaluate"),
+    _trainer("_save", "A stage's model is kept whole", "output_dir state_dict", used_in="techniques/sequential"),
     _trainer("_get_output_dir", WHOLE, "trial", "_save_checkpoint"),
     Name(CALLBACK, "TrainerState.save_to_json", "host", WHOLE, "json_path", f"{TRAINER}:Trainer._save_checkpoint"),
     Name(CALLBACK, "TrainerState.load_from_json", "host", RESUME, "json_path", f"{TRAINER}:Trainer.train"),

@@ -6,6 +6,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers import ByT5Tokenizer
+
+from hf_ft_plugins.techniques.sequential.script_stages import read_stages
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -61,3 +65,39 @@ def test_words_alone_do_not_tell_a_made_up_sentences_labels(sentences, column):
     unknown = known.count(None) / len(known)
     assert 0.05 < unknown < 0.2
     assert 0.6 < known.count(True) / (len(known) - known.count(None)) < 0.97
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return example("general_to_medical")
+
+
+def test_questions_to_evaluate_by_ask_of_every_illness_in_words_that_were_not_learned(stages):
+    train, held_out = stages.made_up_questions()
+    assert not {row["question"] for row in train} & {row["question"] for row in held_out}
+    assert {row["answer"] for row in train} == {row["answer"] for row in held_out}
+    assert len(held_out) == len(stages.ILLNESSES) * len(stages.STATEMENTS)
+
+
+def test_every_answer_is_stated_in_the_medical_text(stages):
+    text = " ".join(row["text"] for row in stages.made_up_texts(1500))
+    assert [row["answer"] for row in stages.made_up_questions()[0] if row["answer"] not in text] == []
+
+
+def test_of_a_question_and_its_answer_only_the_answer_is_learned(stages):
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    texts = [{"question": "What is gout?", "answer": "A disease."}, {"question": "W" * 200, "answer": "Cut off."}]
+    (row,) = stages.answered(tokenizer, texts, 64)
+    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == token]
+    assert tokenizer.decode(learned) == " A disease.</s>"
+    assert set(row["labels"]) - {-100} == set(learned)
+
+
+def test_the_recipe_names_every_stage_of_the_script_each_from_the_model_of_the_one_before(stages, monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    recipe = EXAMPLES / "general_to_medical.yaml"
+    _, found = read_stages(recipe)
+    assert [stage.name for stage in found] == list(stages.FILES)
+    assert [stage.arguments["stage"] for stage in found] == list(stages.FILES)
+    assert ["{previous}" in str(dict(stage.arguments)) for stage in found] == [False, True, True]
+    assert Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["script"]).is_file()

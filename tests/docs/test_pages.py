@@ -13,6 +13,7 @@ import yaml
 
 from hf_ft_plugins import registry
 from hf_ft_plugins.cli.app import app
+from hf_ft_plugins.techniques.sequential.script_stages import read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -93,7 +94,13 @@ def surroundings(folder, page):
 
     names = {"train_dataset": tiny_dataset(), "encoder": tiny_model()}
     names["trainer"] = tiny_trainer(folder / "run", trainer_class=transformers.Trainer)
-    more = {"behavioral": with_a_log, "feedback": with_a_log, "multitask": with_trees, "layer-removal": with_text}
+    more = {
+        "behavioral": with_a_log,
+        "feedback": with_a_log,
+        "layer-removal": with_text,
+        "multitask": with_trees,
+        "sequential": with_two_texts,
+    }
     return names | more.get(page.stem, dict)()
 
 
@@ -104,6 +111,16 @@ def with_text():
 
     ids = torch.randint(3, 60, (8, 12))
     return {"model": tiny_llama(num_hidden_layers=6), "batches": [{"input_ids": ids, "labels": ids}]}
+
+
+def with_two_texts():
+    import torch
+
+    from hf_ft_plugins.testing.examples.behavioral import tiny_llama
+
+    tiny_llama().save_pretrained("base-model")
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(3, 60, (40, 12)).tolist()]
+    return {"books": rows[:16], "held_out_books": rows[16:20], "medical": rows[20:36], "held_out_medical": rows[36:]}
 
 
 def with_a_log():
@@ -142,8 +159,12 @@ def with_trees():
 
 
 @pytest.mark.parametrize(("page", "code"), blocks("yaml"))
-def test_recipes_name_techniques_and_options_that_are_there(page, code):
-    assert [registry.resolve(spec) for spec in yaml.safe_load(code)["techniques"]]
+def test_recipes_name_techniques_and_options_that_are_there(page, code, tmp_path):
+    recipe = yaml.safe_load(code)
+    assert [registry.resolve(spec) for spec in recipe["techniques"]]
+    if "stages" in recipe:
+        (tmp_path / "recipe.yaml").write_text(code, encoding="utf-8")
+        assert len(read_stages(tmp_path / "recipe.yaml")[1]) == len(recipe["stages"])
 
 
 def commands(code):
@@ -176,6 +197,9 @@ def check_command(group, arguments):
     script = context.params.get("script")
     if script is not None and not context.params["as_module"]:
         assert script in BROUGHT or (ROOT / script).is_file(), arguments
+    recipe = context.params.get("recipe")
+    if name == "stages":
+        assert read_stages(ROOT / recipe), arguments
 
 
 @pytest.mark.parametrize(

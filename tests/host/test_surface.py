@@ -25,6 +25,7 @@ OURS = {
     "host/trainer.py: _ft_techniques",
     "techniques/low_memory/building.py: _ft_techniques",
     "techniques/multitask/heads/export.py: _features",
+    "techniques/sequential/callbacks.py: _trainer",
     "techniques/sequential/replay.py: _supplied_later",
     "testing/checks.py: _ft_callbacks",
     # Python's own, of named tuples.

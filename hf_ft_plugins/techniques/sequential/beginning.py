@@ -34,11 +34,7 @@ def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
     if hasattr(trainer.model, "peft_config"):
         _refuse_adapter(trainer, stage)
     earlier = from_first_rank(trainer.args, records.finished)
-    if any(one.name == stage for one in earlier):
-        raise PluginError(
-            f"{NAME}: stage={stage} is finished in folder={records.folder}. Name another stage, or another folder; to "
-            f"train it again, remove {records.of(stage)} and its entry, and those of later stages, from the folder."
-        )
+    records.refuse_finished(stage, earlier)
     if not earlier:
         logger.info("%s: %s is the first stage in %s", NAME, stage, records.folder)
         return

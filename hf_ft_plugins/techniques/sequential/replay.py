@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPLAY = "replay"
+# Of all examples, however many stages there are.
+MOST = 0.5
 
 
 def with_earlier_rows(
@@ -54,7 +56,7 @@ def with_earlier_rows(
     data, counts = joined(train, pools)
     sizes = dict(zip(pools, counts[1:], strict=True))
     rows = ", ".join(f"{size} rows of {name}" for name, size in sizes.items())
-    logger.info("%s: %.3g of the training examples are drawn from %s", NAME, replay, rows)
+    logger.info("%s: %.3g of the training examples are drawn from %s", NAME, whole_share(replay, len(pools)), rows)
     return data, sizes
 
 
@@ -79,7 +81,12 @@ def sampler_for(trainer: Trainer, dataset: Any, share: float) -> ReplaySampler |
             f"{NAME}: replay={share} put {sum(pools)} rows of earlier stages behind {new}, and another technique has "
             f"made {len(dataset)} of them. Name {NAME} after it."
         )
-    return ReplaySampler(new, pools, share, data_seed(trainer.args))
+    return ReplaySampler(new, pools, whole_share(share, len(pools)), data_seed(trainer.args))
+
+
+def whole_share(replay: float, stages: int) -> float:
+    """The share of all examples that are replayed, where `replay` of them are of each of so many stages."""
+    return min(replay * stages, max(replay, MOST))
 
 
 def batches_of(trainer: Any, pools: dict[str, Any], most: int) -> Iterator[dict[str, Any]]:

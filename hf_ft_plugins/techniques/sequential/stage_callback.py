@@ -90,8 +90,10 @@ class StageCallback(WithTrainer, TrainerCallback):
             bar = getattr(callback, "training_bar", None) if isinstance(callback, ProgressCallback) else None
             if bar is not None:
                 bar.set_description(self.title)
+        earlier = self._finished(args)
+        # `train` may be called again, on the trainer of a stage that has ended.
+        self.records.refuse_finished(self.stage, earlier)
         if state.global_step == 0:
-            earlier = self._finished(args)
             known = earlier[-1].after if earlier else {}
             sets = {name: rows for name, rows in self._sets(earlier).items() if name not in known}
             self.before = self._measured(args, sets)

@@ -86,6 +86,14 @@ class StageRecords:
             stages.append(FinishedStage(**entry))
         return stages
 
+    def refuse_finished(self, stage: str, finished: Sequence[FinishedStage]) -> None:
+        """Raise `PluginError` where a stage has ended: what it has left is not to be written over."""
+        if any(one.name == stage for one in finished):
+            raise PluginError(
+                f"{NAME}: stage={stage} is finished in folder={self.folder}. Name another stage, or another folder; to "
+                f"train it again, remove {self.of(stage)}, its entry in {STAGES_FILE}, and those of later stages."
+            )
+
     def refuse_damage(self, stages: Sequence[FinishedStage]) -> None:
         """Raise `PluginError` where files of a finished stage are not as they were written."""
         for stage in stages:

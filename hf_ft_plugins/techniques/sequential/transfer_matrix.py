@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,48 +185,7 @@ def _finite(value: float | None) -> float | None:
 
 def write_matrix(matrix: TransferMatrix, folder: Path) -> Path:
     """Write `hf_ft_forgetting.json` and draw `hf_ft_forgetting.png`, whose path is returned."""
+    from .matrix_picture import draw_matrix
+
     write_atomically(folder / f"{FILE}.json", json.dumps(matrix.as_dict(), indent=1))
     return draw_matrix(matrix, folder / f"{FILE}.png")
-
-
-def draw_matrix(matrix: TransferMatrix, file: Path) -> Path:
-    """A heat map, rows after stages and columns of evaluation sets; each column has colours from its worst to its best,
-    since sets may have different scales.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    values = np.array(matrix.values, dtype=float)
-    better = values if matrix.greater else -values
-    # A column that was never measured has neither.
-    known = np.isfinite(better)
-    low = np.where(known, better, np.inf).min(0)
-    span = np.where(known, better, -np.inf).max(0) - low
-    shades = (np.where(known, better, np.nan) - np.where(known.any(0), low, 0)) / np.where(span > 0, span, 1)
-    figure, axis = plt.subplots(figsize=(1.8 + 1.3 * values.shape[1], 1.4 + 0.55 * values.shape[0]))
-    axis.imshow(np.ma.masked_invalid(shades), cmap="RdYlGn", vmin=-0.25, vmax=1.25, aspect="auto")
-    for row, column in np.argwhere(~np.isnan(values)):
-        own = matrix.rows[row] == matrix.sets[column][1]
-        weight = "bold" if own else "normal"
-        axis.text(column, row, f"{values[row, column]:.4g}", ha="center", va="center", weight=weight)
-    axis.set_xticks(range(values.shape[1]), [name for name, _ in matrix.sets])
-    axis.set_yticks(range(values.shape[0]), [row if row == START else f"after {row}" for row in matrix.rows])
-    axis.xaxis.tick_top()
-    axis.set_title(_title(matrix), fontsize=9)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-    return file
-
-
-def _title(matrix: TransferMatrix) -> str:
-    shown: list[str] = [f"{matrix.metric}, {'greater' if matrix.greater else 'lower'} is better"]
-    named: dict[str, Callable[[], float | None]] = {
-        "average": matrix.average,
-        "backward transfer": matrix.backward_transfer,
-    }
-    shown += [f"{name} {value:.3g}" for name, of in named.items() if (value := of()) is not None]
-    return "\n".join((shown[0], ", ".join(shown[1:])))

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration, TrainerCallback
 
+from hf_ft_plugins.errors import PluginError
 from hf_ft_plugins.techniques.sequential import StageCallback
 from hf_ft_plugins.techniques.sequential.evaluating import measured
 from hf_ft_plugins.techniques.sequential.stage_data import kept_evaluations
@@ -229,3 +230,12 @@ def test_metrics_of_trls_trainer_are_measured_and_its_own_log_is_the_same(tmp_pa
     after = finished(tmp_path)["a"].after["a"]
     assert {"loss", "mean_token_accuracy", "entropy"} <= set(after)
     assert "num_tokens" not in after
+
+
+def test_training_a_finished_stage_again_is_refused_and_what_it_kept_stays(tmp_path):
+    trainer = tiny_trainer(tmp_path / "out", f"sequential:folder={tmp_path / 'stages'},stage=general")
+    trainer.train()
+    kept = {file: file.read_bytes() for file in (tmp_path / "stages").rglob("*") if file.is_file()}
+    with pytest.raises(PluginError, match="stage=general is finished"):
+        trainer.train()
+    assert {file: file.read_bytes() for file in (tmp_path / "stages").rglob("*") if file.is_file()} == kept

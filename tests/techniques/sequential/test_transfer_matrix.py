@@ -6,8 +6,9 @@ import math
 import pytest
 
 from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.techniques.sequential.matrix_picture import draw_matrix
 from hf_ft_plugins.techniques.sequential.stage_records import FinishedStage
-from hf_ft_plugins.techniques.sequential.transfer_matrix import draw_matrix, matrix_of, set_name, stage_of, write_matrix
+from hf_ft_plugins.techniques.sequential.transfer_matrix import matrix_of, set_name, stage_of, write_matrix
 
 nan = math.nan
 
