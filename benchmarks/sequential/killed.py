@@ -10,19 +10,41 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
+from benchmarks.report import Gate, Result
 from hf_ft_plugins.techniques.sequential.stage_records import STAGES_FILE, StageRecords
+
+BENCHMARK = "sequential"
+STEPS = 38  # of a stage
 
 # A stage is being kept between these two.
 BEGUN, FINISHED = StageRecords.begin.__code__, StageRecords.finish.__code__
+
+
+def rows(asked: Namespace) -> Iterator[Result]:
+    """How many of the killed sequences end as the one that was not."""
+    # In a process that has not trained.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(killed, 8 if asked.quick else 24, 0).result()
+    equal = sum(one["killed"] and one["equal"] for one in found)
+    keeping = sum(one["keeping"] for one in found)
+    yield report.row(
+        *(BENCHMARK, "killed and run again: sequences of three stages that end bit-equal, of all", equal, len(found)),
+        gate=Gate("difference", "=", 0),
+        conditions={**report.conditions("cpu", steps=STEPS), "while_keeping": keeping},
+    )
 
 
 def killed(moments: int = 20, seed: int = 0, run: Callable[[Path], Any] | None = None) -> list[dict[str, Any]]:
@@ -139,22 +161,18 @@ def in_a_fork(work: Callable[[], Any]) -> dict[str, Any]:
 
 def digits(folder: Path) -> Any:
     """Three short stages of permuted digits, with checkpoints."""
-    from transformers import PrinterCallback, Trainer, set_seed
+    from transformers import Trainer
 
-    from benchmarks.sequential.runs import arguments
+    from benchmarks.sequential.runs import arguments, trainer_of
     from benchmarks.sequential.tasks import permuted_digits
     from hf_ft_plugins.techniques.sequential import Stage, run_stages
 
-    task = permuted_digits(0, epochs=1)
+    task = permuted_digits(0, STEPS)
 
     def build(run: Any) -> Any:
-        set_seed(0)
         args = arguments(task, run.output_dir, 0, "cpu", save_strategy="steps", save_steps=12)
-        host = run.hosted(Trainer)
-        data = {"train_dataset": run.stage.train_dataset, "eval_dataset": run.stage.eval_dataset}
-        trainer = host(task.model(run.start), args, **data, **task.more)
-        trainer.remove_callback(PrinterCallback)
-        return trainer
+        data = run.stage.train_dataset, run.stage.eval_dataset
+        return trainer_of(task, run.start, args, *data, run.hosted(Trainer))
 
     stages = [Stage(name=one.name, train_dataset=one.train[:600], eval_dataset=one.test[:100]) for one in task.stages]
     return run_stages(build, stages, {"sequential": {"folder": str(folder), "metric": task.metric, "wise": 0.8}})

@@ -127,6 +127,11 @@ class StageCallback(WithTrainer, TrainerCallback):
         if matrix is not None:
             picture = write_matrix(matrix, self.records.folder)
             logger.info("%s: %s\n%s", NAME, picture, matrix.as_text())
+        elif self.metric is not None:
+            known = sorted({name for values in stage.after.values() for name in values})
+            logger.warning(
+                "%s: metric=%s was not measured; there are %s", NAME, self.metric, ", ".join(known) or "none"
+            )
 
     def _model_folder(self) -> Path:
         return self.records.model_of(self.stage)
