@@ -23,7 +23,6 @@ STOCK, AGAIN = "stock", "stock again (A/A)"
 OPTIONS = {
     "replay": "",
     "l2sp": "replay=0,l2sp=0.01",
-    "ewc": "replay=0,ewc=1,fisher_rows=8",
     "lwf": "replay=0,lwf=1",
     "token_weights=entropy": "replay=0,token_weights=entropy",
 }
@@ -77,7 +76,7 @@ def rows(asked: Namespace) -> Iterator[Result | LeftOut]:
         args = arguments(task, f"{folder}/first", 0, asked.device, max_steps=2)
         host = with_plugins(Trainer, f"sequential:folder={begun},stage=first")
         trainer_of(task, None, args, first.train, None, host).train()
-        for number in range(6 if asked.quick else 15):
+        for number in range(6 if asked.quick else 7):
             for name in values:
                 values[name].append(seconds(name, number))
     pairs = {(name, STOCK): Gate("ratio", "<=", 1.02) if name == "replay" else None for name in chosen}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,14 @@ STEPS = 38  # of a stage
 BEGUN, FINISHED = StageRecords.begin.__code__, StageRecords.finish.__code__
 
 
-def rows(asked: Namespace) -> Iterator[Result]:
+def begun(asked: Namespace, pool: Executor) -> Future[list[dict[str, Any]]]:
+    """What `rows` is to be given, from a process of `pool` that has not trained."""
+    return pool.submit(killed, 8 if asked.quick else 20, 0)
+
+
+def rows(ended: Future[list[dict[str, Any]]]) -> Iterator[Result]:
     """How many of the killed sequences end as the one that was not."""
-    # In a process that has not trained.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = pool.submit(killed, 8 if asked.quick else 24, 0).result()
+    found = ended.result()
     equal = sum(one["killed"] and one["equal"] for one in found)
     keeping = sum(one["keeping"] for one in found)
     yield report.row(

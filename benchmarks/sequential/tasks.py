@@ -232,11 +232,11 @@ def sentences(seed: int, steps: int) -> Task:
     types = [name for name, _ in Counter(line["qtype"] for line in _questions("train")).most_common(QUESTION_TYPES)]
     names = ["negative", "positive", "objective", "subjective", *types]
 
-    def rows(texts: list[tuple[str, int]], count: int, seed: int) -> Rows:
+    def rows(name: str, texts: list[tuple[str, int]], count: int, seed: int) -> Rows:
         order = np.random.default_rng(seed).permutation(len(texts))[:count]
-        return [
-            {**tokenizer(texts[index][0], truncation=True, max_length=24), "labels": texts[index][1]} for index in order
-        ]
+        # Reviews are in two of the stages: which question is asked has to be told.
+        chosen = [texts[index] for index in order]
+        return [{**tokenizer(name, text, truncation=True, max_length=32), "labels": label} for text, label in chosen]
 
     def labelled(part: str) -> dict[str, list[tuple[str, int]]]:
         return {
@@ -250,15 +250,17 @@ def sentences(seed: int, steps: int) -> Task:
         }
 
     train, dev = labelled("train"), labelled("dev")
+
+    def stage(name: str) -> StageRows:
+        return StageRows(name, rows(name, train[name], batch * steps, seed), rows(name, dev[name], tests, 0))
+
     return Task(
         "sentences",
-        tuple(StageRows(name, rows(train[name], batch * steps, seed), rows(dev[name], tests, 0)) for name in train),
-        lambda start: AutoModelForSequenceClassification.from_pretrained(
-            start or MINILM,
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id={name: number for number, name in enumerate(names)},
+        tuple(
+            StageRows(name, rows(name, train[name], batch * steps, seed), rows(name, dev[name], tests, 0))
+            for name in train
         ),
+        lambda start: _encoder(start, names),
         *("accuracy", True),
         {
             "per_device_train_batch_size": batch,
@@ -269,6 +271,16 @@ def sentences(seed: int, steps: int) -> Task:
         },
         {"compute_metrics": accuracy, "data_collator": DataCollatorWithPadding(tokenizer)},
     )
+
+
+def _encoder(start: str | None, names: list[str]) -> Any:
+    """MiniLM, of which the upper third learns: one sentiment stage takes all that learns, and nothing else is left."""
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": numbers}
+    model = AutoModelForSequenceClassification.from_pretrained(start or MINILM, **labels)
+    for part in (model.bert.embeddings, *model.bert.encoder.layer[:4]):
+        part.requires_grad_(False)
+    return model
 
 
 def _questions(part: str) -> list[Any]:

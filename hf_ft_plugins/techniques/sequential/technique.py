@@ -38,7 +38,7 @@ class Sequential(Technique):
     folder: str | None = option(None, help="where stages keep what later ones need; none: there are no other stages")
     stage: str = option("stage", help="this run's name among the stages")
     replay: float = option(
-        0.05, help="share of the training examples that are of each earlier stage, at most half in all; 0: none"
+        0.1, help="share of the training examples that are of each earlier stage, at most half in all; 0: none"
     )
     keep_rows: int = option(2000, help="training rows that a stage keeps for later ones to replay")
     evaluation_rows: int = option(1000, help="rows of each evaluation set that are kept, and measured by")
