@@ -55,7 +55,7 @@ def test_a_stage_runs_its_script_with_the_technique_its_folder_and_the_model_bef
     assert first[first.index("--betas") :][:3] == ["--betas", "0.9", "0.99"]
     assert "--flag" not in first
     (technique,) = [resolve(one) for one in after(second, "--with")]
-    assert (technique.stage, technique.folder, technique.replay) == ("b", str(folder), 0.05)
+    assert (technique.stage, technique.folder, technique.replay) == ("b", str(folder), 0.1)
 
 
 def test_a_technique_of_a_stage_replaces_the_one_that_all_have(recipe):
@@ -64,7 +64,7 @@ def test_a_technique_of_a_stage_replaces_the_one_that_all_have(recipe):
     first, second = ([resolve(one) for one in after(command, "--with")] for command in commands(file))
     assert [one.name for one in first] == ["low-memory", "adaptive-lr", "sequential"]
     assert [one.name for one in second] == ["low-memory", "adaptive-lr", "sequential"]
-    assert (first[-1].replay, first[-1].lwf) == (0.05, 0.1)
+    assert (first[-1].replay, first[-1].lwf) == (0.1, 0.1)
     assert (second[-1].replay, second[-1].lwf) == (0.5, 0.0)
     assert not second[0].fused
 

@@ -1,11 +1,12 @@
 """Stages that have begun cannot become others unnoticed; those to come may."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from hf_ft_plugins.errors import PluginError
-from hf_ft_plugins.techniques.sequential.stage_plan import begin
+from hf_ft_plugins.techniques.sequential.stage_plan import PLAN_FILE, begin
 
 PLAN = [
     {"name": "a", "overrides": {"learning_rate": 1e-3, "betas": (0.9, 0.99)}},
@@ -25,9 +26,14 @@ def changed(number, **changes):
     return [{**stage, **changes} if at == number else stage for at, stage in enumerate(PLAN)]
 
 
+def noted(folder):
+    return [stage["name"] for stage in json.loads((folder / PLAN_FILE).read_text())]
+
+
 def test_the_same_stages_begin_again_and_further(folder):
-    for number in (0, 1, 2, 0, 2):
+    for number, names in ((0, "ab"), (1, "ab"), (2, "abc"), (0, "abc"), (2, "abc")):
         begin(folder, number, PLAN)
+        assert noted(folder) == list(names)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,7 @@ def test_the_same_stages_begin_again_and_further(folder):
 )
 def test_stages_that_have_not_begun_may_change(plan, folder):
     begin(folder, 1, plan)
+    assert noted(folder) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
