@@ -230,6 +230,11 @@ def write_atomically(file: Path, text: str) -> None:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
+    rename_flushed(scratch, file)
+
+
+def rename_flushed(scratch: Path, file: Path) -> None:
+    """Let a flushed file take the place of `file`, and flush the folder, so that the name lasts, too."""
     scratch.replace(file)
     directory = os.open(file.parent, os.O_RDONLY)
     try:

@@ -35,6 +35,7 @@ from .endings import END_PHASES, Endings, phase_of
 from .inputs import Inputs
 from .log_notes import taken_notes
 from .preemption import Preemption
+from .ranks import from_first_rank
 from .stash import Stash
 from .streams import StreamPasses
 from .surface_check import check_surface
@@ -266,10 +267,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # Metrics of sampled text differ between ranks, and then so would the checkpoint that each saves or calls best.
-        first_ranks = [metrics]
-        if self._is_distributed():
-            dist.broadcast_object_list(first_ranks, src=0)
-        return super()._determine_best_metric(metrics=first_ranks[0], trial=trial)
+        return super()._determine_best_metric(metrics=from_first_rank(self.args, lambda: metrics), trial=trial)
 
     @contextlib.contextmanager
     def _agreeing_between_batches(self) -> Iterator[None]:

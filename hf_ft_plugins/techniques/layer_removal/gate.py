@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from transformers import Trainer
 from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
+from ...host.ranks import from_first_rank
 from ...host.stash import WithTrainer, stash_of
 from .curve import save_curve
 from .quality import Quality
@@ -107,10 +107,7 @@ def close_run(trainer: Trainer, surgery: Surgery, limits: Limits, *, restore: bo
     with torch.random.fork_rng(devices=[]):
         healed = quality_of(_model_of(trainer), surgery.held_out, surgery.prompts)
     # Ranks may differ in the last bits, and must not in what they do.
-    found: list[Any] = [judge(surgery, healed, limits)]
-    if args.world_size > 1:
-        dist.broadcast_object_list(found, src=0)
-    report: dict[str, Any] = found[0]
+    report = from_first_rank(args, lambda: judge(surgery, healed, limits))
     if args.should_save:
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -81,9 +81,7 @@ class StartMemory(WithTrainer, TrainerCallback):
         before = distance_from(self._model, start)
         average_with_start(self._model, start, self.wise)
         after = distance_from(self._model, start)
-        logger.info(
-            "%s: wise=%g: %.4g of the way from the start's weights, which was %.4g", NAME, self.wise, after, before
-        )
+        logger.info("%s: wise=%g: the weights were %.4g from the start's, and are %.4g", NAME, self.wise, before, after)
         log_into_last_entry(self._trainer, {"sequential/distance": after})
 
     def on_train_raised(self) -> None:

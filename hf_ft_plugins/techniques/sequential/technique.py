@@ -7,7 +7,6 @@ for a run without earlier data is in `token_weights.py`, `teacher.py` and `weigh
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from ...host.stash import Stash
     from .stage_records import StageRecords
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class Sequential(Technique):
             alone = "no folder is named, so there are no other stages"
             reasons = dict.fromkeys(("replay", "keep_rows", "evaluation_rows", "own_answers", "stage", "metric"), alone)
         if not self.replay:
-            reasons |= dict.fromkeys(("own_answers",), "replay is 0")
+            reasons["own_answers"] = "replay is 0"
         if not self.ewc:
             reasons |= dict.fromkeys(("fisher", "fisher_rows"), "ewc is 0")
         if not self.lwf:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ...errors import CheckpointError
+from ...host.manifest import rename_flushed
 from .settings import NAME
 
 
@@ -96,12 +97,7 @@ def _write(tensors: dict[str, torch.Tensor], file: Path) -> str:
     with scratch.open("rb") as handle:
         os.fsync(handle.fileno())
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    scratch.replace(file)
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    rename_flushed(scratch, file)
     return digest
 
 

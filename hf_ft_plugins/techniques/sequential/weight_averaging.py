@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from .penalties import local
 from .settings import NAME
+from .tensor_files import placed_like
 
 
 @torch.no_grad()
@@ -40,11 +42,11 @@ def average_with_start(model: torch.nn.Module, start: Mapping[str, torch.Tensor]
         raise PluginError(f"{NAME}: wise={alpha}: it is the stage's share, between 0 and 1.")
     pairs = _pairs(model, start)
     for weight, then in pairs:
-        own, then = _local(weight), _shard_like(weight, then)
+        own, then = local(weight), local(placed_like(then, weight))
         if not own.is_floating_point():
             continue
         precise = torch.promote_types(own.dtype, torch.float32)
-        begun = then.to(own.device, precise)
+        begun = then.to(precise)
         mean = begun * (1 - alpha) + own.to(precise) * alpha
         # The mean of two equal numbers may be rounded to another.
         own.copy_(torch.where(begun == own, own, mean.to(own.dtype)))
@@ -59,22 +61,7 @@ def _pairs(model: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> list[tu
             raise PluginError(
                 f"{NAME}: wise averages with the weights that the stage began with, of which {name} has "
                 f"{list(then.shape)}, and the model {own}. Let the model and its adapter keep their shape from the "
-                "stage's start to its end, or set wise=0."
+                "stage's start to its end, or leave out wise."
             )
         found.setdefault(id(named[name]), (named[name], then))
     return list(found.values())
-
-
-def _local(weight: Any) -> torch.Tensor:
-    """This rank's shard, or the whole where nothing is sharded; the same memory."""
-    return weight.to_local() if hasattr(weight, "to_local") else weight.data
-
-
-def _shard_like(weight: Any, full: torch.Tensor) -> torch.Tensor:
-    if not hasattr(weight, "to_local"):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    # Each rank has the whole: nothing is sent.
-    whole = full.to(weight.device_mesh.device_type)
-    return distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None).to_local()
