@@ -1,13 +1,12 @@
 """Steps within the backward pass on two ranks that each hold a shard of every tensor (FSDP2), on CPUs."""
 
 import hashlib
-import os
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from hf_ft_plugins.techniques.low_memory.algorithms import ALGORITHMS
-from tests.two_processes import build
+from tests.two_processes import build, shard_on_cpus, sharded_by
 
 RUN = {
     "gradient_accumulation_steps": 1,
@@ -16,26 +15,7 @@ RUN = {
     "save_strategy": "no",
     "logging_steps": 1,
 }
-SHARDED = {
-    "use_cpu": False,
-    "fsdp": True,
-    "fsdp_config": {
-        "version": 2,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": ["BertLayer"],
-    },
-}
-
-
-def shard_on_cpus():
-    """Let accelerate shard without an accelerator: to it, gloo on a CPU never does."""
-    import accelerate.state
-
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    accelerate.state.PartialState._prepare_backend = lambda self, *args, **kwargs: (
-        "gloo",
-        accelerate.state.DistributedType.MULTI_XPU,
-    )
+SHARDED = sharded_by("BertLayer")
 
 
 def norms(trainer):

@@ -1,12 +1,11 @@
 """Penalties on two ranks that each hold the whole model, or shards of it (FSDP2, on CPUs)."""
 
 import hashlib
-import os
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.two_processes import resumes_on_two_ranks
+from tests.two_processes import resumes_on_two_ranks, shard_on_cpus, sharded_by
 
 CHANGES = {
     "optim": "sgd",
@@ -19,27 +18,8 @@ CHANGES = {
     "max_grad_norm": 0.0,
 }
 TWO = {"ddp_backend": "gloo"}
-SHARDED = {
-    "use_cpu": False,
-    "fsdp": True,
-    "fsdp_config": {
-        "version": 2,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
-    },
-}
+SHARDED = sharded_by("LlamaDecoderLayer")
 PULLED = {"l2sp": 0.5, "ewc": 0.2, "fisher_rows": 6}
-
-
-def shard_on_cpus():
-    """Let accelerate shard without an accelerator: to it, gloo on a CPU never does."""
-    import accelerate.state
-
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    accelerate.state.PartialState._prepare_backend = lambda self, *args, **kwargs: (
-        "gloo",
-        accelerate.state.DistributedType.MULTI_XPU,
-    )
 
 
 def trained(folder, penalties=PULLED, **changes):

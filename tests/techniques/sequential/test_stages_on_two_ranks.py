@@ -6,18 +6,9 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.techniques.sequential.test_penalties_on_two_ranks import shard_on_cpus
-from tests.two_processes import resumes_on_two_ranks
+from tests.two_processes import resumes_on_two_ranks, shard_on_cpus, sharded_by
 
-SHARDED = {
-    "use_cpu": False,
-    "fsdp": True,
-    "fsdp_config": {
-        "version": 2,
-        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": ["BertLayer"],
-    },
-}
+SHARDED = sharded_by("BertLayer")
 
 
 def sharded(kind):

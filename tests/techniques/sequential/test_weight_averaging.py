@@ -6,8 +6,8 @@ import torch
 from hf_ft_plugins import PluginError
 from hf_ft_plugins.techniques.sequential.weight_averaging import average_with_start
 from hf_ft_plugins.testing import tiny_model
-from tests.techniques.low_memory.test_shards import RUN, SHARDED, shard_on_cpus, weights
-from tests.two_processes import build
+from tests.techniques.low_memory.test_shards import RUN, SHARDED, weights
+from tests.two_processes import build, shard_on_cpus
 
 
 def tensors(model):
