@@ -17,6 +17,7 @@ from benchmarks.report import Gate, LeftOut, Result
 from benchmarks.sequential.runs import arguments, trainer_of
 from benchmarks.sequential.tasks import has_data, text_to_answers
 from hf_ft_plugins import with_plugins
+from hf_ft_plugins.techniques.sequential import StageCallback
 
 BENCHMARK = "sequential"
 STOCK, AGAIN = "stock", "stock again (A/A)"
@@ -66,7 +67,7 @@ def rows(asked: Namespace) -> Iterator[Result | LeftOut]:
                 host = with_plugins(Trainer, f"sequential:{options}")
             trainer = trainer_of(task, str(begun / "first" / "model"), args, second.train, None, host)
             trainer.callback_handler.callbacks = [
-                one for one in trainer.callback_handler.callbacks if type(one).__name__ != "StageCallback"
+                one for one in trainer.callback_handler.callbacks if not isinstance(one, StageCallback)
             ]
             clock = Clock()
             trainer.add_callback(clock)

@@ -7,7 +7,6 @@ a fork of this process, which itself must not have trained.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.forks import in_a_fork
 from benchmarks.report import Gate, Result
 from hf_ft_plugins.techniques.sequential.stage_records import STAGES_FILE, StageRecords
 
 BENCHMARK = "sequential"
-STEPS = 38  # of a stage
+ROWS = 600  # of a stage, seen once
 
 # A stage is being kept between these two.
 BEGUN, FINISHED = StageRecords.begin.__code__, StageRecords.finish.__code__
@@ -45,7 +45,7 @@ def rows(ended: Future[list[dict[str, Any]]]) -> Iterator[Result]:
     yield report.row(
         *(BENCHMARK, "killed and run again: sequences of three stages that end bit-equal, of all", equal, len(found)),
         gate=Gate("difference", "=", 0),
-        conditions={**report.conditions("cpu", steps=STEPS), "while_keeping": keeping},
+        conditions={**report.conditions("cpu", rows_of_a_stage=ROWS), "while_keeping": keeping},
     )
 
 
@@ -138,43 +138,20 @@ def left_in(folder: Path) -> dict[str, str]:
     }
 
 
-def in_a_fork(work: Callable[[], Any]) -> dict[str, Any]:
-    """The result of `work()`, which JSON can hold, in a child process as `value`; or its `error`, or its `signal`."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, 1)
-        os.dup2(devnull, 2)
-        try:
-            result = {"value": work()}
-        except BaseException as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
-        with contextlib.suppress(BrokenPipeError):
-            os.write(writing, json.dumps(result).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return json.loads(text) if text else {"signal": os.waitstatus_to_exitcode(status)}
-
-
 def digits(folder: Path) -> Any:
     """Three short stages of permuted digits, with checkpoints."""
     from transformers import Trainer
 
     from benchmarks.sequential.runs import arguments, trainer_of
-    from benchmarks.sequential.tasks import permuted_digits
+    from benchmarks.sequential.tasks import ONE_EPOCH, permuted_digits
     from hf_ft_plugins.techniques.sequential import Stage, run_stages
 
-    task = permuted_digits(0, STEPS)
+    task = permuted_digits(0, ONE_EPOCH)
 
     def build(run: Any) -> Any:
         args = arguments(task, run.output_dir, 0, "cpu", save_strategy="steps", save_steps=12)
         data = run.stage.train_dataset, run.stage.eval_dataset
         return trainer_of(task, run.start, args, *data, run.hosted(Trainer))
 
-    stages = [Stage(name=one.name, train_dataset=one.train[:600], eval_dataset=one.test[:100]) for one in task.stages]
+    stages = [Stage(name=one.name, train_dataset=one.train[:ROWS], eval_dataset=one.test[:100]) for one in task.stages]
     return run_stages(build, stages, {"sequential": {"folder": str(folder), "metric": task.metric, "wise": 0.8}})

@@ -99,6 +99,9 @@ def accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((predicted.predictions.argmax(-1) == predicted.label_ids).mean())}
 
 
+ONE_EPOCH = 38  # steps, of 1,197 digits in batches of 32
+
+
 def permuted_digits(seed: int, steps: int) -> Task:
     """Three stages, in each the pixels in another order; the labels stay."""
     from sklearn.datasets import load_digits
@@ -120,7 +123,7 @@ def permuted_digits(seed: int, steps: int) -> Task:
         tuple(stage(number) for number in range(3)),
         lambda start: DigitsModel(DigitsConfig()) if start is None else DigitsModel.from_pretrained(start),
         *("accuracy", True),
-        {"per_device_train_batch_size": 32, "num_train_epochs": steps / 38, "learning_rate": 1e-3},
+        {"per_device_train_batch_size": 32, "num_train_epochs": steps / ONE_EPOCH, "learning_rate": 1e-3},
         {"compute_metrics": accuracy},
     )
 

@@ -5,13 +5,13 @@ a fork of this process, which itself never trains.
 """
 
 import hashlib
-import json
 import os
 import signal
 import sys
 
 from transformers import Trainer
 
+from benchmarks.forks import in_a_fork
 from hf_ft_plugins import AdaptiveLR, with_plugins
 from hf_ft_plugins.testing import tiny_trainer
 
@@ -61,28 +61,6 @@ def digest(trainer):
     for state in trainer.optimizer.state_dict()["state"].values():
         total.update(state["exp_avg_sq"].numpy().tobytes())
     return total.hexdigest()
-
-
-def in_a_fork(work):
-    """The JSON-able result of `work()` in a child process, or how the child ended."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, 1)
-        os.dup2(devnull, 2)
-        try:
-            result = {"value": work()}
-        except BaseException as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
-        os.write(writing, json.dumps(result).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return json.loads(text) if text else {"signal": os.waitstatus_to_exitcode(status)}
 
 
 def kill_and_resume(folder, kind, where, moments):
