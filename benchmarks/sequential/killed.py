@@ -20,9 +20,14 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+from transformers import Trainer
+
 from benchmarks import report
 from benchmarks.forks import in_a_fork
 from benchmarks.report import Gate, Result
+from benchmarks.sequential.runs import arguments, trainer_of
+from benchmarks.sequential.tasks import ONE_EPOCH, permuted_digits
+from hf_ft_plugins.techniques.sequential import Stage, run_stages
 from hf_ft_plugins.techniques.sequential.stage_records import STAGES_FILE, StageRecords
 
 BENCHMARK = "sequential"
@@ -140,12 +145,6 @@ def left_in(folder: Path) -> dict[str, str]:
 
 def digits(folder: Path) -> Any:
     """Three short stages of permuted digits, with checkpoints."""
-    from transformers import Trainer
-
-    from benchmarks.sequential.runs import arguments, trainer_of
-    from benchmarks.sequential.tasks import ONE_EPOCH, permuted_digits
-    from hf_ft_plugins.techniques.sequential import Stage, run_stages
-
     task = permuted_digits(0, ONE_EPOCH)
 
     def build(run: Any) -> Any:
