@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import report
-from benchmarks.report import Gate, LeftOut, Result, noise_floor
+from benchmarks.report import Gate, LeftOut, Result
 from benchmarks.sequential.runs import DEFAULT, JOINT, NAIVE, scores
 from benchmarks.sequential.tasks import TASKS, has_data
 
@@ -150,5 +150,5 @@ def _forgotten(found: np.ndarray) -> np.ndarray:
 
 
 def _noise(stock: np.ndarray) -> float:
-    """Of a mean's ratio, of stock against itself with the next seed."""
-    return noise_floor(np.roll(stock, 1) / stock) / len(stock) ** 0.5
+    """Of the mean over seeds, of stock against itself with the next seed; as a share."""
+    return report.noise_of_mean(stock, np.roll(stock, 1)) / float(stock.mean())
