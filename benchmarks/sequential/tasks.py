@@ -90,7 +90,7 @@ class DigitsModel(PreTrainedModel):
         pass
 
     def forward(self, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> SequenceClassifierOutput:
-        logits = self.layers(pixels)
+        logits = self.layers(pixels.to(self.layers[0].weight.dtype)).float()
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
