@@ -34,7 +34,7 @@ class AdaptiveLR(Technique):
     metric: str | None = option(
         None,
         help="what to watch; default metric_for_best_model, else eval_loss, else the training loss when nothing is "
-        "evaluated ('loss' asks for that); of several evaluation sets, eval_SET_METRIC",
+        "evaluated ('loss' asks for that); of several evaluation sets their mean, or eval_SET_METRIC",
     )
     greater_is_better: bool | None = option(
         None, help="direction; default what the script's arguments say, else what the metric's name says"

@@ -21,7 +21,6 @@ SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
 def refuse_unsupported(controller: Controller, settings: WatchSettings, trainer: Trainer) -> None:
     """`refuse_arguments`, and what only the whole trainer shows."""
     refuse_arguments(settings, trainer.args)
-    refuse_unnamed_of_several(settings, trainer)
     watched_direction(settings, trainer.args, watched_metric(settings, trainer.args), set_names(trainer.eval_dataset))
     recipe = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,)
     if not (tunes_itself(type(lr_scale.innermost(trainer.optimizer))) or tunes_itself(recipe[0])):
@@ -50,31 +49,6 @@ def refuse_arguments(settings: WatchSettings, args: TrainingArguments) -> None:
             f"{NAME}: optim={optim!r} steps inside the backward pass with a rate of its own, which no factor "
             "reaches. Use the variant without layerwise."
         )
-
-
-def refuse_unnamed_of_several(settings: WatchSettings, trainer: Trainer) -> None:
-    """Raise `PluginError` where there are several evaluation sets and nobody named the metric that counts.
-
-    A script with an `evaluate` of its own may give a metric of all sets; there the first evaluation shows it.
-    """
-    sets = set_names(trainer.eval_dataset)
-    own = not _evaluate_of(type(trainer)).__module__.startswith("transformers.")
-    if not sets or own or watched_metric(settings, trainer.args) != "eval_loss" or settings.metric is not None:
-        return
-    first, *others = (f"eval_{name}_loss" for name in sets)
-    raise PluginError(
-        f"{NAME}: the evaluation sets are {', '.join(sets)}, so there is no eval_loss to watch. Name the metric that "
-        f"counts: {NAME}:metric={' or '.join([first, *others])}, or one of compute_metrics, as eval_{sets[0]}_..."
-    )
-
-
-def _evaluate_of(trainer_class: type) -> Any:
-    """The `evaluate` that runs: the most derived one that is not the host's."""
-    return next(
-        vars(kind)["evaluate"]
-        for kind in trainer_class.__mro__
-        if "evaluate" in vars(kind) and not kind.__module__.startswith("hf_ft_plugins.")
-    )
 
 
 def refuse_a_second(trainer: Trainer, callback_class: type) -> None:

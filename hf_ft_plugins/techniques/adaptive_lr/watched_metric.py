@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import PluginError
-from ...metrics import direction, evaluation_key
+from ...metrics import direction, evaluation_key, without_set_name
 from .settings import NAME, WatchSettings
 
 if TYPE_CHECKING:
@@ -30,6 +31,19 @@ def watched_metric(settings: WatchSettings, args: TrainingArguments) -> str:
 def is_named(settings: WatchSettings, args: TrainingArguments) -> bool:
     """Whether the user or the script named the metric."""
     return settings.metric is not None or args.metric_for_best_model is not None
+
+
+def keys_by_set(metric: str, sets: Iterable[str]) -> dict[str, str]:
+    """How Trainer calls a metric that names none of several evaluation sets, by set; {} where it names one of them."""
+    names = tuple(sets)
+    if metric == TRAINING_LOSS or without_set_name(metric, names) != metric:
+        return {}
+    return {name: f"eval_{name}_{metric.removeprefix('eval_')}" for name in names}
+
+
+def sets_in(keys: Iterable[str]) -> list[str]:
+    """The names of several evaluation sets, by what their evaluations gave."""
+    return [found[1] for key in keys if (found := re.fullmatch("eval_(.+)_runtime", key))]
 
 
 def value_of(metric: str, metrics: dict[str, float]) -> float | None:
@@ -84,34 +98,39 @@ class Watch:
     """The metric that one run is steered by, and what the run's evaluations have shown of it.
 
     Attributes:
-        metric, greater: what is watched, and whether more of it is better; from `begin` on.
-        seen_keys: what evaluations gave so far.
+        metric, greater: what is watched, and whether more of it is better; from `begin` on. Of several evaluation
+            sets of which it names none, it is their mean.
+        seen_keys: what evaluations gave so far, in their order.
         metric_seen: whether the metric was among it.
         fell_back: whether the training loss is watched since, because the metric was not.
     """
 
     metric: str
     greater: bool
+    _keys: dict[str, str]
+    _values: dict[str, float]
 
     def __init__(self, settings: WatchSettings) -> None:
         self.settings = settings
-        self.seen_keys: set[str] = set()
+        self.seen_keys: list[str] = []
         self.metric_seen = False
         self.fell_back = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"keys": sorted(self.seen_keys), "seen": self.metric_seen, "fell_back": self.fell_back}
+        return {"keys": list(self.seen_keys), "seen": self.metric_seen, "fell_back": self.fell_back}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen_keys = set(state.get("keys", ()))
+        self.seen_keys = list(state.get("keys", ()))
         self.metric_seen = state.get("seen", False)
         self.fell_back = state.get("fell_back", False)
 
     def begin(self, args: TrainingArguments, step: int, sets: Iterable[str]) -> None:
-        """Training begins at `step`, with evaluation sets of these names where there are several."""
+        """Training begins at `step`, with evaluation sets of these names where there are several and they are known."""
         self._began_at, self._decided_at = step, -1
         self.metric = TRAINING_LOSS if self.fell_back else watched_metric(self.settings, args)
         self.greater = watched_direction(self.settings, args, self.metric, sets)
+        self._values, self._keys = {}, keys_by_set(self.metric, sets) or self._keys_seen()
+        self._say_mean()
 
     def is_repeated(self, step: int) -> bool:
         """Whether an evaluation at `step` is the `eval_on_start` of a resumed run: the uninterrupted run has none."""
@@ -121,9 +140,37 @@ class Watch:
         """The value to decide on in what one evaluation gave; None where there is none."""
         if any(key.startswith("eval_") for key in metrics):
             # Others are the script's own, on its training or test set.
-            self.seen_keys |= set(metrics)
+            self.seen_keys += [key for key in metrics if key not in self.seen_keys]
         # One of several sets gives the metric; a second value at one step is the script's own evaluation of other data.
-        return None if self._decided_at == step else value_of(self.metric, metrics)
+        if self._decided_at == step:
+            return None
+        value = value_of(self.metric, metrics)
+        return self._mean_of_sets(metrics) if value is None and self._keys else value
+
+    def _mean_of_sets(self, metrics: dict[str, float]) -> float | None:
+        """The mean of the metric over those sets that give it, once the last one has been evaluated."""
+        self._values |= {name: metrics[key] for name, key in self._keys.items() if key in metrics}
+        last = list(self._keys)[-1]
+        if last not in self._values and f"eval_{last}_runtime" not in metrics:
+            return None
+        values = [float(value) for value in self._values.values()]
+        self._values = {}
+        return sum(values) / len(values) if values else None
+
+    def _keys_seen(self) -> dict[str, str]:
+        """What a callback without its trainer, which does not know the sets, has learned from their evaluations."""
+        if value_of(self.metric, dict.fromkeys(self.seen_keys, 0.0)) is not None:
+            return {}
+        found = keys_by_set(self.metric, sets_in(self.seen_keys))
+        return {name: key for name, key in found.items() if key in self.seen_keys}
+
+    def _say_mean(self) -> None:
+        if len(self._keys) > 1:
+            logger.warning(
+                "%s: metric=%s is of no one of the evaluation sets, so the mean of %s is watched; name one of them for "
+                "that one alone.",
+                *(NAME, self.metric, ", ".join(self._keys.values())),
+            )
 
     def decided(self, step: int) -> None:
         """A value was acted on at `step`."""
@@ -131,15 +178,20 @@ class Watch:
 
     @property
     def is_missing(self) -> bool:
-        """Whether a whole round of evaluations did not give the metric."""
-        return bool(self.seen_keys) and not self.metric_seen and self.metric != TRAINING_LOSS
+        """Whether a whole round of evaluations did not give the metric, and nothing else is watched yet."""
+        waits = any(key in self.seen_keys for key in self._keys.values())
+        return bool(self.seen_keys) and not self.metric_seen and not waits and self.metric != TRAINING_LOSS
 
     def fall_back(self, args: TrainingArguments) -> None:
-        """Watch the training loss from here on, with a warning.
+        """Watch the mean over several sets from here on, or, with a warning, the training loss.
 
         Raises:
             PluginError: the user or the script named the metric that is missing.
         """
+        self._keys = self._keys_seen()
+        if self._keys:
+            self._say_mean()
+            return
         if is_named(self.settings, args):
             refuse_absent_metric(self.metric, self.seen_keys)
         logger.warning(

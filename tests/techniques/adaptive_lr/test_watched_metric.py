@@ -83,13 +83,54 @@ def test_trainer_s_blind_default_is_not_followed_and_said(tmp_path, caplog):
     assert "counts as" not in caplog.text
 
 
-def test_several_sets_without_a_named_metric_are_refused_when_the_trainer_is_built(tmp_path):
-    with pytest.raises(PluginError, match="metric=eval_clean_loss or eval_error_loss"):
-        tiny_trainer(tmp_path, "adaptive-lr", eval_dataset=SETS)
-    with pytest.raises(PluginError, match="metric=eval_only_loss"):
-        tiny_trainer(tmp_path, "adaptive-lr", eval_dataset={"only": SETS["clean"]})
-    # Where nothing is evaluated the training loss is watched.
-    tiny_trainer(tmp_path, "adaptive-lr", eval_dataset=SETS, eval_strategy="no")
+class Losses(TrainerCallback):
+    """What each set's evaluation gave, by step."""
+
+    def __init__(self):
+        self.found = {}
+
+    def on_evaluate(self, args, state, control, *, metrics, **kwargs):
+        losses = {key: value for key, value in metrics.items() if key.endswith("_loss")}
+        self.found.setdefault(state.global_step, {}).update(losses)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("technique", [{}, {"metric": "eval_loss"}])
+def test_of_several_sets_nobody_named_the_mean_is_watched(technique, alone, tmp_path, caplog):
+    losses, options = Losses(), technique | CUTTING
+    techniques = () if alone else (AdaptiveLR(**options),)
+    callbacks = [losses, *([AdaptiveLRCallback(**options)] if alone else [])]
+    trainer = tiny_trainer(tmp_path, *techniques, eval_dataset=SETS, callbacks=callbacks)
+    trainer.train()
+    assert caplog.text.count("the mean of eval_clean_loss, eval_error_loss is watched") == 1
+    # Alone, a callback sees at the first evaluations which sets there are.
+    first = 6 if alone else 3
+    assert [step for step, _ in told(trainer)] == ([9, 12, 14] if alone else [6, 9, 12])
+    reason = next(entry["adaptive_lr/reason"] for entry in trainer.state.log_history if "adaptive_lr/reason" in entry)
+    mean = [sum(losses.found[step].values()) / 2 for step in (first + 3, first)]
+    assert f"{mean[0]:.6g} is no better than {mean[1]:.6g}" in reason
+
+
+def test_a_set_that_does_not_give_the_metric_is_left_out_of_the_mean(tmp_path):
+    without_labels = [{"input_ids": row["input_ids"]} for row in SETS["error"]]
+    for sets in ({"clean": SETS["clean"], "bare": without_labels}, {"bare": without_labels, "clean": SETS["clean"]}):
+        trainer = tiny_trainer(tmp_path / next(iter(sets)), AdaptiveLR(**CUTTING), eval_dataset=sets)
+        trainer.train()
+        assert told(trainer) == [(6, "cut"), (9, "cut"), (12, "cut")]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_run_that_watches_a_mean_resumes_exactly(alone, tmp_path):
+    setting = {"eval_dataset": SETS, "save_steps": 1}
+    techniques = () if alone else (AdaptiveLR(**CUTTING),)
+
+    def more():
+        return {"callbacks": [AdaptiveLRCallback(**CUTTING)]} if alone else {}
+
+    straight = tiny_trainer(tmp_path / "straight", *techniques, **setting, **more())
+    straight.train()
+    again = resumed(tmp_path / "resumed", *techniques, stop_at=7, **setting, **more())
+    assert difference(outcome(straight), outcome(again)) is None
 
 
 class OwnEvaluation(Trainer):
