@@ -4,9 +4,10 @@
 
 Settings: 300 of scikit-learn's digits with 40 % wrong training labels, at most 600 steps, the dev set's labels as
 noisy or clean; and, where the data is (folder FT_DATA, default ../shared/data), fine-tuning a pretrained MiniLM encoder
-on a few hundred film reviews. The test set is always clean. All rows use the real Trainer, the same data, the same
-initial weights and the same evaluations of the dev loss; `plateau`, `greedy` and `rollback` are adaptive-lr's with
-default options on the linear schedule.
+on a few hundred film reviews, of which 10 or 40 % have the wrong label, in the dev set, too. The test set is always
+clean. All rows use the real Trainer, the same data, the same initial weights and the same evaluations of the dev loss;
+`default` is adaptive-lr without options (climb), `plateau`, `greedy` and `rollback` its other controllers, all on the
+linear schedule. Defaults were chosen on digits with seeds 200 to 215.
 
 The baseline is the strongest that transformers has: `reduce_lr_on_plateau` with `EarlyStoppingCallback` and the best
 checkpoint. It gets what ours has: the factor, the patience of a cut, and the stop after as many evaluations without
@@ -62,7 +63,8 @@ PLATEAU = "stock reduce_lr_on_plateau"
 EARLY_STOPPING = {f"{PLATEAU}, early stopping": 8, f"{PLATEAU}, early stopping after 4": 4}
 STOCK = next(iter(EARLY_STOPPING))
 AGAIN = f"{STOCK}, other seed (A/A)"
-OURS = ("plateau", "greedy", "rollback")
+DEFAULT = "default"
+OURS = (DEFAULT, "plateau", "greedy", "rollback")
 METRICS = ("NLL best", "NLL end", "accuracy best", "accuracy end", "steps")
 OTHER_SEED = 1000  # added for the A/A row
 
@@ -93,6 +95,7 @@ class Setting:
     eval_batch: int
     warmup: int
     threads: int
+    gate: float  # of the worst rate's NLL
 
 
 # ---- digits ----
@@ -147,24 +150,24 @@ def with_wrong_labels(labels: np.ndarray, share: float, classes: int, random: np
 # ---- text ----
 
 
-def sentiment(seed: int, *, train: int, dev: int, test: int, max_length: int) -> Task:
+def sentiment(seed: int, *, train: int, dev: int, test: int, max_length: int, wrong: float) -> Task:
     tokenizer = AutoTokenizer.from_pretrained(MINILM)
     collate = DataCollatorWithPadding(tokenizer)
 
-    def rows(part: str, count: int) -> list[dict[str, Any]]:
-        examples = reviews(part)
-        chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
+    def rows(part: str, count: int, wrong: float) -> list[dict[str, Any]]:
+        examples, random = reviews(part), np.random.default_rng(seed)
+        chosen = random.permutation(len(examples))[:count]
         texts = [examples[index]["text"] for index in chosen]
+        labels = np.array([examples[index]["label"] for index in chosen])
         encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        return [
-            {"input_ids": ids, "labels": examples[index]["label"]} for ids, index in zip(encoded, chosen, strict=True)
-        ]
+        noisy = with_wrong_labels(labels, wrong, 2, random)
+        return [{"input_ids": ids, "labels": int(label)} for ids, label in zip(encoded, noisy, strict=True)]
 
     def by_length(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return sorted(examples, key=lambda example: len(example["input_ids"]))
 
-    both = rows("train", train + dev)
-    tested = by_length(rows("test", test))
+    both = rows("train", train + dev, wrong)
+    tested = by_length(rows("test", test, 0))
     return Task(
         new_model=lambda: AutoModelForSequenceClassification.from_pretrained(MINILM, dtype=torch.float32),
         collate=collate,
@@ -210,7 +213,9 @@ class BestByDevLoss(TrainerCallback):
 
 def trainer_class(row: str) -> type[Trainer]:
     """The Trainer of a row: `stock ...`, or adaptive-lr's controller and further options (`plateau:factor=0.1`)."""
-    return Trainer if row.startswith("stock") else with_plugins(Trainer, f"adaptive-lr:controller={row}")
+    if row.startswith("stock"):
+        return Trainer
+    return with_plugins(Trainer, "adaptive-lr" if row == DEFAULT else f"adaptive-lr:controller={row}")
 
 
 def schedule(row: str, rate: float) -> dict[str, Any]:
@@ -314,7 +319,7 @@ def headline_results(setting: Setting, measured: Measured, about: dict[str, Any]
             *(BENCHMARK, f"{setting.name}: {row}: {metric}", *values),
             ratio=values[0] / values[1],
             noise=noise_floor(aa / baseline),
-            gate=gate if row in OURS else None,
+            gate=gate if row == DEFAULT else None,
             conditions={**more, "quartiles": quartiles(ours / baseline)},
         )
 
@@ -323,7 +328,7 @@ def headline_results(setting: Setting, measured: Measured, about: dict[str, Any]
             continue
         run = measured[row]
         for ours_at, stock_at, gate in (
-            ("end", "best", Gate("ratio", "<=", 0.9)),
+            ("end", "best", Gate("ratio", "<=", setting.gate)),
             ("best", "best", None),
             ("end", "end", None),
         ):
@@ -331,9 +336,13 @@ def headline_results(setting: Setting, measured: Measured, about: dict[str, Any]
             seeds = [run[f"NLL {ours_at}"], again[f"NLL {stock_at}"], stock[f"NLL {stock_at}"]]
             metric = f"worst-rate NLL, {ours_at} against the baseline's {stock_at}"
             yield result(row, metric, values, [one.max(axis=0) for one in seeds], gate)
+        values = worst(run["NLL end"]), float(stock["NLL best"][tuned].mean())
+        seeds = [run["NLL end"].max(axis=0), again["NLL best"][tuned], stock["NLL best"][tuned]]
+        metric = "worst-rate NLL, end against the baseline's best at its best rate"
+        yield result(row, metric, values, seeds, Gate("ratio", "<=", 1.05))
         steps = [one["steps"].mean(axis=0) for one in (run, again, stock)]
         values = float(steps[0].mean()), float(steps[2].mean())
-        yield result(row, "steps, mean over rates", values, steps, Gate("ratio", "<=", 0.75))
+        yield result(row, "steps, mean over rates", values, steps, Gate("ratio", "<=", 0.6))
         for ours_at, gate in (("end", Gate("difference", ">=", -0.01)), ("best", None)):
             seeds = [run[f"accuracy {ours_at}"], again["accuracy best"], stock["accuracy best"]]
             seeds = [one[tuned] for one in seeds]
@@ -375,8 +384,8 @@ def settings(quick: bool) -> list[Setting]:
         "threads": 1,
     }
     chosen = [
-        Setting(name="digits, noisy dev", task=lambda seed: digits(seed, noisy_dev=True), **on_digits),
-        Setting(name="digits, clean dev", task=lambda seed: digits(seed, noisy_dev=False), **on_digits),
+        Setting(name="digits, noisy dev", task=lambda seed: digits(seed, noisy_dev=True), gate=0.93, **on_digits),
+        Setting(name="digits, clean dev", task=lambda seed: digits(seed, noisy_dev=False), gate=0.9, **on_digits),
     ]
     if not has_reviews():
         return chosen
@@ -385,21 +394,23 @@ def settings(quick: bool) -> list[Setting]:
         if quick
         else {"train": 200, "dev": 150, "test": 300, "max_length": 32}
     )
-    chosen.append(
+    chosen += [
         Setting(
-            name="sentiment",
-            task=lambda seed: sentiment(seed, **size),
+            name=f"sentiment, {wrong:.0%} wrong labels",
+            task=lambda seed, wrong=wrong: sentiment(seed, **size, wrong=wrong),
             rates=(2e-5, 2e-4, 2e-3),
-            seeds=1 if quick else 2,
-            rows=("stock linear", STOCK, AGAIN, "plateau", "rollback"),
+            seeds=1 if quick else 3,
+            rows=(STOCK, AGAIN, DEFAULT),
             steps=30 if quick else 60,
             eval_steps=5 if quick else 6,
             batch=16,
             eval_batch=50,
             warmup=3 if quick else 6,
-            threads=torch.get_num_threads(),
+            threads=1,
+            gate=1.0,
         )
-    )
+        for wrong in (0.1, 0.4)
+    ]
     return chosen
 
 

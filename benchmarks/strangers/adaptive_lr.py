@@ -22,7 +22,7 @@ from hf_ft_plugins import lr_scale
 from hf_ft_plugins.metrics import greater_is_better
 from hf_ft_plugins.testing import difference, outcome, resumed, tiny_dataset, tiny_trainer
 
-CUTTING = "adaptive-lr:patience=1,min_delta=1e9,stop=false"
+CUTTING = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,stop=false"
 SETS = {"clean": tiny_dataset(8, seed=2), "error": tiny_dataset(8, seed=3), "loss": tiny_dataset(8, seed=4)}
 RISING = (0.1, 0.2, 0.3, 0.4, 0.5)
 MEND = r"relative_step=False|[Uu]se another optimizer|without layerwise|line_search_fn"
@@ -166,7 +166,7 @@ def decides(metric: str, values: tuple[float, ...], wanted: list[str], spec: str
         calls.append(prediction)
         return {metric: values[(len(calls) - 1) // len(sets)]}
 
-    spec = f"adaptive-lr:patience=1,max_cuts=9{spec}"
+    spec = f"adaptive-lr:controller=plateau,patience=1,max_cuts=9{spec}"
     trainer = tiny_trainer(Path.cwd(), spec, compute_metrics=compute, save_strategy="no", **changes)
     trainer.train()
     expect(_actions(trainer), wanted, f"decisions on {metric}")

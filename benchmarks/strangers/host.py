@@ -114,7 +114,7 @@ def as_stock(trainer_class: type = Trainer, make_setting: Callable[[], dict[str,
 def interrupted() -> tuple[Path, dict[str, Any]]:
     """Checkpoints at steps 2, 4, ... 8 of a run of 14, and how the run that was not interrupted ended."""
     folder = Path(mkdtemp())
-    trainer = tiny_trainer(folder, AdaptiveLR(**CUTTING))
+    trainer = tiny_trainer(folder, AdaptiveLR(controller="plateau", **CUTTING))
     trainer.train()
     for step in (10, 12, 14):
         shutil.rmtree(folder / f"checkpoint-{step}")
@@ -126,7 +126,7 @@ def survives(name: str, harm: Callable[[Path], None]) -> None:
     source, expected = interrupted()
     shutil.copytree(source, "run")
     harm(Path("run/checkpoint-8") / name)
-    trainer = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING))
+    trainer = tiny_trainer(Path("run"), AdaptiveLR(controller="plateau", **CUTTING))
     trainer.train(resume_from_checkpoint=True)
     found = difference(expected, outcome(trainer))
     if found:
@@ -170,10 +170,10 @@ class Signal(TrainerCallback):
 def preempted(event: str, step: int) -> None:
     signal = Signal(event, step)
     settings = {"enable_jit_checkpoint": True, "save_strategy": "no"}
-    trainer = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), callbacks=[signal], **settings)
+    trainer = tiny_trainer(Path("run"), AdaptiveLR(controller="plateau", **CUTTING), callbacks=[signal], **settings)
     signal.manager = trainer._jit_manager
     trainer.train()
-    again = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), save_strategy="no")
+    again = tiny_trainer(Path("run"), AdaptiveLR(controller="plateau", **CUTTING), save_strategy="no")
     again.train(resume_from_checkpoint=True)
     expected = {**interrupted()[1]}
     found = difference(expected, outcome(again))
@@ -185,12 +185,18 @@ def preempted_in_epochs(step: int) -> None:
     """All in epochs, and the signal within one: the end of the run is no end of an epoch."""
     signal = Signal("on_step_end", step)
     settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 4}
-    straight = tiny_trainer(Path("straight"), AdaptiveLR(**CUTTING), **settings)
+    straight = tiny_trainer(Path("straight"), AdaptiveLR(controller="plateau", **CUTTING), **settings)
     straight.train()
-    first = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), callbacks=[signal], enable_jit_checkpoint=True, **settings)
+    first = tiny_trainer(
+        Path("run"),
+        AdaptiveLR(controller="plateau", **CUTTING),
+        callbacks=[signal],
+        enable_jit_checkpoint=True,
+        **settings,
+    )
     signal.manager = first._jit_manager
     first.train()
-    again = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), **settings)
+    again = tiny_trainer(Path("run"), AdaptiveLR(controller="plateau", **CUTTING), **settings)
     again.train(resume_from_checkpoint=True)
     found = difference(outcome(straight), outcome(again))
     if found:
@@ -215,7 +221,11 @@ def changed_by_callback(event: str) -> None:
     """Stock resumes from the newest checkpoint, whatever a callback did to it; so does the host."""
     for steps in (6, 9):
         trainer = tiny_trainer(
-            Path("run"), AdaptiveLR(**CUTTING), callbacks=[Changes(event)], max_steps=steps, save_steps=3
+            Path("run"),
+            AdaptiveLR(controller="plateau", **CUTTING),
+            callbacks=[Changes(event)],
+            max_steps=steps,
+            save_steps=3,
         )
         trainer.train(resume_from_checkpoint=steps == 9)
     left = sorted(folder.name for folder in Path("run").iterdir())
@@ -229,7 +239,7 @@ class Rounds(Trainer):
 
 
 def rounded() -> None:
-    trainer = tiny_trainer(Path("run"), AdaptiveLR(**CUTTING), trainer_class=Rounds)
+    trainer = tiny_trainer(Path("run"), AdaptiveLR(controller="plateau", **CUTTING), trainer_class=Rounds)
     trainer.train()
     if not any(entry.get("adaptive_lr/action") == "cut" for entry in trainer.state.log_history):
         raise Wrong("no decision stands in the log")

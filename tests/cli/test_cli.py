@@ -156,7 +156,7 @@ def test_show_tells_every_option_with_its_default_and_help(plugins):
     assert process.returncode == 0, process.stderr
     row = json.loads(process.stdout)
     options = {info["name"]: info for info in row["options"]}
-    assert options["max_cuts"]["default"] == 3
+    assert options["ema_steps"]["default"] == 50
     assert all(info["help"] for info in options.values())
     text = hf_ft("show", "adaptive-lr", cwd=plugins).stdout
     metric = next(line for line in text.splitlines() if line.split()[:1] == ["metric"])

@@ -16,7 +16,7 @@ from hf_ft_plugins.errors import PluginError
 from .test_cli import hf_ft
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CUTTING = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
+CUTTING = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,9 @@ def test_compare_of_a_script_that_fails_ends_with_its_last_lines(tmp_path, scrip
 
 def test_a_script_that_seeds_nothing_is_seeded(tmp_path):
     script = SCRIPTS / "train_unseeded.py"
-    process = hf_ft("compare", "--with", "adaptive-lr:patience=99", "--output", "seen", script, cwd=tmp_path)
+    process = hf_ft(
+        "compare", "--with", "adaptive-lr:controller=plateau,patience=99", "--output", "seen", script, cwd=tmp_path
+    )
     assert process.returncode == 0, process.stderr
     told = json.loads((tmp_path / "seen" / "compare.json").read_text())
     assert told["identical"]
@@ -121,7 +123,7 @@ def test_weights_that_cannot_be_seeded_are_told_of(tmp_path):
     changed = script.replace("# The weights", "torch.manual_seed(int.from_bytes(os.urandom(4)))  # The weights")
     assert changed != script
     (tmp_path / "script.py").write_text(changed)
-    arguments = ("--seeds", "2", "--with", "adaptive-lr:patience=99", "--json", "script.py")
+    arguments = ("--seeds", "2", "--with", "adaptive-lr:controller=plateau,patience=99", "--json", "script.py")
     process = hf_ft("compare", *arguments, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     told = json.loads(process.stdout)
@@ -134,7 +136,9 @@ def test_weights_that_cannot_be_seeded_are_told_of(tmp_path):
 
 def test_what_a_process_of_the_scripts_own_trains_is_compared(tmp_path):
     script = SCRIPTS / "train_in_children.py"
-    process = hf_ft("compare", "--json", "--with", "adaptive-lr:patience=99", script, "spawn", cwd=tmp_path)
+    process = hf_ft(
+        "compare", "--json", "--with", "adaptive-lr:controller=plateau,patience=99", script, "spawn", cwd=tmp_path
+    )
     # The script looks for its child's result where it would be without a comparison.
     assert "spawn/result-0.json" in process.stdout
     record = json.loads(next((tmp_path / "hf-ft-compare").glob("without.*.json")).read_text())

@@ -171,7 +171,7 @@ def test_a_key_that_is_merged_may_be_overwritten(tmp_path):
     [
         ("adaptive-lr:controller=greedy,max_cuts=5", ["max_cuts"]),
         ("adaptive-lr:max_cuts=5", []),
-        ("adaptive-lr:max_scale=5", ["max_scale"]),
+        ("adaptive-lr:controller=plateau,max_scale=5", ["max_scale"]),
         ("task:tau=2", ["tau"]),
         ("task:tau=2,imbalance=logit_adjust", []),
         ("text2text:noise_density=0.2", ["noise_density"]),

@@ -14,7 +14,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # An improvement that no value can be: every evaluation after the first cuts.
-CUTTING = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
+CUTTING = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"
 RUN = ["-m", "hf_ft_plugins", "run"]
 
 
@@ -148,7 +148,7 @@ BAD_TECHNIQUES = {
     "out of range": (["--with", "adaptive-lr:factor=2"], ["adaptive-lr", "factor=2", "between 0 and 1"]),
     "no value": (["--with", "adaptive-lr:patience"], ["adaptive-lr", "patience", "option=value"]),
     "same twice": (
-        ["--with", "adaptive-lr:patience=1", "--with", "adaptive-lr"],
+        ["--with", "adaptive-lr:controller=plateau,patience=1", "--with", "adaptive-lr"],
         ["adaptive-lr", "named twice", "patience=1", "Keep one"],
     ),
     "none at all": ([], ["--with"]),
@@ -287,14 +287,20 @@ def trained(tmp_path_factory):
 
         from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, with_plugins
 
-        options = {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
+        options = {"controller": "plateau", "patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
         train, threads = load("train_tiny").train, torch.get_num_threads()
         try:
             return {
                 "stock": train(["--output_dir", str(folder / "stock")]),
                 "host": train(["--output_dir", str(folder / "host")], with_plugins(Trainer)),
-                "part": train(["--output_dir", str(folder / "part")], callbacks=[AdaptiveLRCallback(**options)]),
-                "line": train(["--output_dir", str(folder / "line")], with_plugins(Trainer, AdaptiveLR(**options))),
+                "part": train(
+                    ["--output_dir", str(folder / "part")],
+                    callbacks=[AdaptiveLRCallback(**options)],
+                ),
+                "line": train(
+                    ["--output_dir", str(folder / "line")],
+                    with_plugins(Trainer, AdaptiveLR(**options)),
+                ),
             }
         finally:
             torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 SCRIPT = ROOT / "tests" / "scripts" / "train_for_plugins.py"
 EXAMPLE, BROKEN = ROOT / "examples" / "third_party_plugin", ROOT / "examples" / "broken_plugin"
-CUTTING = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
+CUTTING = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"
 
 
 @pytest.fixture(scope="module")

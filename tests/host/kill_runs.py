@@ -20,7 +20,7 @@ SAVE_KILLED = 4  # the fourth save of a run, so that whole checkpoints lie befor
 
 
 def build(folder, kind):
-    base = Trainer if kind == "stock" else with_plugins(Trainer, AdaptiveLR(**CUTTING))
+    base = Trainer if kind == "stock" else with_plugins(Trainer, AdaptiveLR(controller="plateau", **CUTTING))
     return tiny_trainer(folder, trainer_class=base, save_total_limit=2)
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.two_processes import RANKS, build, decisions, free_port, resumes_on_two_ranks, run_on_both_ranks, trained
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_tiny.py"
-CUTTING = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
+CUTTING = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"
 
 
 # ---- launchers ----
@@ -173,7 +173,7 @@ def own_metric_on_each_rank(rank, folder, changes):
     values = iter([0.5, 0.6, 0.4, 0.3, 0.2] if rank == 0 else [0.5, 0.1, 0.9, 0.95, 0.99])
     trainer = build(
         folder / "run",
-        "adaptive-lr:patience=1,metric=score,max_cuts=1",
+        "adaptive-lr:controller=plateau,patience=1,metric=score,max_cuts=1",
         compute_metrics=lambda prediction: {"score": next(values)},
         metric_for_best_model="score",
         greater_is_better=True,

@@ -8,7 +8,7 @@ from hf_ft_plugins.host.log_notes import add_note, log_into_last_entry
 from hf_ft_plugins.host.trainer import with_plugins
 from hf_ft_plugins.testing import difference, outcome, resumed, tiny_trainer
 
-CUTTING = {"patience": 1, "min_delta": 1e9, "max_cuts": 2}
+CUTTING = {"controller": "plateau", "patience": 1, "min_delta": 1e9, "max_cuts": 2}
 
 
 class OwnLog(Trainer):
@@ -89,7 +89,10 @@ def test_several_decisions_before_one_entry_are_all_told(tmp_path):
 
 @pytest.mark.parametrize("logging_steps", [1, 7])
 def test_what_is_pending_at_a_checkpoint_is_told_after_it(logging_steps, tmp_path):
-    technique, setting = AdaptiveLR(**CUTTING, stop=False), {"save_steps": 3, "logging_steps": logging_steps}
+    technique, setting = (
+        AdaptiveLR(**CUTTING, stop=False),
+        {"save_steps": 3, "logging_steps": logging_steps},
+    )
     straight = tiny_trainer(tmp_path / "straight", technique, **setting)
     straight.train()
     again = resumed(tmp_path / "resumed", technique, stop_at=7, **setting)
@@ -137,7 +140,10 @@ def test_what_scripts_do_to_numbers_leaves_texts_as_they_are(tmp_path):
         def on_log(self, args, state, control, logs, **kwargs):
             self.line = {key: (f"{value:.4f}", f"{value:>9.3g}", float(value)) for key, value in logs.items()}
 
-    for techniques, callbacks in (([AdaptiveLR(**CUTTING)], []), ([], [AdaptiveLRCallback(**CUTTING)])):
+    for techniques, callbacks in (
+        ([AdaptiveLR(**CUTTING)], []),
+        ([], [AdaptiveLRCallback(**CUTTING)]),
+    ):
         trainer = tiny_trainer(tmp_path, *techniques, trainer_class=Rounds, callbacks=[*callbacks, Formats()])
         trainer.train()
         told = [entry["adaptive_lr/action"] for entry in trainer.state.log_history if "adaptive_lr/action" in entry]

@@ -52,7 +52,9 @@ def preempted(folder, event, step, *techniques, **changes):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    trainer = tiny_trainer(tmp_path_factory.mktemp("straight"), AdaptiveLR(**CUTTING), save_strategy="no")
+    trainer = tiny_trainer(
+        tmp_path_factory.mktemp("straight"), AdaptiveLR(controller="plateau", **CUTTING), save_strategy="no"
+    )
     trainer.train()
     return outcome(trainer)
 
@@ -61,12 +63,12 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize("event", ["on_step_begin", "on_substep_end", "on_optimizer_step"])
 @pytest.mark.parametrize("step", [4, 5, 8])
 def test_a_run_that_was_told_to_end_resumes_bit_equal(event, step, straight, tmp_path):
-    stopped = preempted(tmp_path, event, step, AdaptiveLR(**CUTTING))
+    stopped = preempted(tmp_path, event, step, AdaptiveLR(controller="plateau", **CUTTING))
     assert stopped.state.global_step == step + 1
     (folder,) = tmp_path.glob("checkpoint-*")
     assert damage(folder) is None
     assert not (folder / UNFINISHED_MARKER).exists()
-    again = tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), save_strategy="no")
+    again = tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", **CUTTING), save_strategy="no")
     again.train(resume_from_checkpoint=True)
     assert difference(straight, outcome(again)) is None
 
@@ -93,19 +95,21 @@ def test_a_checkpoint_with_trainers_marker_is_unfinished(tmp_path):
 @pytest.mark.parametrize("step", [3, 5])
 def test_an_epoch_s_end_is_the_run_s_own_and_not_the_one_that_the_signal_makes(step, tmp_path):
     settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 4}
-    straight = tiny_trainer(tmp_path / "straight", AdaptiveLR(**CUTTING), **settings)
+    straight = tiny_trainer(tmp_path / "straight", AdaptiveLR(controller="plateau", **CUTTING), **settings)
     straight.train()
-    stopped = preempted(tmp_path / "run", "on_step_begin", step, AdaptiveLR(**CUTTING), **settings)
+    stopped = preempted(
+        tmp_path / "run", "on_step_begin", step, AdaptiveLR(controller="plateau", **CUTTING), **settings
+    )
     evaluated = [entry["step"] for entry in stopped.state.log_history if "eval_loss" in entry]
     # Step 6 ends an epoch, and step 4 does not.
     assert evaluated == ([6] if step == 5 else [])
-    again = tiny_trainer(tmp_path / "run", AdaptiveLR(**CUTTING), **settings)
+    again = tiny_trainer(tmp_path / "run", AdaptiveLR(controller="plateau", **CUTTING), **settings)
     again.train(resume_from_checkpoint=True)
     assert difference(outcome(straight), outcome(again)) is None
 
 
 def test_a_second_training_of_the_same_trainer_is_told_nothing(tmp_path):
-    trainer = preempted(tmp_path, "on_step_begin", 4, AdaptiveLR(**CUTTING))
+    trainer = preempted(tmp_path, "on_step_begin", 4, AdaptiveLR(controller="plateau", **CUTTING))
     assert trainer.preempted
     assert trainer.state.global_step == 5
     trainer.callback_handler.callbacks.pop(0)

@@ -45,7 +45,7 @@ def test_control_without_its_state_the_resumed_run_differs(straight, tmp_path, m
     assert difference(straight("rollback"), outcome(again))
 
 
-@pytest.mark.parametrize("controller", ["plateau", "greedy", "rollback"])
+@pytest.mark.parametrize("controller", ["climb", "plateau", "greedy", "rollback"])
 @pytest.mark.parametrize("stop_at", [5, 9])
 def test_the_callback_alone_resumes_in_a_stock_trainer(controller, stop_at, straight, tmp_path):
     def alone(folder, *more):
@@ -77,11 +77,11 @@ def test_rollback_alone_refuses_to_resume_without_its_best_weights(tmp_path):
 
 def test_a_run_that_was_told_to_stop_does_not_go_on_when_resumed(tmp_path):
     changes = {"eval_steps": 2, "max_steps": 20}
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(**STOPPING), **changes)
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", **STOPPING), **changes)
     trainer.train()
     stopped = outcome(trainer)
     assert stopped["steps"] == 6
-    again = tiny_trainer(tmp_path, AdaptiveLR(**STOPPING), **changes)
+    again = tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", **STOPPING), **changes)
     again.train(resume_from_checkpoint=True)
     assert difference(stopped, outcome(again)) is None
 
@@ -100,7 +100,7 @@ def test_a_finished_run_does_not_take_one_more_step_when_resumed(tmp_path):
 
 def interrupted(folder):
     """Checkpoints 2 to 8 of a run that was cut off, and the outcome of the run that was not."""
-    whole = tiny_trainer(folder / "whole", AdaptiveLR(**CUTTING))
+    whole = tiny_trainer(folder / "whole", AdaptiveLR(controller="plateau", **CUTTING))
     whole.train()
     run = folder / "run"
     shutil.copytree(folder / "whole", run)
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_named_passed_over_and_the_run_still_ends_equal(
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     harm(run / "checkpoint-8" / file)
-    trainer = tiny_trainer(run, AdaptiveLR(**CUTTING))
+    trainer = tiny_trainer(run, AdaptiveLR(controller="plateau", **CUTTING))
     trainer.train(resume_from_checkpoint=True)
     assert "checkpoint-8" in caplog.text
     assert word in caplog.text
@@ -154,7 +154,9 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(cut_off, tmp_path):
     shutil.copytree(cut_off[0], run)
     flip_a_bit(run / "checkpoint-8" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"checkpoint-8 cannot be resumed: model.safetensors has changed"):
-        tiny_trainer(run, AdaptiveLR(**CUTTING)).train(resume_from_checkpoint=str(run / "checkpoint-8"))
+        tiny_trainer(run, AdaptiveLR(controller="plateau", **CUTTING)).train(
+            resume_from_checkpoint=str(run / "checkpoint-8")
+        )
 
 
 def test_resuming_where_nothing_is_whole_says_what_was_found(tmp_path):
@@ -169,7 +171,7 @@ def test_resuming_where_nothing_is_whole_says_what_was_found(tmp_path):
 
 
 def test_a_newer_checkpoint_of_a_stock_run_is_refused_not_renamed(tmp_path):
-    hosted = {"trainer_class": with_plugins(Trainer, AdaptiveLR(**CUTTING)), "save_steps": 2}
+    hosted = {"trainer_class": with_plugins(Trainer, AdaptiveLR(controller="plateau", **CUTTING)), "save_steps": 2}
     tiny_trainer(tmp_path, max_steps=4, **hosted).train()
     tiny_trainer(tmp_path, max_steps=8, save_steps=2).train(resume_from_checkpoint=True)
     with pytest.raises(
@@ -190,7 +192,7 @@ def test_what_the_scripts_own_class_and_callbacks_change_in_a_checkpoint_belongs
         def on_save(self, args, state, control, **kwargs):
             Path(args.output_dir, f"checkpoint-{state.global_step}", "notes.txt").write_text("theirs")
 
-    host = with_plugins(Their, AdaptiveLR(**CUTTING))
+    host = with_plugins(Their, AdaptiveLR(controller="plateau", **CUTTING))
     tiny_trainer(tmp_path, trainer_class=host, callbacks=[Adds()]).train()
     folders = sorted(tmp_path.glob("checkpoint-*"))
     assert [damage(folder) for folder in folders] == [None] * len(folders)
@@ -199,9 +201,9 @@ def test_what_the_scripts_own_class_and_callbacks_change_in_a_checkpoint_belongs
 
 def test_the_evaluation_at_the_start_of_a_resumed_run_decides_nothing(tmp_path):
     settings = {"eval_on_start": True}
-    straight = tiny_trainer(tmp_path / "straight", AdaptiveLR(**CUTTING), **settings)
+    straight = tiny_trainer(tmp_path / "straight", AdaptiveLR(controller="plateau", **CUTTING), **settings)
     straight.train()
-    again = resumed(tmp_path / "resumed", AdaptiveLR(**CUTTING), **settings)
+    again = resumed(tmp_path / "resumed", AdaptiveLR(controller="plateau", **CUTTING), **settings)
     assert difference(outcome(straight)["weights"], outcome(again)["weights"]) is None
     # The log holds one evaluation more, as it does in stock Trainer.
     decided = [[e for e in t.state.log_history if "adaptive_lr/action" in e] for t in (straight, again)]
@@ -209,7 +211,7 @@ def test_the_evaluation_at_the_start_of_a_resumed_run_decides_nothing(tmp_path):
 
 
 def test_factors_of_techniques_that_are_gone_are_forgotten(tmp_path, monkeypatch):
-    tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), max_steps=8).train()
+    tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", **CUTTING), max_steps=8).train()
     monkeypatch.setenv("HF_FT_ALLOW_CHANGED_PLUGINS", "1")
     again = tiny_trainer(tmp_path, trainer_class=with_plugins(Trainer), max_steps=10)
     again.train(resume_from_checkpoint=True)
@@ -220,8 +222,8 @@ def test_factors_of_techniques_that_are_gone_are_forgotten(tmp_path, monkeypatch
     ("techniques", "lines"),
     [
         ([], ["- adaptive-lr (only in the checkpoint)"]),
-        ([AdaptiveLR(**CUTTING), LogEverything()], ["+ log-everything (only in this run)"]),
-        ([AdaptiveLR(**{**CUTTING, "patience": 3})], ["! adaptive-lr: patience was 1, is 3"]),
+        ([AdaptiveLR(controller="plateau", **CUTTING), LogEverything()], ["+ log-everything (only in this run)"]),
+        ([AdaptiveLR(controller="plateau", **{**CUTTING, "patience": 3})], ["! adaptive-lr: patience was 1, is 3"]),
     ],
 )
 def test_a_checkpoint_of_other_techniques_is_refused_with_a_diff(techniques, lines, cut_off, monkeypatch):
@@ -241,7 +243,7 @@ def test_changed_techniques_are_allowed_when_the_user_says_so(cut_off, tmp_path,
     monkeypatch.setenv("HF_FT_ALLOW_CHANGED_PLUGINS", "1")
     run = tmp_path / "run"
     shutil.copytree(cut_off[0], run)
-    trainer = tiny_trainer(run, AdaptiveLR(**{**CUTTING, "patience": 3}))
+    trainer = tiny_trainer(run, AdaptiveLR(controller="plateau", **{**CUTTING, "patience": 3}))
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 14
 
@@ -265,7 +267,9 @@ def test_old_checkpoints_are_rotated_only_after_the_new_one_is_whole(tmp_path):
     import transformers.trainer as module
 
     rotate = module.rotate_checkpoints
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), trainer_class=Watching, save_total_limit=1)
+    trainer = tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", **CUTTING), trainer_class=Watching, save_total_limit=1
+    )
 
     def watched(*args, **kwargs):
         trainer._rotating()
@@ -303,7 +307,9 @@ def test_what_a_callback_changes_later_belongs_to_the_checkpoint(event, tmp_path
                 (folder / "training_args.bin").unlink(missing_ok=True)
 
     callback = type("Changes", (TrainerCallback,), {event: change})()
-    tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), callbacks=[callback], max_steps=6, save_steps=3).train()
+    tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", **CUTTING), callbacks=[callback], max_steps=6, save_steps=3
+    ).train()
     assert [damage(tmp_path / f"checkpoint-{step}") for step in (3, 6)] == [None, None]
     # Control: what is changed after the run is damage.
     (tmp_path / "checkpoint-6" / "config.json").write_text("{}")
@@ -321,10 +327,12 @@ def test_a_class_that_saves_in_a_way_of_its_own_is_told_of_no_damage(tmp_path):
             if self.whole:
                 (folder / "trainer_state.json").write_text("{}")
 
-    tiny_trainer(tmp_path / "part", AdaptiveLR(**CUTTING), trainer_class=Own, max_steps=2).train()
+    tiny_trainer(tmp_path / "part", AdaptiveLR(controller="plateau", **CUTTING), trainer_class=Own, max_steps=2).train()
     assert [file.name for file in (tmp_path / "part" / "checkpoint-2").iterdir()] == ["adapter.bin"]
     Own.whole = True
-    tiny_trainer(tmp_path / "whole", AdaptiveLR(**CUTTING), trainer_class=Own, max_steps=2).train()
+    tiny_trainer(
+        tmp_path / "whole", AdaptiveLR(controller="plateau", **CUTTING), trainer_class=Own, max_steps=2
+    ).train()
     assert damage(tmp_path / "whole" / "checkpoint-2") is None
     assert (tmp_path / "whole" / "checkpoint-2" / "hf_ft_plugins.json").is_file()
 

@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets")
 
 from hf_ft_plugins import with_plugins  # noqa: E402
 
-CUTTING = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
+CUTTING = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"
 TIMED = ("_runtime", "_per_second")
 STORIES = [
     "Once upon a time there was a little cat.",

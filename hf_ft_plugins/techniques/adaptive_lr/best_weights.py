@@ -64,9 +64,9 @@ def read_weights(args: TrainingArguments, step: int) -> dict[str, torch.Tensor]:
     file = _file(args, step)
     if not file.is_file():
         raise PluginError(
-            f"{NAME}: the best weights of the interrupted run are not at {file}, so controller=rollback "
-            "cannot go on. Keep the checkpoint under output_dir, or use with_plugins(Trainer, ...), whose checkpoints "
-            "hold them wherever they are."
+            f"{NAME}: the best weights of the interrupted run are not at {file}, so the controller cannot go on. Keep "
+            "the checkpoint under output_dir, or use with_plugins(Trainer, ...), whose checkpoints hold them wherever "
+            "they are."
         )
     return load_file(file)
 

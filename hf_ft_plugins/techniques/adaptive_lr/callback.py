@@ -2,10 +2,10 @@
 
     trainer.add_callback(AdaptiveLRCallback(patience=3))
 
-Alone in a stock Trainer it keeps its state in `trainer_state.json` (and, for `rollback`, the best weights beside it),
-so that a resumed run goes on as if it had not stopped. Under the host that is the host's work, and checkpoints are
-checked before they are used. Decisions stand in the next thing that is logged (see `log_notes.py`); under the host the
-script's own `log()` sees them, too.
+Alone in a stock Trainer it keeps its state in `trainer_state.json`, and the best weights beside it where the controller
+goes back to them, so that a resumed run goes on as if it had not stopped. Under the host that is the host's work, and
+checkpoints are checked before they are used. Decisions stand in the next thing that is logged (see `log_notes.py`);
+under the host the script's own `log()` sees them, too.
 
 Every rank has the same state: rank 0 decides for all.
 """
@@ -30,7 +30,7 @@ from .best_weights import add_new_weights, copy_weights, read_weights, restore_w
 from .controllers import ControllerState, Decision, decide
 from .loss_average import LossAverage
 from .settings import NAME, Controller, ControllerSettings, GuardSettings, WatchSettings
-from .unsupported import refuse_arguments, refuse_lomo, tunes_itself
+from .unsupported import puts_nothing_back, refuse_arguments, refuse_lomo, tunes_itself
 from .watched_metric import TRAINING_LOSS, Watch
 
 if TYPE_CHECKING:
@@ -62,15 +62,15 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
     def __init__(
         self,
         *,
-        controller: Controller = "plateau",
+        controller: Controller | None = None,
         metric: str | None = None,
         greater_is_better: bool | None = None,
         factor: float | None = None,
         patience: int | None = None,
         min_delta: float = 0.0,
-        max_cuts: int = 3,
+        max_cuts: int | None = None,
         min_scale: float | None = None,
-        max_scale: float = 2.0,
+        max_scale: float | None = None,
         cooldown: int = 0,
         stop: bool = True,
         ema_steps: int = 50,
@@ -141,19 +141,24 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         if not self._hosted:
             state.stateful_callbacks[STATE_KEY] = self._plain_state()
 
-    def _restore_alone(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _restore_alone(self, state: TrainerState) -> None:
         stored = state.stateful_callbacks.get(STATE_KEY)
-        if not (stored and state.global_step):
-            return
-        self.load_state_dict(stored)
-        if self.controller_settings.controller == "rollback" and self._controller.best is not None:
-            self._best = read_weights(args, state.global_step)
+        if stored and state.global_step:
+            self.load_state_dict(stored)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._best is not None and not self._hosted and args.should_save:
             write_weights(self._best, args, state.global_step)
 
     # ---- begin and end ----
+
+    def _settle(self, model: Module) -> None:
+        reason = puts_nothing_back(model)
+        evaluates = self._watch.metric != TRAINING_LOSS
+        self._settings = self.controller_settings.for_run(evaluates=evaluates, goes_back=reason is None)
+        if self._settings.kind != self.controller_settings.kind:
+            why = reason if evaluates else "the training loss is watched, which is best where it is learned by heart"
+            logger.info("%s: controller=plateau: %s.", NAME, why)
 
     def on_train_begin(
         self,
@@ -169,10 +174,13 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         if not self._restored:
             self._forget()
             if not self._hosted:
-                self._restore_alone(args, state)
+                self._restore_alone(state)
         self._restored = False
         self._training = True
         self._watch.begin(args, state.global_step, set_names(getattr(self._trainer, "eval_dataset", None)))
+        self._settle(model)
+        if self._settings.goes_back and self._controller.best is not None and self._best is None:
+            self._best = read_weights(args, state.global_step)
         self._warmup_steps = args.get_warmup_steps(state.max_steps)
         self._steered = not tunes_itself(type(lr_scale.innermost(optimizer)))
         if self._steered:
@@ -286,7 +294,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         decided: list[Any] = [value is not None, None]
         if value is not None and self._steered:
             decided[1] = decide(
-                self.controller_settings,
+                self._settings,
                 self._controller,
                 float(value),
                 greater=self._watch.greater,
@@ -301,7 +309,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         self._controller, decision = decided[1]
         if self._best is not None:
             add_new_weights(model, self._best)
-        if decision.improved and self.controller_settings.controller == "rollback":
+        if decision.improved and self._settings.goes_back:
             self._best = copy_weights(model)
         if decision.action == "rollback" and self._best is not None:
             restore_weights(model, self._best)
@@ -329,10 +337,12 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         control: TrainerControl,
         *,
         optimizer: Optimizer,
+        model: Module,
         **kwargs: Any,
     ) -> None:
         if self._watch.is_missing:
             self._watch.fall_back(args)
+            self._settle(model)
             self._average.decided = state.global_step
             self._remember(state)
         if self.guard_settings.guard and getattr(optimizer, "step_was_skipped", False):
@@ -367,9 +377,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         # The fp16 scaler lowers its own scale; the rate is not what is too large.
         if self._steered and not by_scaler and nonfinite.wants_cut(self._guard, step):
             self._guard = replace(self._guard, last_cut=step)
-            scale = max(
-                self._controller.scale * self.controller_settings.cut_factor, self.controller_settings.lowest_scale
-            )
+            scale = max(self._controller.scale * self._settings.cut_factor, self._settings.lowest_scale)
             self._controller = replace(self._controller, scale=scale)
             lr_scale.set_scale(optimizer, NAME, scale)
             self._record(state, "cut", scale=scale, reason=nonfinite.CUT_REASON)

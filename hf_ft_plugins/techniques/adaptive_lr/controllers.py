@@ -7,6 +7,8 @@
   3). Deviations: a factor on any base schedule, bounded on both sides relative to it, where the paper's scheduler owns
   the rate and bounds it absolutely.
 - `rollback`: plateau, and each cut first returns to the best weights seen.
+- `climb`: rollback, and the rate rises with every improvement until the first cut. A rate that was chosen too low
+  finds its height, one that was chosen too high loses one evaluation a cut, and few evaluations are spent.
 
 Nothing here knows torch or the Trainer.
 """
@@ -17,7 +19,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .settings import ControllerSettings
+from .settings import RAISE, ControllerSettings
 
 Action = Literal["keep", "cut", "raise", "rollback", "stop"]
 
@@ -73,7 +75,7 @@ def decide(
         state = replace(state, best=value)
     if state.stopped or warming_up:
         return replace(state, bad=0), Decision("keep", "warming up" if warming_up else "stopped", improved)
-    if settings.controller == "greedy":
+    if settings.kind == "greedy":
         return _greedy(settings, state, value, improved)
     return _plateau(settings, state, value, improved)
 
@@ -82,14 +84,14 @@ def _plateau(
     settings: ControllerSettings, state: ControllerState, value: float, improved: bool
 ) -> tuple[ControllerState, Decision]:
     if improved:
-        return replace(state, bad=0), Decision("keep", f"{value:.6g} is the best so far", improved=True)
+        return _climbed(settings, replace(state, bad=0), f"{_described(value)} is the best so far")
     if state.cooldown > 0:
         return replace(state, bad=0, cooldown=state.cooldown - 1), Decision("keep", "cooling down")
     bad = state.bad + 1
     if bad < settings.cut_patience:
         return replace(state, bad=bad), Decision("keep", f"{value:.6g} is no better, {bad} in a row")
     reason = f"{_described(value)} is no better than {_described(state.best)}, {bad} in a row"
-    if state.cuts < settings.max_cuts and state.scale > settings.lowest_scale:
+    if state.cuts < settings.most_cuts and state.scale > settings.lowest_scale:
         cut = replace(
             state,
             scale=max(state.scale * settings.cut_factor, settings.lowest_scale),
@@ -97,10 +99,18 @@ def _plateau(
             cuts=state.cuts + 1,
             cooldown=settings.cooldown,
         )
-        return cut, Decision("rollback" if settings.controller == "rollback" else "cut", reason)
+        return cut, Decision("rollback" if settings.goes_back else "cut", reason)
     if settings.stop:
         return replace(state, bad=0, stopped=True), Decision("stop", f"{reason}, after {state.cuts} cuts")
     return replace(state, bad=0), Decision("keep", f"{reason}, and the last cut has been made")
+
+
+def _climbed(settings: ControllerSettings, state: ControllerState, reason: str) -> tuple[ControllerState, Decision]:
+    scale = min(state.scale * RAISE, settings.highest_scale)
+    climbs = settings.kind == "climb" and not state.cuts and scale > state.scale
+    if climbs:
+        state = replace(state, scale=scale)
+    return state, Decision("raise" if climbs else "keep", reason, improved=True)
 
 
 def _greedy(
@@ -108,7 +118,7 @@ def _greedy(
 ) -> tuple[ControllerState, Decision]:
     bad = 0 if improved else state.bad + 1
     if improved:
-        scale = min(state.scale / settings.cut_factor, settings.max_scale)
+        scale = min(state.scale / settings.cut_factor, settings.highest_scale)
         action: Action = "raise"
         reason = f"{value:.6g} is the best so far"
     elif bad > settings.cut_patience:

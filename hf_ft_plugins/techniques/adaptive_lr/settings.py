@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from ...errors import OptionError
 
 NAME = "adaptive-lr"
-Controller = Literal["plateau", "greedy", "rollback"]
+Controller = Literal["climb", "plateau", "greedy", "rollback"]
 
-CUT_FACTOR: dict[str, float] = {"plateau": 0.3, "rollback": 0.3, "greedy": 0.9}
-CUT_PATIENCE: dict[str, int] = {"plateau": 2, "rollback": 2, "greedy": 0}
-MIN_SCALE: dict[str, float] = {"plateau": 0.01, "rollback": 0.01, "greedy": 0.1}
+CUT_FACTOR: dict[str, float] = {"climb": 0.2, "plateau": 0.3, "rollback": 0.3, "greedy": 0.9}
+CUT_PATIENCE: dict[str, int] = {"climb": 1, "plateau": 2, "rollback": 2, "greedy": 0}
+MIN_SCALE: dict[str, float] = {"climb": 0.01, "plateau": 0.01, "rollback": 0.01, "greedy": 0.1}
+MAX_SCALE: dict[str, float] = {"climb": 4.0, "plateau": 1.0, "rollback": 1.0, "greedy": 2.0}
+MAX_CUTS: dict[str, int] = {"climb": 2, "plateau": 3, "rollback": 3, "greedy": 3}
+RAISE = 1.5  # climb: one step up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,34 +25,35 @@ class ControllerSettings:
     """When the rate changes, and by how much (see `controllers.py`).
 
     Attributes:
-        controller: `plateau`, `greedy` or `rollback`.
-        factor: one cut multiplies the rate by this, in (0, 1); None: 0.3, greedy 0.9.
-        patience: values without improvement before a cut, at least 1; None: 2. Greedy: that many are forgiven, at
-            least 0; None: 0.
+        controller: `climb`, `plateau`, `greedy` or `rollback`; None: `for_run` says.
+        factor: one cut multiplies the rate by this, in (0, 1); None: 0.3, climb 0.2, greedy 0.9.
+        patience: values without improvement before a cut, at least 1; None: 2, climb 1. Greedy: that many are
+            forgiven, at least 0; None: 0.
         min_delta: an improvement is a change of more than this, in the metric's unit.
-        max_cuts: plateau and rollback: cuts before the run is stopped.
+        max_cuts: all but greedy: cuts before the run is stopped; None: 3, climb 2.
         min_scale: the factor on the base schedule is never below this, in (0, 1]; None: 0.01, greedy 0.1.
-        max_scale: greedy: the factor is never above this, at least 1.
+        max_scale: climb and greedy: the factor is never above this, at least 1; None: 4, greedy 2.
         cooldown: values to let pass after a cut before stalling counts again.
-        stop: plateau and rollback: stop the run when it stalls after the last cut.
+        stop: all but greedy: stop the run when it stalls after the last cut.
 
     Raises:
         OptionError: a value that is not allowed.
     """
 
-    controller: Controller = "plateau"
+    controller: Controller | None = None
     factor: float | None = None
     patience: int | None = None
     min_delta: float = 0.0
-    max_cuts: int = 3
+    max_cuts: int | None = None
     min_scale: float | None = None
-    max_scale: float = 2.0
+    max_scale: float | None = None
     cooldown: int = 0
     stop: bool = True
 
     def __post_init__(self) -> None:
         controllers = get_args(Controller)
-        _require("controller", self.controller, self.controller in controllers, f"one of {', '.join(controllers)}")
+        known = self.controller is None or self.controller in controllers
+        _require("controller", self.controller, known, f"one of {', '.join(controllers)}")
         least = 0 if self.controller == "greedy" else 1
         if self.factor is not None:
             _require_number("factor", self.factor, lambda factor: 0 < factor < 1, "between 0 and 1")
@@ -58,21 +62,52 @@ class ControllerSettings:
         if self.min_scale is not None:
             _require_number("min_scale", self.min_scale, lambda scale: 0 < scale <= 1, "in (0, 1]")
         _require_number("min_delta", self.min_delta, lambda delta: delta >= 0, "0 or more")
-        _require_number("max_cuts", self.max_cuts, lambda cuts: cuts >= 0, "0 or more")
-        _require_number("max_scale", self.max_scale, lambda scale: scale >= 1, "1 or more")
+        if self.max_cuts is not None:
+            _require_number("max_cuts", self.max_cuts, lambda cuts: cuts >= 0, "0 or more")
+        if self.max_scale is not None:
+            _require_number("max_scale", self.max_scale, lambda scale: scale >= 1, "1 or more")
         _require_number("cooldown", self.cooldown, lambda values: values >= 0, "0 or more")
+
+    def for_run(self, *, evaluates: bool, goes_back: bool) -> ControllerSettings:
+        """These, with a controller that suits the run where none was named: `climb`, or `plateau`.
+
+        Args:
+            evaluates: whether the metric comes from evaluations; the training loss is best where all is learned by
+                heart.
+            goes_back: whether weights of the run can be put back.
+        """
+        if self.controller is not None:
+            return self
+        return replace(self, controller="climb" if evaluates and goes_back else "plateau")
+
+    @property
+    def kind(self) -> Controller:
+        return self.controller or "climb"
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a cut puts the best weights back, so that a copy of them is kept."""
+        return self.kind in ("climb", "rollback")
 
     @property
     def cut_factor(self) -> float:
-        return CUT_FACTOR[self.controller] if self.factor is None else self.factor
+        return CUT_FACTOR[self.kind] if self.factor is None else self.factor
 
     @property
     def cut_patience(self) -> int:
-        return CUT_PATIENCE[self.controller] if self.patience is None else self.patience
+        return CUT_PATIENCE[self.kind] if self.patience is None else self.patience
+
+    @property
+    def most_cuts(self) -> int:
+        return MAX_CUTS[self.kind] if self.max_cuts is None else self.max_cuts
+
+    @property
+    def highest_scale(self) -> float:
+        return MAX_SCALE[self.kind] if self.max_scale is None else self.max_scale
 
     @property
     def lowest_scale(self) -> float:
-        return MIN_SCALE[self.controller] if self.min_scale is None else self.min_scale
+        return MIN_SCALE[self.kind] if self.min_scale is None else self.min_scale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Adaptive learning rate: the rate follows the metric, to avoid overfitting and hand-tuned schedules.
 
 A controller (see `controllers.py`) watches one metric and multiplies the base schedule, whatever it is, by a factor;
-it begins after the schedule's warm-up. `plateau`, the default, cuts the rate when the metric stops improving and ends
-the run after the last cut, which corrects too high a base rate and saves the time of a run that has begun to overfit.
+it begins after the schedule's warm-up. `climb`, the default, raises the rate while the metric improves; when it does
+not, it goes back to the best weights with a lower rate, and after the last cut it ends the run with them.
 
 A guard drops gradients that are not finite before they reach the weights (see `nonfinite.py`).
 """
@@ -26,10 +26,11 @@ class AdaptiveLR(Technique):
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "change the learning rate while training, by what the metric does; stop when it is done"
 
-    controller: Literal["plateau", "greedy", "rollback"] = option(
-        "plateau",
-        help="plateau: cut when the metric stalls, then stop; greedy: raise while it improves, lower while not; "
-        "rollback: as plateau, from the best weights",
+    controller: Literal["climb", "plateau", "greedy", "rollback"] | None = option(
+        None,
+        help="climb: raise while the metric improves, then cut from the best weights; plateau: cut when it stalls, "
+        "then stop; rollback: as plateau, from the best weights; greedy: raise while it improves, lower while not; "
+        "none: climb, or plateau where nothing is evaluated and under FSDP and DeepSpeed",
     )
     metric: str | None = option(
         None,
@@ -39,17 +40,17 @@ class AdaptiveLR(Technique):
     greater_is_better: bool | None = option(
         None, help="direction; default what the script's arguments say, else what the metric's name says"
     )
-    factor: float | None = option(None, help="one cut multiplies the rate by this; default 0.3, greedy 0.9")
+    factor: float | None = option(None, help="one cut multiplies the rate by this; default 0.3, climb 0.2, greedy 0.9")
     patience: int | None = option(
         None,
-        help="values without improvement before a cut (default 2); greedy: that many are forgiven (default 0)",
+        help="values without improvement before a cut (default 2, climb 1); greedy: that many are forgiven (default 0)",
     )
     min_delta: float = option(0.0, help="an improvement is a change of more than this, in the metric's unit")
-    max_cuts: int = option(3, help="plateau and rollback: cuts before the run is stopped")
+    max_cuts: int | None = option(None, help="all but greedy: cuts before the run is stopped; default 3, climb 2")
     min_scale: float | None = option(None, help="the factor is never below this; default 0.01, greedy 0.1")
-    max_scale: float = option(2.0, help="greedy: the factor is never above this")
+    max_scale: float | None = option(None, help="climb and greedy: the factor is never above this; default 4, greedy 2")
     cooldown: int = option(0, help="values to let pass after a cut before stalling counts again")
-    stop: bool = option(True, help="plateau and rollback: stop the run when it stalls after the last cut")
+    stop: bool = option(True, help="all but greedy: stop the run when it stalls after the last cut")
     ema_steps: int = option(
         50,
         help="training loss as metric: time constant of its average, in optimizer steps, and the least steps "
@@ -71,8 +72,9 @@ class AdaptiveLR(Technique):
 
     def idle_options(self) -> dict[str, str]:
         greedy = self.controller == "greedy"
-        reason = "controller=greedy neither counts cuts nor stops" if greedy else "only controller=greedy raises it"
-        names = ("max_cuts", "cooldown", "stop") if greedy else ("max_scale",)
+        raises = self.controller in (None, "climb")
+        reason = "controller=greedy neither counts cuts nor stops" if greedy else "the controller does not raise it"
+        names = ("max_cuts", "cooldown", "stop") if greedy else () if raises else ("max_scale",)
         idle = {name: reason for name in names if name in self.changed_options()}
         if not self.guard and "max_nonfinite_share" in self.changed_options():
             idle["max_nonfinite_share"] = "guard is off"

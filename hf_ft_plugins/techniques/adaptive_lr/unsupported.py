@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import DistributedType
+
 from ... import lr_scale
 from ...errors import PluginError
 from ...metrics import set_names
@@ -11,6 +14,7 @@ from .settings import NAME, Controller, WatchSettings
 from .watched_metric import TRAINING_LOSS, watched_direction, watched_metric
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from torch.optim import Optimizer
     from transformers import Trainer, TrainingArguments
 
@@ -18,16 +22,26 @@ if TYPE_CHECKING:
 SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
 
 
-def refuse_unsupported(controller: Controller, settings: WatchSettings, trainer: Trainer) -> None:
+def puts_nothing_back(model: Module) -> str | None:
+    """Why earlier weights cannot be written back into `model`, whose trainer has prepared it; None where they can."""
+    kind = AcceleratorState().distributed_type if is_initialized() else DistributedType.NO
+    if kind is DistributedType.DEEPSPEED:
+        return "DeepSpeed would undo a return to earlier weights"
+    if kind is DistributedType.FSDP or any(hasattr(one, "placements") for one in model.parameters()):
+        return "the weights are in pieces on several ranks, which no copy of the best is kept of"
+    return None
+
+
+def refuse_unsupported(controller: Controller | None, settings: WatchSettings, trainer: Trainer) -> None:
     """`refuse_arguments`, and what only the whole trainer shows."""
     refuse_arguments(settings, trainer.args)
     watched_direction(settings, trainer.args, watched_metric(settings, trainer.args), set_names(trainer.eval_dataset))
     recipe = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,)
     if not (tunes_itself(type(lr_scale.innermost(trainer.optimizer))) or tunes_itself(recipe[0])):
         lr_scale.refuse_when_built(trainer, NAME)
-    if controller == "rollback" and trainer.is_deepspeed_enabled:
+    if controller in ("climb", "rollback") and trainer.is_deepspeed_enabled:
         raise PluginError(
-            f"{NAME}: controller=rollback does not work with DeepSpeed, whose next step would undo it from its own "
+            f"{NAME}: controller={controller} does not work with DeepSpeed, whose next step would undo it from its own "
             "copy of the weights. Use controller=plateau."
         )
 

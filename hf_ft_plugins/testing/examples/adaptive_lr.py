@@ -17,4 +17,4 @@ def acted(technique: AdaptiveLR, trainer: Any) -> bool:
 
 
 # With a patience of one and an improvement that no value can be, every second evaluation cuts.
-EXAMPLE = Example(AdaptiveLR(patience=1, min_delta=1e9, max_cuts=2, stop=False), acted)
+EXAMPLE = Example(AdaptiveLR(controller="plateau", patience=1, min_delta=1e9, max_cuts=2, stop=False), acted)

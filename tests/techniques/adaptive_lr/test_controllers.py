@@ -22,29 +22,52 @@ def follow(settings, values, greater=False):
 
 
 def test_plateau_cuts_after_patience_and_stops_after_the_last_cut():
-    said = follow(ControllerSettings(patience=2, max_cuts=2), [3, 2, 2, 2, 2, 2, 2, 2])
+    said = follow(ControllerSettings(controller="plateau", patience=2, max_cuts=2), [3, 2, 2, 2, 2, 2, 2, 2])
     assert [action for action, _ in said] == ["keep", "keep", "keep", "cut", "keep", "cut", "keep", "stop"]
     assert [scale for _, scale in said][3::2] == [0.3, 0.09, 0.09]
 
 
 def test_plateau_forgets_bad_values_when_the_metric_improves():
-    assert {action for action, _ in follow(ControllerSettings(patience=2), [3, 4, 2, 4, 1, 4, 0])} == {"keep"}
+    assert {
+        action for action, _ in follow(ControllerSettings(controller="plateau", patience=2), [3, 4, 2, 4, 1, 4, 0])
+    } == {"keep"}
 
 
 def test_plateau_without_stop_goes_on_after_the_last_cut():
-    said = follow(ControllerSettings(patience=1, max_cuts=1, stop=False), [1, 2, 2, 2])
+    said = follow(ControllerSettings(controller="plateau", patience=1, max_cuts=1, stop=False), [1, 2, 2, 2])
     assert said == [("keep", 1.0), ("cut", 0.3), ("keep", 0.3), ("keep", 0.3)]
 
 
 def test_cooldown_lets_values_pass_after_a_cut():
-    said = follow(ControllerSettings(patience=1, cooldown=2, max_cuts=9), [1, 2, 2, 2, 2])
+    said = follow(ControllerSettings(controller="plateau", patience=1, cooldown=2, max_cuts=9), [1, 2, 2, 2, 2])
     assert [action for action, _ in said] == ["keep", "cut", "keep", "keep", "cut"]
 
 
 def test_the_factor_is_never_below_min_scale():
-    said = follow(ControllerSettings(patience=1, max_cuts=9, min_scale=0.05), [1, 2, 2, 2, 2])
+    said = follow(ControllerSettings(controller="plateau", patience=1, max_cuts=9, min_scale=0.05), [1, 2, 2, 2, 2])
     assert [scale for _, scale in said] == [1.0, 0.3, 0.09, 0.05, 0.05]
     assert said[-1][0] == "stop"
+
+
+def test_climb_raises_with_every_improvement_until_it_first_goes_back():
+    said = follow(ControllerSettings(), [3, 2, 1, 2, 0.5, 0.6, 0.7])
+    assert said == [
+        *[("raise", 1.5), ("raise", 2.25), ("raise", 3.375)],
+        *[("rollback", 0.675), ("keep", 0.675), ("rollback", 0.135), ("stop", 0.135)],
+    ]
+    up = follow(ControllerSettings(max_scale=2), [9, 8, 7, math.nan])
+    assert up == [("raise", 1.5), ("raise", 2.0), ("keep", 2.0), ("rollback", 0.4)]
+
+
+def test_only_where_nobody_named_a_controller_one_is_chosen_for_the_run():
+    for evaluates, goes_back, chosen in (
+        (True, True, "climb"),
+        (True, False, "plateau"),
+        (False, True, "plateau"),
+    ):
+        assert ControllerSettings().for_run(evaluates=evaluates, goes_back=goes_back).controller == chosen
+        named = ControllerSettings(controller="rollback")
+        assert named.for_run(evaluates=evaluates, goes_back=goes_back) == named
 
 
 def test_greedy_raises_while_improving_and_lowers_while_not_within_its_bounds():
@@ -65,27 +88,37 @@ def test_greedy_forgives_as_many_values_as_its_patience():
 def test_an_improvement_is_more_than_min_delta(greater):
     sign = 1 if greater else -1
     for change, action in ((0.5, "cut"), (0.75, "keep")):
-        found = follow(ControllerSettings(patience=1, min_delta=0.5), [1.0, 1.0 + sign * change], greater)
+        found = follow(
+            ControllerSettings(controller="plateau", patience=1, min_delta=0.5), [1.0, 1.0 + sign * change], greater
+        )
         assert found[-1][0] == action
 
 
 def test_a_metric_that_is_better_when_greater_is_not_cut_while_it_rises():
     rising = [0.1, 0.2, 0.3, 0.4, 0.5]
-    assert {action for action, _ in follow(ControllerSettings(patience=1), rising, greater=True)} == {"keep"}
-    assert "cut" in {action for action, _ in follow(ControllerSettings(patience=1), rising, greater=False)}
+    assert {
+        action for action, _ in follow(ControllerSettings(controller="plateau", patience=1), rising, greater=True)
+    } == {"keep"}
+    assert "cut" in {
+        action for action, _ in follow(ControllerSettings(controller="plateau", patience=1), rising, greater=False)
+    }
 
 
 def test_a_value_that_is_not_a_number_never_improves():
-    said = follow(ControllerSettings(patience=2), [math.nan, math.nan])
+    said = follow(ControllerSettings(controller="plateau", patience=2), [math.nan, math.nan])
     assert [action for action, _ in said] == ["keep", "cut"]
 
 
 def test_nothing_is_cut_during_warm_up_but_the_best_value_counts():
     state = ControllerState()
     for value in (1.0, 2.0, 3.0):
-        state, decision = decide(ControllerSettings(patience=1), state, value, greater=False, warming_up=True)
+        state, decision = decide(
+            ControllerSettings(controller="plateau", patience=1), state, value, greater=False, warming_up=True
+        )
         assert decision.action == "keep"
-    state, decision = decide(ControllerSettings(patience=1), state, 1.5, greater=False, warming_up=False)
+    state, decision = decide(
+        ControllerSettings(controller="plateau", patience=1), state, 1.5, greater=False, warming_up=False
+    )
     assert decision.action == "cut"
 
 

@@ -43,7 +43,7 @@ def test_gradients_that_are_not_finite_are_dropped_and_counted(max_grad_norm, tm
         trainer.train()
         return trainer
 
-    guarded = train(AdaptiveLR(patience=99))
+    guarded = train(AdaptiveLR(controller="plateau", patience=99))
     assert all_finite(guarded.model)
     counts = [e["adaptive_lr/dropped_steps"] for e in guarded.state.log_history if "adaptive_lr/dropped_steps" in e]
     assert counts == [1, 2]
@@ -59,7 +59,7 @@ def test_a_dropped_step_changes_neither_weights_nor_moments(tmp_path):
             self.after.append(difference_free_copy(model, optimizer))
 
     snapshots = Snapshots()
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(patience=99), callbacks=[Poison([5]), snapshots])
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", patience=99), callbacks=[Poison([5]), snapshots])
     trainer.train()
     assert difference(snapshots.after[4], snapshots.after[5]) is None
     assert difference(snapshots.after[5], snapshots.after[6])
@@ -72,21 +72,23 @@ def difference_free_copy(model, optimizer):
 
 
 def test_after_several_dropped_steps_the_rate_is_cut_once(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(patience=99), callbacks=[Poison([3, 4, 5])])
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", patience=99), callbacks=[Poison([3, 4, 5])])
     trainer.train()
     assert actions(trainer) == ["drop", "drop", "drop", "cut"]
     assert trainer.optimizer.param_groups[0][lr_scale.KEY] == {"adaptive-lr": 0.3}
 
 
 def test_steps_dropped_before_a_cut_do_not_cut_again(tmp_path):
-    options = AdaptiveLR(patience=99, max_nonfinite_share=0.9)
+    options = AdaptiveLR(controller="plateau", patience=99, max_nonfinite_share=0.9)
     trainer = tiny_trainer(tmp_path, options, callbacks=[Poison(range(3, 9))])
     trainer.train()
     assert actions(trainer) == ["drop", "drop", "drop", "cut"] * 2
 
 
 def test_past_a_share_the_run_ends_with_a_message_and_finite_weights(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(patience=99), callbacks=[Poison(range(2, 99))], max_steps=60)
+    trainer = tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", patience=99), callbacks=[Poison(range(2, 99))], max_steps=60
+    )
     with pytest.raises(NonFiniteGradientsError, match=r"max_nonfinite_share=0\.2") as raised:
         trainer.train()
     assert "Lower learning_rate" in str(raised.value)
@@ -113,8 +115,8 @@ class NaNLoss(TrainerCallback):
 
 @pytest.mark.parametrize("alone", [True, False], ids=["stock trainer", "host"])
 def test_a_lost_step_is_logged_as_nan_not_as_a_loss_of_zero(alone, tmp_path):
-    techniques = () if alone else (AdaptiveLR(patience=99),)
-    callbacks = [*([AdaptiveLRCallback(patience=99)] if alone else []), NaNLoss([5])]
+    techniques = () if alone else (AdaptiveLR(controller="plateau", patience=99),)
+    callbacks = [*([AdaptiveLRCallback(controller="plateau", patience=99)] if alone else []), NaNLoss([5])]
     trainer = tiny_trainer(tmp_path, *techniques, callbacks=callbacks)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -127,7 +129,9 @@ def test_a_lost_step_is_logged_as_nan_not_as_a_loss_of_zero(alone, tmp_path):
 
 
 def test_without_the_guard_nothing_is_dropped(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(guard=False, patience=99), callbacks=[Poison([5])])
+    trainer = tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", guard=False, patience=99), callbacks=[Poison([5])]
+    )
     trainer.train()
     assert "drop" not in actions(trainer)
     assert not all_finite(trainer.model)
@@ -135,7 +139,7 @@ def test_without_the_guard_nothing_is_dropped(tmp_path):
 
 def test_on_finite_gradients_the_guard_changes_nothing(tmp_path):
     def trained(folder, **options):
-        trainer = tiny_trainer(tmp_path / folder, AdaptiveLR(patience=99, **options))
+        trainer = tiny_trainer(tmp_path / folder, AdaptiveLR(controller="plateau", patience=99, **options))
         trainer.train()
         return outcome(trainer)["weights"]
 
@@ -158,7 +162,7 @@ def test_one_bad_element_is_found_and_no_gradient_is_changed(dtype, bad):
 
 
 def test_a_finite_loss_is_logged_as_it_was_when_only_the_gradients_were_bad(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(patience=99), callbacks=[Poison([5])])
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", patience=99), callbacks=[Poison([5])])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)

@@ -36,7 +36,9 @@ def accuracy(prediction):
 
 
 def test_it_acts_on_the_metric_named_and_says_why(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(metric="accuracy", patience=1, min_delta=1), compute_metrics=accuracy)
+    trainer = tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", metric="accuracy", patience=1, min_delta=1), compute_metrics=accuracy
+    )
     trainer.train()
     reasons = [e["adaptive_lr/reason"] for e in trainer.state.log_history if "adaptive_lr/reason" in e]
     assert reasons
@@ -51,7 +53,9 @@ def test_a_metric_that_never_appears_is_refused_with_the_keys_that_did(tmp_path)
 def test_several_evaluation_sets_are_watched_by_key(tmp_path):
     sets = {"easy": tiny_dataset(8, seed=2), "hard": tiny_dataset(8, seed=3)}
     options = {"patience": 1, "min_delta": 1e9, "stop": False}
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(metric="eval_hard_loss", **options), eval_dataset=sets)
+    trainer = tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", metric="eval_hard_loss", **options), eval_dataset=sets
+    )
     trainer.train()
     # Evaluations at 3, 6, 9, 12, 14: the first is the best, each later one cuts until three cuts are made.
     assert actions(trainer) == ["cut", "cut", "cut"]
@@ -65,7 +69,7 @@ def test_a_metric_of_evaluations_without_evaluation_is_refused_before_training(t
 
 
 def test_training_loss_is_watched_where_nothing_is_evaluated(tmp_path):
-    options = AdaptiveLR(patience=1, min_delta=1e9, ema_steps=3, max_cuts=2)
+    options = AdaptiveLR(controller="plateau", patience=1, min_delta=1e9, ema_steps=3, max_cuts=2)
     trainer = tiny_trainer(tmp_path, options, eval_strategy="no", max_steps=40)
     trainer.train()
     assert actions(trainer) == ["cut", "cut", "stop"]
@@ -73,8 +77,28 @@ def test_training_loss_is_watched_where_nothing_is_evaluated(tmp_path):
     assert trainer.state.global_step == 12
 
 
+def test_by_default_the_rate_climbs_and_the_run_ends_with_the_best_weights(tmp_path):
+    kept = {}
+
+    class Keeps(TrainerCallback):
+        def on_evaluate(self, args, state, control, *, model, metrics, **kwargs):
+            kept[state.global_step] = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    # Better at 3 and 6, worse from 9 on.
+    values = iter([0.1, 0.2, 0.1, 0.1, 0.1])
+    metrics = {"compute_metrics": lambda prediction: {"accuracy": next(values)}}
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(metric="accuracy"), callbacks=[Keeps()], **metrics)
+    trainer.train()
+    assert actions(trainer) == ["raise", "raise", "rollback", "rollback", "stop", "restore"]
+    after = trainer.model.state_dict()
+    assert all(torch.equal(weight, after[name]) for name, weight in kept[6].items())
+    assert not all(torch.equal(weight, after[name]) for name, weight in kept[14].items())
+
+
 def test_an_evaluation_before_training_is_no_decision(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(patience=1, min_delta=1e9, max_cuts=1, stop=False), max_steps=3)
+    trainer = tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", patience=1, min_delta=1e9, max_cuts=1, stop=False), max_steps=3
+    )
     trainer.evaluate()
     trainer.train()
     assert actions(trainer) == []
@@ -102,8 +126,8 @@ class AppliedRates(TrainerCallback):
 @pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant", "reduce_lr_on_plateau"])
 def test_the_logged_rate_is_the_applied_rate(scheduler, alone, tmp_path):
     applied, cutting = AppliedRates(), {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
-    techniques = () if alone else (AdaptiveLR(**cutting),)
-    callbacks = [AdaptiveLRCallback(**cutting), applied] if alone else [applied]
+    techniques = () if alone else (AdaptiveLR(controller="plateau", **cutting),)
+    callbacks = [AdaptiveLRCallback(controller="plateau", **cutting), applied] if alone else [applied]
     changes = {"metric_for_best_model": "loss"} if scheduler == "reduce_lr_on_plateau" else {}
     trainer = tiny_trainer(tmp_path, *techniques, callbacks=callbacks, lr_scheduler_type=scheduler, **changes)
     trainer.train()
@@ -113,7 +137,7 @@ def test_the_logged_rate_is_the_applied_rate(scheduler, alone, tmp_path):
 
 
 def test_a_stock_run_that_gets_worse_is_stopped_early(tmp_path):
-    technique = AdaptiveLR(patience=1, min_delta=1e9, max_cuts=1)
+    technique = AdaptiveLR(controller="plateau", patience=1, min_delta=1e9, max_cuts=1)
     trainer = tiny_trainer(tmp_path, technique, max_steps=40, load_best_model_at_end=True, save_steps=3)
     trainer.train()
     assert actions(trainer) == ["cut", "stop"]

@@ -44,14 +44,20 @@ RISING, FALLING = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
 @pytest.mark.parametrize(
     ("technique", "key", "improving", "sets", "changes"),
     [
-        ("adaptive-lr:patience=1,metric=eval_error_accuracy", "accuracy", RISING, SETS, {}),
-        ("adaptive-lr:patience=1,metric=clean_accuracy", "accuracy", RISING, SETS, {}),
-        ("adaptive-lr:patience=1", "accuracy", RISING, SETS, {"metric_for_best_model": "error_accuracy"}),
-        ("adaptive-lr:patience=1,metric=eval_error_mape", "mape", FALLING, SETS, {}),
-        ("adaptive-lr:patience=1,metric=bits_per_byte", "bits_per_byte", FALLING, None, {}),
-        ("adaptive-lr:patience=1", "ter", FALLING, None, {"metric_for_best_model": "ter"}),
-        ("adaptive-lr:patience=1", "thing", RISING, None, {"metric_for_best_model": "thing"}),
-        ("adaptive-lr:patience=1,metric=thing,greater_is_better=false", "thing", FALLING, None, {}),
+        ("adaptive-lr:controller=plateau,patience=1,metric=eval_error_accuracy", "accuracy", RISING, SETS, {}),
+        ("adaptive-lr:controller=plateau,patience=1,metric=clean_accuracy", "accuracy", RISING, SETS, {}),
+        (
+            "adaptive-lr:controller=plateau,patience=1",
+            "accuracy",
+            RISING,
+            SETS,
+            {"metric_for_best_model": "error_accuracy"},
+        ),
+        ("adaptive-lr:controller=plateau,patience=1,metric=eval_error_mape", "mape", FALLING, SETS, {}),
+        ("adaptive-lr:controller=plateau,patience=1,metric=bits_per_byte", "bits_per_byte", FALLING, None, {}),
+        ("adaptive-lr:controller=plateau,patience=1", "ter", FALLING, None, {"metric_for_best_model": "ter"}),
+        ("adaptive-lr:controller=plateau,patience=1", "thing", RISING, None, {"metric_for_best_model": "thing"}),
+        ("adaptive-lr:controller=plateau,patience=1,metric=thing,greater_is_better=false", "thing", FALLING, None, {}),
     ],
 )
 def test_an_improving_run_is_left_alone_and_the_same_values_backwards_are_cut(
@@ -98,8 +104,8 @@ class Losses(TrainerCallback):
 @pytest.mark.parametrize("technique", [{}, {"metric": "eval_loss"}])
 def test_of_several_sets_nobody_named_the_mean_is_watched(technique, alone, tmp_path, caplog):
     losses, options = Losses(), technique | CUTTING
-    techniques = () if alone else (AdaptiveLR(**options),)
-    callbacks = [losses, *([AdaptiveLRCallback(**options)] if alone else [])]
+    techniques = () if alone else (AdaptiveLR(controller="plateau", **options),)
+    callbacks = [losses, *([AdaptiveLRCallback(controller="plateau", **options)] if alone else [])]
     trainer = tiny_trainer(tmp_path, *techniques, eval_dataset=SETS, callbacks=callbacks)
     trainer.train()
     assert caplog.text.count("the mean of eval_clean_loss, eval_error_loss is watched") == 1
@@ -114,7 +120,9 @@ def test_of_several_sets_nobody_named_the_mean_is_watched(technique, alone, tmp_
 def test_a_set_that_does_not_give_the_metric_is_left_out_of_the_mean(tmp_path):
     without_labels = [{"input_ids": row["input_ids"]} for row in SETS["error"]]
     for sets in ({"clean": SETS["clean"], "bare": without_labels}, {"bare": without_labels, "clean": SETS["clean"]}):
-        trainer = tiny_trainer(tmp_path / next(iter(sets)), AdaptiveLR(**CUTTING), eval_dataset=sets)
+        trainer = tiny_trainer(
+            tmp_path / next(iter(sets)), AdaptiveLR(controller="plateau", **CUTTING), eval_dataset=sets
+        )
         trainer.train()
         assert told(trainer) == [(6, "cut"), (9, "cut"), (12, "cut")]
 
@@ -122,10 +130,10 @@ def test_a_set_that_does_not_give_the_metric_is_left_out_of_the_mean(tmp_path):
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_run_that_watches_a_mean_resumes_exactly(alone, tmp_path):
     setting = {"eval_dataset": SETS, "save_steps": 1}
-    techniques = () if alone else (AdaptiveLR(**CUTTING),)
+    techniques = () if alone else (AdaptiveLR(controller="plateau", **CUTTING),)
 
     def more():
-        return {"callbacks": [AdaptiveLRCallback(**CUTTING)]} if alone else {}
+        return {"callbacks": [AdaptiveLRCallback(controller="plateau", **CUTTING)]} if alone else {}
 
     straight = tiny_trainer(tmp_path / "straight", *techniques, **setting, **more())
     straight.train()
@@ -154,8 +162,8 @@ class MeanOverSets(Trainer):
 @pytest.mark.parametrize("alone", [True, False])
 def test_an_evaluation_without_the_loss_leaves_the_training_loss_to_watch(alone, tmp_path, caplog):
     options = CUTTING | {"ema_steps": 3, "max_cuts": 2}
-    techniques = () if alone else (AdaptiveLR(**options),)
-    callbacks = [AdaptiveLRCallback(**options)] if alone else []
+    techniques = () if alone else (AdaptiveLR(controller="plateau", **options),)
+    callbacks = [AdaptiveLRCallback(controller="plateau", **options)] if alone else []
     trainer = tiny_trainer(tmp_path, *techniques, trainer_class=OwnEvaluation, callbacks=callbacks)
     trainer.train()
     assert trainer.state.global_step == 14
@@ -175,7 +183,7 @@ def test_a_named_metric_that_is_absent_stays_an_error(tmp_path):
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_a_run_that_fell_back_resumes_exactly(stop_at, tmp_path):
     setting = {"trainer_class": OwnEvaluation, "save_steps": 1}
-    technique = AdaptiveLR(**CUTTING | {"ema_steps": 3, "max_cuts": 2})
+    technique = AdaptiveLR(controller="plateau", **CUTTING | {"ema_steps": 3, "max_cuts": 2})
     straight = tiny_trainer(tmp_path / "straight", technique, **setting)
     straight.train()
     again = resumed(tmp_path / "resumed", technique, stop_at=stop_at, **setting)
@@ -183,7 +191,9 @@ def test_a_run_that_fell_back_resumes_exactly(stop_at, tmp_path):
 
 
 def test_a_script_that_means_its_sets_keeps_its_eval_loss(tmp_path):
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), trainer_class=MeanOverSets, eval_dataset=SETS)
+    trainer = tiny_trainer(
+        tmp_path, AdaptiveLR(controller="plateau", **CUTTING), trainer_class=MeanOverSets, eval_dataset=SETS
+    )
     trainer.train()
     assert told(trainer) == [(6, "cut"), (9, "cut"), (12, "cut")]
 
@@ -198,7 +208,7 @@ def test_a_second_evaluation_at_one_step_is_the_script_s_own(tmp_path):
                 trainer.evaluate(SETS["error"])
                 self.busy = False
 
-    trainer = tiny_trainer(tmp_path, AdaptiveLR(**CUTTING), callbacks=[EvaluatesMore()])
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(controller="plateau", **CUTTING), callbacks=[EvaluatesMore()])
     trainer.train()
     assert told(trainer) == [(6, "cut"), (9, "cut"), (12, "cut")]
 
@@ -213,7 +223,7 @@ def test_evaluations_by_hand_of_other_data_decide_nothing(tmp_path):
     steps = []
     for name, callbacks in (("plain", []), ("by hand", [ByHand()])):
         options = {"patience": 1, "min_delta": 1e9, "max_cuts": 9, "stop": False}
-        trainer = tiny_trainer(tmp_path / name, AdaptiveLR(**options), callbacks=callbacks)
+        trainer = tiny_trainer(tmp_path / name, AdaptiveLR(controller="plateau", **options), callbacks=callbacks)
         for callback in callbacks:
             callback.trainer = trainer
         trainer.train()

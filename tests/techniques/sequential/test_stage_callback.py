@@ -65,7 +65,7 @@ def test_a_run_is_bit_equal_to_one_without_the_technique(tmp_path):
 
 def test_a_plateau_is_watched_on_the_runs_own_evaluations_alone(tmp_path):
     trained(tmp_path, "a")
-    cutting = "adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false"
+    cutting = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"
     with_it = trained(tmp_path, "b", cutting)
     plain = tiny_trainer(tmp_path / "plain", cutting, **EVALUATED)
     plain.train()

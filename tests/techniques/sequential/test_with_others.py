@@ -36,7 +36,7 @@ PAIRS = {
     "adalomo, not fused": Pair("low-memory:algorithm=adalomo,fused=false", classifying),
     "peft, wise": Pair("peft:r=4,loraplus_ratio=2", classifying, {"wise": 0.5}),
     "peft, olora, ewc": Pair("peft:r=4", classifying, {"olora": 0.5, "ewc": 1.0}),
-    "plateau": Pair("adaptive-lr:patience=1,min_delta=1e9,max_cuts=2,stop=false", classifying),
+    "plateau": Pair("adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false", classifying),
     "guard": Pair("adaptive-lr:guard=true", classifying),
     "lpft": Pair("transfer:strategy=lpft,unfrozen_at=0.5", classifying),
     "layer-removal": Pair(

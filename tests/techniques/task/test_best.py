@@ -134,7 +134,10 @@ def test_the_threshold_and_the_direction_count():
 
 
 def test_it_stops_beside_adaptive_lr_whichever_is_first(tmp_path):
-    techniques = [Task(early_stopping_patience=2, calibrate=False), AdaptiveLR(patience=1, min_delta=1e9, max_cuts=0)]
+    techniques = [
+        Task(early_stopping_patience=2, calibrate=False),
+        AdaptiveLR(controller="plateau", patience=1, min_delta=1e9, max_cuts=0),
+    ]
     steps = []
     for number, order in enumerate((techniques, techniques[::-1])):
         trainer = tiny_trainer(
