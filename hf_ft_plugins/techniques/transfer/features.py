@@ -38,7 +38,7 @@ class Features:
         read: dict[str, list[torch.Tensor]] = {}
         labels: list[torch.Tensor] = []
         first_output, reading, used, examples = None, HeadReading({}, False), 0, 0
-        _refuse_moving_data(batches)
+        refuse_moving_data(batches)
         with _head_perturbed(model):
             for batch in batches:
                 if not isinstance(batch.get("labels"), torch.Tensor) or not batch["labels"].dim():
@@ -119,7 +119,7 @@ def _refuse_not_finite(output: Any, before: int) -> None:
             raise PluginError(f"{NAME}: the features of row {row} are not finite. Look at that example.")
 
 
-def _refuse_moving_data(batches: Iterable[dict[str, torch.Tensor]]) -> None:
+def refuse_moving_data(batches: Iterable[dict[str, torch.Tensor]]) -> None:
     passes = [list(islice(iter(batches), READ_TWICE)) for _ in range(2)]
     for once, again in zip(*passes, strict=True):
         for name, value in once.items():

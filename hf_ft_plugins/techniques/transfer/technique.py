@@ -56,6 +56,11 @@ class Transfer(Technique):
     probe_learning_rate: float | None = option(
         None, help="of the head alone; none: 1e-3, or the run's where that is higher"
     )
+    read_out: Literal["auto", "keep"] = option(
+        "auto",
+        help="lpft: of up to 1000 texts with a label each, solve the head in closed form, on a mean over tokens where "
+        "that tells more than the model's own read-out; keep: not",
+    )
     freeze: tuple[str, ...] = option((), help="names of parameters or modules that never learn, with * and ?; a+b")
     new_head: bool = option(True, help="make a head that fits the labels of the training data, where it does not")
 
@@ -152,6 +157,7 @@ class Transfer(Technique):
                 probe_learning_rate=self.probe_learning_rate,
                 cache_features=self.cache_features,
                 probe_steps=self.probe_steps,
+                read_out=self.read_out,
                 short_run=self.short_run,
                 flat_if_short=self.layer_decay is None,
                 by_layer=self.by_layer,

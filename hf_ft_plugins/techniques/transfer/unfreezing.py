@@ -29,6 +29,7 @@ from ...models.labels import IGNORED
 from .head_reading import NotCacheable
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import fit_probe
+from .read_out import KeepsReadOut, read_out, written_weights
 from .thawing import Strategy, refuse_unfit, thaw_steps
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
             on them (`fit_probe`), where they are the same every time; `always` refuses to run where they are not;
             `never` trains the head in the run's own steps. Under the host only.
         probe_steps: of the head, on cached features.
+        read_out: `auto` gives a text encoder with few examples the read-out that they ask for (`read_out`), where
+            features may be cached and the strategy is `lpft`; `keep` leaves it.
         short_run: fewer steps than these are too few for a head to learn alone and for slow layers to learn: all learn
             from the start (`lpft`), unless the head was trained on cached features. Where it is not 0, a pretrained
             language-model head does not learn alone either.
@@ -72,6 +75,7 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
         probe_learning_rate: float | None = None,
         cache_features: Literal["auto", "always", "never"] = "never",
         probe_steps: int = 1000,
+        read_out: Literal["auto", "keep"] = "keep",
         short_run: int = 0,
         flat_if_short: bool = False,
         by_layer: bool = True,
@@ -82,6 +86,7 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
         self.probe_learning_rate = probe_learning_rate
         self.cache_features = cache_features
         self.probe_steps = probe_steps
+        self.read_out = read_out
         self.short_run = short_run
         self.flat_if_short = flat_if_short
         self.by_layer = by_layer
@@ -231,6 +236,8 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
         """Whether the head has been trained on features computed once."""
         if self.cache_features == "never" or self.strategy not in ("probe", "lpft") or self._trainer is None:
             return False
+        if self.read_out == "auto" and self.strategy == "lpft" and self._has_read_out(args, model):
+            return True
         self._freeze([group.name for group in self._groups if group.name != HEAD])
         began = time.perf_counter()
         try:
@@ -248,15 +255,37 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
                 raise PluginError(f"{NAME}: cache_features=always is not possible here: {reason}.") from reason
             logger.warning("%s: the head is trained in the run's own steps: %s.", NAME, reason)
             return False
-        if args.world_size > 1:
-            # Each rank has fitted the whole; a GPU's sums may differ in their last bits.
-            named = dict(bare(model).named_parameters())
-            for name in head_names(model):
-                dist.broadcast(named[name].data, src=0)
+        named = dict(bare(model).named_parameters())
+        _agree(args, [named[name] for name in head_names(model)])
         seconds = round(time.perf_counter() - began, 3)
         add_note(self.log_notes, {f"{NAME}/probe_loss": losses[-1], f"{NAME}/probe_runtime": seconds})
+        return True
+
+    def _has_read_out(self, args: TrainingArguments, model: Module) -> bool:
+        """Whether the head, and perhaps the layer that it reads, are what the training data ask for."""
+        try:
+            found = read_out(model, self._trainer.feature_batches())
+        except (KeepsReadOut, NotCacheable) as reason:
+            logger.info("%s: the read-out of a %s stays: %s.", NAME, type(bare(model)).__name__, reason)
+            return False
+        _agree(args, written_weights(model))
+        logger.warning(
+            "%s: the head of a %s was solved in closed form%s: of examples left out in turn it gets %.1f %% right, and "
+            "would %.1f %% with the read-out that the model came with. read_out=keep decides otherwise.",
+            *(NAME, type(bare(model)).__name__),
+            " on a mean over tokens, which its last layer has become" if found.pooled else "",
+            *(100 * found.right, 100 * found.right_before),
+        )
+        add_note(self.log_notes, {f"{NAME}/left_out_accuracy": found.right})
         return True
 
     def _loss(self, model: Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         items = (batch["labels"] != IGNORED).sum() if "labels" in batch else None
         return self._trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
+
+
+def _agree(args: TrainingArguments, weights: list[torch.nn.Parameter]) -> None:
+    """Each rank has fitted the whole; a GPU's sums may differ in their last bits."""
+    if args.world_size > 1:
+        for weight in weights:
+            dist.broadcast(weight.data, src=0)

@@ -35,12 +35,19 @@ def test_unfreezing_trains_two_ranks_as_one(on_both_ranks, tmp_path, strategy):
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-5)
 
 
-def probed_on_ranks(rank, folder):
-    trainer = build(folder / "run", "transfer:probe_steps=30", save_strategy="no", eval_strategy="no")
+def probed_on_ranks(rank, folder, options, note):
+    trainer = build(folder / "run", f"transfer:{options}", save_strategy="no", eval_strategy="no")
     trainer.train()
-    return trained(trainer) | {"probe": trainer.state.log_history[0]["transfer/probe_loss"]}
+    return trained(trainer) | {"note": trainer.state.log_history[0][note]}
 
 
-def test_a_cached_probe_leaves_both_ranks_with_one_head(on_both_ranks):
-    first, second = on_both_ranks(probed_on_ranks)
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ("probe_steps=30,read_out=keep", "transfer/probe_loss"),
+        ("read_out=auto", "transfer/left_out_accuracy"),
+    ],
+)
+def test_a_cached_probe_and_a_solved_head_leave_both_ranks_with_one(on_both_ranks, options, note):
+    first, second = on_both_ranks(probed_on_ranks, options, note)
     assert first == second
