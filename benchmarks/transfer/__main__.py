@@ -9,9 +9,10 @@ batches and new head:
   other, plain scans; tested plain (in distribution) and inverted, shifted, blurred (out of it).
 - flowers: MobileNetV1 0.25/128 from ImageNet, 40 photographs of each of five flowers; tested likewise. Its config's
   dropout of 0.999 (of a converted checkpoint; the share that is kept) is set to 0.001 in every row.
-- sentiment: MiniLM-L6 on 8, 32 or 128 film-review sentences a class; tested in distribution.
+- sentiment, subjectivity: MiniLM-L6 on 8, 32 or 128 sentences a class, of film reviews or objective and subjective
+  ones; tested in distribution.
 
-Flowers and sentiment need the folder FT_DATA (default ../shared/data) and are skipped without it. A row's rate is the
+All but digits need the folder FT_DATA (default ../shared/data) and are skipped without it. A row's rate is the
 one of three with the best mean accuracy in distribution on dev data, for each row its own. `ours` and `baseline` are
 mean accuracies over seeds, in points; `ratio` is their quotient. `noise` is `report.noise_floor` of stock's accuracy
 with another initialization and order of data over stock's, one ratio a seed; `quartiles` are of the seeds' ratios.
@@ -33,6 +34,7 @@ from benchmarks.report import LeftOut, Result
 from benchmarks.transfer.comparison import results_of
 from benchmarks.transfer.probe import probe_results
 from benchmarks.transfer.runs import measure
+from benchmarks.transfer.sentences import FOLDERS
 from benchmarks.transfer.settings import BENCHMARK, settings
 
 
@@ -41,11 +43,12 @@ def measured_rows(asked: Namespace) -> Iterator[Result | LeftOut]:
     if (DATA / "flowers5_128px").exists() and (DATA / "ckpt_mobilenet_v1_025_128").exists():
         names.append("flowers")
     if has_reviews():
-        names += [name for name in settings(asked.quick) if name.startswith("sentiment")]
+        names += [name for name in settings(asked.quick) if name.startswith(tuple(FOLDERS))]
     for name in settings(asked.quick):
         if name not in names:
             yield LeftOut(f"{name}: FT_DATA names no folder with its data")
-    seeds = {name: (1 if name != "digits" else 2) if asked.quick else 5 for name in names}
+    few = {name: 10 if name.startswith(tuple(FOLDERS)) else 5 for name in names}
+    seeds = {name: (1 if name != "digits" else 2) if asked.quick else few[name] for name in names}
     if "flowers" in names:
         yield from probe_results(1 if asked.quick else 5, 60 if asked.quick else 200, asked.device)
     measured = measure(names, seeds, asked.device, asked.quick)

@@ -1,4 +1,4 @@
-"""A few film-review sentences a class, and MiniLM-L6."""
+"""A few sentences a class, of film reviews or objective and subjective ones, and MiniLM-L6."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from benchmarks.data import MINILM, reviews
+from benchmarks.data import DATA, MINILM, lines_of
 from benchmarks.transfer.images import Examples
 
 
@@ -18,24 +18,28 @@ def minilm(seed: int, scratch: bool) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(MINILM, num_labels=2)
 
 
+FOLDERS = {"sentiment": "sentiment_mr", "subjectivity": "subjectivity"}
+
+
 @cache
-def encoded_reviews(part: str) -> Examples:
-    tokenizer, rows = AutoTokenizer.from_pretrained(MINILM), reviews(part)
-    encoded = tokenizer(
+def encoded(name: str, part: str) -> Examples:
+    tokenizer = AutoTokenizer.from_pretrained(MINILM)
+    rows = list(lines_of(DATA / FOLDERS[name] / f"{part}.jsonl.gz"))
+    texts = tokenizer(
         [row["text"] for row in rows], truncation=True, max_length=32, padding="max_length", return_tensors="pt"
     )
-    return dict(encoded), torch.tensor([row["label"] for row in rows])
+    return dict(texts), torch.tensor([row["label"] for row in rows])
 
 
-def few_reviews(seed: int, each: int, quick: bool) -> dict[str, Examples]:
+def few_sentences(seed: int, name: str, each: int, quick: bool) -> dict[str, Examples]:
     random = np.random.default_rng(seed)
-    labels = encoded_reviews("train")[1].numpy()
+    labels = encoded(name, "train")[1].numpy()
     few = np.concatenate([random.permutation(np.flatnonzero(labels == label))[:each] for label in (0, 1)])
     some = np.random.default_rng(0).permutation(1000)
     return {
-        "train": chosen(encoded_reviews("train"), few),
-        "dev": chosen(encoded_reviews("dev"), some[: 80 if quick else 200]),
-        "test": chosen(encoded_reviews("test"), some[: 160 if quick else 400]),
+        "train": chosen(encoded(name, "train"), few),
+        "dev": chosen(encoded(name, "dev"), some[: 80 if quick else 200]),
+        "test": chosen(encoded(name, "test"), some[: 160 if quick else 400]),
     }
 
 
