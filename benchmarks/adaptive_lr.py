@@ -26,11 +26,13 @@ another initialization and data order against itself.
 
 from __future__ import annotations
 
-import gc
 import math
+import multiprocessing
+import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +96,6 @@ class Setting:
     batch: int
     eval_batch: int
     warmup: int
-    threads: int
     gate: float  # of the worst rate's NLL
 
 
@@ -281,23 +282,29 @@ def train_once(setting: Setting, task: Task, row: str, rate: float, seed: int, d
 Measured = dict[str, dict[str, np.ndarray]]  # row -> metric -> values, (rates, seeds)
 
 
-def measure(setting: Setting, device: str) -> Measured:
-    """Every row at every rate and seed; rows are innermost, so that a slow minute hits all alike."""
-    torch.set_num_threads(setting.threads)
-    # The Trainer collects garbage at every start; what is here already is none.
-    gc.freeze()
+def one_of_each(quick: bool, name: str, index: int, seed: int, device: str) -> dict[str, dict[str, float]]:
+    """All rows of a setting, at one of its rates and one seed; to be called in any process."""
+    torch.set_num_threads(1 if device == "cpu" else torch.get_num_threads())
+    setting = next(one for one in settings(quick) if one.name == name)
+    task = setting.task(seed)
+    return {row: train_once(setting, task, row, setting.rates[index], seed, device) for row in setting.rows}
+
+
+def measured_by(setting: Setting, quick: bool, device: str, pool: Executor) -> Measured:
+    """Every row at every rate and seed."""
     shape = (len(setting.rates), setting.seeds)
     measured: Measured = {
         row: {name: np.full(shape, np.nan) for name in (*METRICS, "dev loss")} for row in setting.rows
     }
-    runs = [(seed, index) for seed in range(setting.seeds) for index in range(len(setting.rates))]
-    task, of_seed = None, None
-    for seed, index in track(runs, setting.name, console=Console(stderr=True), transient=True):
-        if task is None or of_seed != seed:
-            task, of_seed = setting.task(seed), seed
-        for row in setting.rows:
-            for name, value in train_once(setting, task, row, setting.rates[index], seed, device).items():
-                measured[row][name][index, seed] = value
+    running = {
+        (index, seed): pool.submit(one_of_each, quick, setting.name, index, seed, device)
+        for seed in range(setting.seeds)
+        for index in range(len(setting.rates))
+    }
+    for place, job in track(running.items(), setting.name, console=Console(stderr=True), transient=True):
+        for row, values in job.result().items():
+            for name, value in values.items():
+                measured[row][name][place] = value
     return measured
 
 
@@ -381,7 +388,6 @@ def settings(quick: bool) -> list[Setting]:
         "batch": 32,
         "eval_batch": 300,
         "warmup": 20,
-        "threads": 1,
     }
     chosen = [
         Setting(name="digits, noisy dev", task=lambda seed: digits(seed, noisy_dev=True), gate=0.93, **on_digits),
@@ -406,7 +412,6 @@ def settings(quick: bool) -> list[Setting]:
             batch=16,
             eval_batch=50,
             warmup=3 if quick else 6,
-            threads=1,
             gate=1.0,
         )
         for wrong in (0.1, 0.4)
@@ -415,18 +420,22 @@ def settings(quick: bool) -> list[Setting]:
 
 
 def measured_rows(asked: Namespace) -> Iterator[Result | LeftOut]:
-    for setting in settings(asked.quick):
-        measured = measure(setting, asked.device)
-        about = report.conditions(
-            asked.device,
-            seeds=setting.seeds,
-            rates=setting.rates,
-            max_steps=setting.steps,
-            batch=setting.batch,
-            eval_steps=setting.eval_steps,
-        )
-        yield from headline_results(setting, measured, about)
-        yield from detail_results(setting, measured, about)
+    # One run a core; what is measured does not depend on time. A GPU takes one after the other.
+    workers = (os.cpu_count() or 1) if asked.device == "cpu" else 1
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for setting in settings(asked.quick):
+            measured = measured_by(setting, asked.quick, asked.device, pool)
+            about = report.conditions(
+                asked.device,
+                seeds=setting.seeds,
+                rates=setting.rates,
+                max_steps=setting.steps,
+                batch=setting.batch,
+                eval_steps=setting.eval_steps,
+                threads_a_run=1,
+            )
+            yield from headline_results(setting, measured, about)
+            yield from detail_results(setting, measured, about)
     if not has_reviews():
         yield LeftOut("sentiment: FT_DATA names no folder with ckpt_minilm_l6 and sentiment_mr")
 

@@ -31,7 +31,7 @@ def test_adaptive_lr_is_held_to_early_stopping() -> None:
         for row in setting.rows
     }
     found = by_metric(adaptive_lr.headline_results(setting, measured, {}))
-    row = found["digits, noisy dev: plateau: steps, mean over rates"]
+    row = found["digits, noisy dev: default: steps, mean over rates"]
     assert (row.ratio, row.noise, row.met) == (0.5, 0.0, True)
     assert "early stopping" in row.conditions["baseline"]
     assert len(adaptive_lr.early_stopping(adaptive_lr.AGAIN)) == len(adaptive_lr.early_stopping(adaptive_lr.STOCK)) == 1
