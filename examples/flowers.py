@@ -6,7 +6,7 @@ first and is then taken to the digits 5 to 9. `--dataset_name` and `--image_fold
 `--model_name_or_path` starts from another model.
 
     python examples/flowers.py
-    hf-ft compare --seeds 3 --with transfer:probe_steps=50 examples/flowers.py
+    hf-ft compare --seeds 3 --with transfer examples/flowers.py
 
 The 200 images are one batch of the head alone, so by default it would see each of them 1000 times, and learn to be far
 too sure of them: as many pictures are named rightly, but the test loss is worse than Trainer's own. On the digits the

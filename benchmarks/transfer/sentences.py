@@ -22,11 +22,11 @@ FOLDERS = {"sentiment": "sentiment_mr", "subjectivity": "subjectivity"}
 
 
 @cache
-def encoded(name: str, part: str) -> Examples:
+def encoded(name: str, part: str, length: int = 32) -> Examples:
     tokenizer = AutoTokenizer.from_pretrained(MINILM)
     rows = list(lines_of(DATA / FOLDERS[name] / f"{part}.jsonl.gz"))
     texts = tokenizer(
-        [row["text"] for row in rows], truncation=True, max_length=32, padding="max_length", return_tensors="pt"
+        [row["text"] for row in rows], truncation=True, max_length=length, padding="max_length", return_tensors="pt"
     )
     return dict(texts), torch.tensor([row["label"] for row in rows])
 
@@ -40,6 +40,14 @@ def few_sentences(seed: int, name: str, each: int, quick: bool) -> dict[str, Exa
         "train": chosen(encoded(name, "train"), few),
         "dev": chosen(encoded(name, "dev"), some[: 80 if quick else 200]),
         "test": chosen(encoded(name, "test"), some[: 160 if quick else 400]),
+    }
+
+
+def long_texts(seed: int) -> dict[str, Examples]:
+    """48 film reviews, every one as long as 128 tokens with its padding, and some to test on."""
+    order = np.random.default_rng(seed).permutation(1000)
+    return {
+        part: chosen(encoded("sentiment", part, 128), order[:count]) for part, count in (("train", 48), ("test", 100))
     }
 
 

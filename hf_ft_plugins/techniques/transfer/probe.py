@@ -22,6 +22,9 @@ from .head_reading import Loss, NotCacheable
 
 BATCH = 256  # examples of one step of the head
 TOKENS = 2048  # where these are the examples
+PASSES = 40  # at least
+# Three times what a head takes that learns in batches of a run's own size, alone and with a schedule.
+LEARNING_RATE = 3e-3
 
 
 def fit_probe(
@@ -29,9 +32,9 @@ def fit_probe(
     batches: Iterable[dict[str, torch.Tensor]],
     *,
     loss: Loss | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = LEARNING_RATE,
     weight_decay: float = 0.0,
-    steps: int = 1000,
+    steps: int = 100,
     seed: int = 0,
 ) -> list[float]:
     """Train the model's head, in place, by AdamW with a cosine schedule; the backbone is left as it is.
@@ -40,7 +43,7 @@ def fit_probe(
         model: with a head outside its backbone (`heads.head_names`).
         batches: collated batches with `labels`, in the same order every time they are iterated, on the model's device.
         loss: of (model, batch); None: the model's own.
-        steps: at least this many, of up to 256 examples (2048 tokens) each, and at least five passes.
+        steps: at least this many, of up to 256 examples (2048 tokens) each, and at least 40 passes.
         seed: of the order of examples and of the head's dropout; the global random state is left as it was.
 
     Returns:
@@ -84,7 +87,7 @@ def _fitted(
     head = [named[name] for name in head_names(model)]
     others = [weight for weight in model.parameters() if weight.requires_grad and not any(weight is h for h in head)]
     size = min(TOKENS if features.of_tokens else BATCH, len(features))
-    number = max(steps, 5 * -(-len(features) // size))
+    number = max(steps, PASSES * -(-len(features) // size))
     optimizer = torch.optim.AdamW(head, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, number)
     losses = []

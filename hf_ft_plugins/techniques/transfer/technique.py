@@ -52,9 +52,11 @@ class Transfer(Technique):
         help="probe and lpft: compute the frozen backbone's features once and train the head on them before the first "
         "step, where data do not change from pass to pass",
     )
-    probe_steps: int = option(1000, help="steps of the head on cached features")
+    probe_steps: int = option(
+        100, help="steps of the head on cached features, each of up to 256 examples; at least 40 passes"
+    )
     probe_learning_rate: float | None = option(
-        None, help="of the head alone; none: 1e-3, or the run's where that is higher"
+        None, help="of the head alone; none: 1e-3, on cached features 3e-3, or the run's where that is higher"
     )
     read_out: Literal["auto", "keep"] = option(
         "auto",

@@ -28,7 +28,7 @@ from ...models.inputs import bare
 from ...models.labels import IGNORED
 from .head_reading import NotCacheable
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
-from .probe import fit_probe
+from .probe import LEARNING_RATE, fit_probe
 from .read_out import KeepsReadOut, read_out, written_weights
 from .thawing import Strategy, refuse_unfit, thaw_steps
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PHASE = f"{NAME}/phase"
+ALONE = 1e-3  # rate of a head that learns alone in the run's own steps
 
 
 class GradualUnfreezing(WithTrainer, TrainerCallback):
@@ -51,8 +52,8 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
         unfrozen_at: share of the steps after which every layer learns.
         rewarm: share of the steps over which the rate of a layer that was unfrozen rises from zero. Only where the
             optimizer's groups are split by layer (under the host, or with `split_by_layer`).
-        probe_learning_rate: of the head while it learns alone, at the schedule's peak; None: 1e-3, or the run's rate
-            where that is higher.
+        probe_learning_rate: of the head while it learns alone, at the schedule's peak; None: 1e-3, on cached features
+            3e-3, or the run's rate where that is higher.
         cache_features: `auto` computes the frozen backbone's features once, before the first step, and trains the head
             on them (`fit_probe`), where they are the same every time; `always` refuses to run where they are not;
             `never` trains the head in the run's own steps. Under the host only.
@@ -74,7 +75,7 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
         rewarm: float = 0.05,
         probe_learning_rate: float | None = None,
         cache_features: Literal["auto", "always", "never"] = "never",
-        probe_steps: int = 1000,
+        probe_steps: int = 100,
         read_out: Literal["auto", "keep"] = "keep",
         short_run: int = 0,
         flat_if_short: bool = False,
@@ -212,7 +213,10 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
                 lr_scale.set_scale(optimizer, PHASE, factor, [group])
 
     def _probe_rate(self, args: TrainingArguments) -> float:
-        return max(1e-3, args.learning_rate) if self.probe_learning_rate is None else self.probe_learning_rate
+        return self._or_asked(max(ALONE, args.learning_rate))
+
+    def _or_asked(self, rate: float) -> float:
+        return rate if self.probe_learning_rate is None else self.probe_learning_rate
 
     def _still_frozen(self, base: Module) -> None:
         # Trainer puts the whole model into training mode before every forward pass.
@@ -245,7 +249,7 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
                 model,
                 self._trainer.feature_batches(),
                 loss=self._loss,
-                learning_rate=self._probe_rate(args),
+                learning_rate=self._or_asked(max(LEARNING_RATE, args.learning_rate)),
                 weight_decay=args.weight_decay,
                 steps=self.probe_steps,
                 seed=args.seed,

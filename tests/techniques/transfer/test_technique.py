@@ -306,12 +306,12 @@ def test_a_probe_on_cached_features_is_a_probe_on_the_frozen_backbone():
     cached = tiny_model()  # with dropout
     cached.dropout = torch.nn.Identity()  # of the head; the backbone's stays
     by_hand = copy.deepcopy(cached).eval()
-    losses = fit_probe(cached, batches(rows), steps=8, learning_rate=1e-2, weight_decay=0.1)
+    losses = fit_probe(cached, batches(rows), steps=50, learning_rate=1e-2, weight_decay=0.1)
     whole = default_data_collator(rows)
     for name, weight in by_hand.named_parameters():
         weight.requires_grad_(name.startswith("classifier"))
     optimizer = torch.optim.AdamW(by_hand.classifier.parameters(), lr=1e-2, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
     for loss in losses:
         expected = by_hand(**whole).loss
         assert loss == pytest.approx(expected.item(), abs=1e-6)
