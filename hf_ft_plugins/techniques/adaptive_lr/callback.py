@@ -31,7 +31,7 @@ from .controllers import ControllerState, Decision, decide
 from .loss_average import LossAverage
 from .settings import NAME, Controller, ControllerSettings, GuardSettings, WatchSettings
 from .unsupported import puts_nothing_back, refuse_arguments, refuse_lomo, tunes_itself
-from .watched_metric import TRAINING_LOSS, Watch
+from .watched_metric import FEW, TRAINING_LOSS, Watch, values_ahead
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -182,6 +182,13 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         if self._settings.goes_back and self._controller.best is not None and self._best is None:
             self._best = read_weights(args, state.global_step)
         self._warmup_steps = args.get_warmup_steps(state.max_steps)
+        ahead = values_ahead(self.watch_settings, args, self._watch.metric, state.max_steps, self._warmup_steps)
+        if ahead < FEW:
+            logger.warning(
+                "%s: %d values of %s are ahead after the warm-up, too few for it to help: evaluate more often "
+                "(eval_steps), or leave it out.",
+                *(NAME, ahead, self._watch.metric),
+            )
         self._steered = not tunes_itself(type(lr_scale.innermost(optimizer)))
         if self._steered:
             if not self._hosted:

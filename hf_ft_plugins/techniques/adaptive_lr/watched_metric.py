@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRAINING_LOSS = "loss"
+FEW = 3  # fewer values decide nothing that a run could gain by
 
 
 def watched_metric(settings: WatchSettings, args: TrainingArguments) -> str:
@@ -26,6 +28,16 @@ def watched_metric(settings: WatchSettings, args: TrainingArguments) -> str:
     if args.eval_strategy == "no":
         return TRAINING_LOSS
     return evaluation_key(args.metric_for_best_model or "eval_loss")
+
+
+def values_ahead(settings: WatchSettings, args: TrainingArguments, metric: str, steps: int, warmup: int) -> int:
+    """How many values of the metric a run of `steps` gives after its warm-up; of evaluations a whole set is one."""
+    if metric == TRAINING_LOSS:
+        return (steps - warmup) // max(settings.ema_steps, 1)
+    if args.eval_strategy == "epoch":
+        return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else FEW
+    every = args.eval_steps or args.logging_steps
+    return int((steps - warmup) // (every if every >= 1 else max(1, math.ceil(every * steps))))
 
 
 def is_named(settings: WatchSettings, args: TrainingArguments) -> bool:

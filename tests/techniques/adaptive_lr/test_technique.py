@@ -95,6 +95,25 @@ def test_by_default_the_rate_climbs_and_the_run_ends_with_the_best_weights(tmp_p
     assert not all(torch.equal(weight, after[name]) for name, weight in kept[14].items())
 
 
+@pytest.mark.parametrize(
+    ("changes", "ahead"),
+    [
+        ({"eval_steps": 6}, 2),
+        ({"eval_steps": 0.5}, 2),
+        ({"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}, 2),
+        ({"eval_strategy": "no"}, 0),
+        ({"warmup_steps": 8}, 2),
+        ({}, None),
+        ({"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3}, None),
+    ],
+)
+def test_a_run_that_gives_too_few_values_is_told_so(changes, ahead, tmp_path, caplog):
+    tiny_trainer(tmp_path, AdaptiveLR(), **changes).train()
+    said = [line for line in caplog.text.splitlines() if "too few for it to help" in line]
+    assert len(said) == (ahead is not None)
+    assert ahead is None or f"{ahead} values of" in said[0]
+
+
 def test_an_evaluation_before_training_is_no_decision(tmp_path):
     trainer = tiny_trainer(
         tmp_path, AdaptiveLR(controller="plateau", patience=1, min_delta=1e9, max_cuts=1, stop=False), max_steps=3
