@@ -120,7 +120,7 @@ class Technique:
     def idle_options(self) -> dict[str, str]:
         """The options that were changed and cannot act beside the others, each with the reason; they are warned about.
 
-        `{"max_scale": "the controller is plateau, and only greedy raises the learning rate"}`
+        `{"max_scale": "the controller is plateau, which does not raise the rate"}`
         """
         return {}
 

@@ -68,11 +68,10 @@ def twenty_epochs(quick: bool, device: str) -> Iterator[Result]:
         ours, stock = (sum(right[row]) / len(right[row]) for row in (OUR_PROBE, STOCK_PROBE))
         about = report.conditions(device, epochs=EPOCHS, accuracy_ours=ours, accuracy_stock=stock)
         speeds = {row: [1 / value for value in found] for row, found in seconds.items()}
-        for row in report.compared(
+        yield from report.compared(
             *(BENCHMARK, f"{probed.name}: heads a second, {EPOCHS} epochs", speeds),
             *({(OUR_PROBE, STOCK_PROBE): Gate("ratio", ">=", 10)}, (AGAIN_PROBE, STOCK_PROBE), about),
-        ):
-            yield row
+        )
 
 
 def _every_third(examples: Examples) -> Examples:

@@ -131,11 +131,16 @@ def _chosen(model: nn.Module, sites: _Sites, batches: list[dict[str, Tensor]]) -
     _refuse_learned_head(logits, labels)
     classes = sites.classifier.out_features
     own_errors, own_right, own_fit = _solved(own, labels, classes)
-    with _put_back_unless_taken(sites) as taken:
+    before, pooled = [weight.clone() for weight in sites.written()], False
+    try:
         errors, right, fit = _solved(_pooled(model, sites, batches), labels, classes)
         worse = errors - own_errors
-        taken.append(float(worse.mean()) <= DEVIATIONS * float(worse.std()) / len(worse) ** 0.5)
-    if taken[0]:
+        pooled = float(worse.mean()) <= DEVIATIONS * float(worse.std()) / len(worse) ** 0.5
+    finally:
+        if not pooled:
+            for weight, value in zip(sites.written(), before, strict=True):
+                weight.copy_(value)
+    if pooled:
         _set_classifier(sites.classifier, *fit)
         return ReadOut(True, right, own_right)
     _set_classifier(sites.classifier, *own_fit)
@@ -240,18 +245,6 @@ def _pooled(model: nn.Module, sites: _Sites, batches: list[dict[str, Tensor]]) -
         if _correlation(found, meant) >= ALIKE:
             return found
     raise KeepsReadOut("its last layer does not pass a mean over tokens on")
-
-
-@contextmanager
-def _put_back_unless_taken(sites: _Sites) -> Iterator[list[bool]]:
-    before = [weight.clone() for weight in sites.written()]
-    taken: list[bool] = []
-    try:
-        yield taken
-    finally:
-        if taken != [True]:
-            for weight, value in zip(sites.written(), before, strict=True):
-                weight.copy_(value)
 
 
 def _features(model: nn.Module, sites: _Sites, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
