@@ -185,6 +185,18 @@ def ft_training_step(trainer: Any, model: Any, inputs: dict[str, Any], num_items
     raise NotImplementedError
 
 
+@_spec(firstresult=True)
+def ft_parts(trainer: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+    """**owner**. One training batch as several, whose losses are computed one after the other and summed; None, or a
+    list of one, leaves it whole.
+
+    `inputs` is the collated batch, on the model's device, and stays as it is; `model` and `num_items_in_batch` are what
+    `compute_loss` takes. Each part's loss must be a share of the whole batch's, divided by `num_items_in_batch`. There
+    is one backward pass, of the sum.
+    """
+    raise NotImplementedError
+
+
 @_spec
 def ft_loss(trainer: Any, inputs: dict[str, Any]) -> Any:
     """**all**. A context manager in which one batch's loss is computed (`compute_loss`), in training and evaluation;

@@ -8,6 +8,7 @@ _HOMES = {
     "TokenBudgetBatchSampler": "batches",
     "PooledBudgetBatches": "streaming",
     "TokenMeanLoss": "loss",
+    "in_parts": "parts",
     "TokenTable": "tokens",
     "TextObjective": "texts",
     "Seq2SeqGenerationMetrics": "metrics",

@@ -5,6 +5,10 @@ target length, up in one strip and down in the next, so that neighbours are alik
 neighbours that ends when it holds enough real target tokens, or when padding it would exceed the budget. Of several
 numbers of strips, the one that pads least is taken.
 
+Batches alike in length teach less per step than random ones: each speaks of one kind of example. So a step, or, where
+it has one batch, four steps in a row, hold batches of every length (`mixed`), and with `parts` a batch itself is made
+of several runs of unlike length, which `parts.py` pads one by one.
+
 Related: fairseq's `--max-tokens` (Ott et al. 2019, arXiv:1904.01038) and tensor2tensor's boundaries bucket by one
 length. Deviation: both lengths, and a second limit, on real target tokens, which keeps the weight of every step alike.
 """
@@ -12,6 +16,7 @@ length. Deviation: both lengths, and a second limit, on real target tokens, whic
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +28,8 @@ import torch
 logger = logging.getLogger(__name__)
 
 SLACK = 0.005  # share of batches beyond those that the first epoch needs
+MIXED = 4  # batches, or parts of batches, in a row that are of every length
+POOL_STEPS = 16  # steps whose pairs are sorted together
 STRIPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -120,19 +127,34 @@ def in_so_many(batches: Sequence[np.ndarray], number: int) -> list[np.ndarray]:
     return result
 
 
-def alike_steps(
-    batches: Sequence[np.ndarray], target_lengths: np.ndarray, per_step: int, random: np.random.Generator
-) -> list[np.ndarray]:
-    """Order the batches so that every `per_step` of them in a row hold about as many real target tokens.
+def mixed(
+    batches: Sequence[np.ndarray], widths: np.ndarray, together: int, random: np.random.Generator
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Order batches so that `together` of them in a row, counted from the first, are of every length.
 
-    Their number must be a multiple of `per_step`. They are sorted by their target tokens and dealt out, forth and
-    back; steps, and batches within a step, are then shuffled.
+    They are sorted by the mean width of their pairs and cut into `together` strata of as many batches; each row has one
+    of each stratum, and rows, and batches within a row, are shuffled.
+
+    Args:
+        batches: positions of pairs, each batch alike in length.
+        widths: int [N], tokens of every pair's source and target.
+
+    Returns:
+        The ordered batches, and those that fill no row, drawn by chance.
     """
-    weights = np.array([int(target_lengths[batch].sum()) for batch in batches])
-    rows = np.argsort(weights, kind="stable").reshape(per_step, -1)
-    rows[1::2] = rows[1::2, ::-1]
-    steps = random.permutation(rows.T)
-    return [batches[index] for step in steps for index in random.permutation(step)]
+    rows = len(batches) // together
+    drawn = random.permutation(len(batches))
+    taken, rest = drawn[: rows * together], drawn[rows * together :]
+    mean_widths = np.array([widths[batches[index]].mean() for index in taken])
+    strata = taken[np.argsort(mean_widths, kind="stable")].reshape(together, rows)
+    table = np.stack([random.permutation(stratum) for stratum in strata], axis=1) if rows else strata.T
+    ordered = [batches[index] for row in table for index in random.permutation(row)]
+    return ordered, [batches[index] for index in rest]
+
+
+def joined(batches: Sequence[np.ndarray], parts: int) -> list[np.ndarray]:
+    """Every `parts` batches in a row as one; their number must be a multiple of `parts`."""
+    return [np.concatenate(batches[start : start + parts]) for start in range(0, len(batches), parts)]
 
 
 class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
@@ -149,9 +171,11 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
         max_examples: the most pairs in a batch; None: any number.
         sampler: the order of examples, asked anew each epoch; None: shuffled by (seed, epoch). With it, pairs are
             compared only with the `pool` pairs around them, and an example may come more than once, or never.
-        pool: how many examples are sorted together; None: all.
+        pool: how many examples are sorted together; None: all. Fewer pad more, and mix lengths within a batch.
         per_step: batches in one optimizer step, on all ranks together (accumulation times world size). Their number
-            is a multiple of it, and the real target tokens of the steps are alike.
+            is a multiple of it, and each step has batches of every length.
+        parts: of how many runs of unlike length each batch is made; the limits hold for their sum. For who pads each
+            part alone (`parts.in_parts`): in one piece such a batch pads like a random one.
         seed: of the shuffling.
 
     Raises:
@@ -171,26 +195,30 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
         sampler: Iterable[int] | None = None,
         pool: int | None = None,
         per_step: int = 1,
+        parts: int = 1,
         seed: int = 0,
     ) -> None:
         if len(source_lengths) != len(target_lengths):
             raise ValueError(f"text2text: {len(source_lengths)} source and {len(target_lengths)} target lengths.")
-        if max_tokens < 1 or per_step < 1:
-            raise ValueError(f"text2text: max_tokens={max_tokens} and per_step={per_step} must be 1 or more.")
+        if min(max_tokens, per_step, parts) < 1:
+            raise ValueError(
+                f"text2text: max_tokens={max_tokens}, per_step={per_step} and parts={parts} must be 1 or more."
+            )
         self.source_lengths = np.asarray(source_lengths, dtype=np.int64)
         self.target_lengths = np.asarray(target_lengths, dtype=np.int64)
         self._slots = tuple(
             lengths if slots is None else np.asarray(slots, dtype=np.int64)
             for lengths, slots in ((self.source_lengths, source_slots), (self.target_lengths, target_slots))
         )
-        self.limits: dict[str, int | None] = {
-            "max_tokens": max_tokens,
-            "target_tokens": target_tokens,
-            "max_examples": max_examples,
+        self.limits: dict[str, Any] = {
+            "max_tokens": max(1, max_tokens // parts),
+            "target_tokens": None if target_tokens is None else max(1, round(target_tokens / parts)),
+            "max_examples": None if max_examples is None else max(1, max_examples // parts),
         }
         self.sampler = sampler
         self.pool = pool
         self.per_step = per_step
+        self.parts = parts
         self.seed = seed
         self.epoch = 0
         # What accelerate asks of a batch sampler: no size of its own, and nothing is dropped.
@@ -199,13 +227,14 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
         self._planned: tuple[int, list[np.ndarray]] | None = None
         # Trainer counts the batches once, and leaves out what a later epoch has more: every epoch has as many, a few
         # more than the first needs.
-        needed = len(self._cut(0))
-        self._number = per_step * math.ceil(needed * (1 + SLACK) / per_step)
+        in_step = per_step * parts
+        self._number = in_step * math.ceil(sum(map(len, self._cut(0))) * (1 + SLACK) / in_step)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def _cut(self, epoch: int) -> list[np.ndarray]:
+    def _cut(self, epoch: int) -> list[list[np.ndarray]]:
+        """Pool after pool: its parts of batches."""
         if self.sampler is None:
             order = self._random(epoch).permutation(len(self.source_lengths))
         else:
@@ -213,11 +242,13 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
         pool = self.pool or max(len(order), 1)
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
         return [
-            near[batch]
+            [
+                near[batch]
+                for batch in least_padded(
+                    self._slots[0][near], self._slots[1][near], real_targets=self.target_lengths[near], **self.limits
+                )
+            ]
             for near in pools
-            for batch in least_padded(
-                self._slots[0][near], self._slots[1][near], real_targets=self.target_lengths[near], **self.limits
-            )
         ]
 
     def _random(self, epoch: int) -> np.random.Generator:
@@ -225,23 +256,36 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch, of all ranks, in order; as many in every epoch."""
-        batches = self._cut(epoch)
-        if len(batches) > self._number and self.sampler is None:
+        pools = self._cut(epoch)
+        if sum(map(len, pools)) > self._number and self.sampler is None:
             # Rare: this shuffle needs more. The first epoch's batches in another order are a fair epoch, too.
-            batches = self._cut(0)
-        elif len(batches) > self._number:
+            pools = self._cut(0)
+        pools, rest = self._counted(pools, epoch)
+        random, widths = self._random(epoch), self._slots[0] + self._slots[1]
+        in_step = self.per_step * self.parts
+        row = in_step * math.ceil(MIXED / in_step)
+        ordered: list[np.ndarray] = []
+        for batches in pools:
+            whole, left = mixed(batches, widths, row, random)
+            ordered += whole
+            rest += left
+        whole, left = mixed(rest, widths, row, random)
+        return joined(ordered + whole + left, self.parts)
+
+    def _counted(self, pools: list[list[np.ndarray]], epoch: int) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
+        """The pools with no more parts than Trainer counted, and beside them what makes up that number."""
+        flat = [batch for batches in pools for batch in batches]
+        if len(flat) > self._number:
             logger.warning(
                 "text2text: epoch %d needs %d batches, %d are left out: Trainer counted %d.",
-                epoch,
-                len(batches),
-                len(batches) - self._number,
-                self._number,
+                *(epoch, len(flat) // self.parts, (len(flat) - self._number) // self.parts, len(self)),
             )
-            batches = batches[: self._number]
-        if not batches:
-            return []
-        batches = in_so_many(batches, self._number)
-        return alike_steps(batches, self.target_lengths, self.per_step, self._random(epoch))
+        if not flat:
+            return [], []
+        halved = in_so_many(flat[: self._number], self._number)
+        ends = np.minimum(np.cumsum([0, *map(len, pools)]), self._number)
+        inside = [halved[start:end] for start, end in itertools.pairwise(ends.tolist())]
+        return inside, halved[ends[-1] :]
 
     def _batches(self) -> list[np.ndarray]:
         if self._planned is None or self._planned[0] != self.epoch:
@@ -250,7 +294,7 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches in an epoch, of all ranks."""
-        return self._number
+        return self._number // self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches():

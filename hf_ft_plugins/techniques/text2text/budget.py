@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import PluginError
+from ...host.stash import stash_of
 from ...technique import data_seed
 from .architecture import NAME, is_causal
-from .batches import TokenBudgetBatchSampler
+from .batches import POOL_STEPS, TokenBudgetBatchSampler
 from .collator import TextPairCollator
 from .lengths import Lengths, measured, targets_alone
 from .pair_format import no_column
+from .parts import PARTS, parts_of_batches
 from .streaming import POOL, PooledBudgetBatches
 from .texts import text_lengths
 from .tokens import columns_of
@@ -33,12 +35,15 @@ class TokenBudget:
         target_tokens: real target tokens at which a batch ends; None: as many as the trainer's number of pairs has on
             average.
         max_tokens: most padded slots, of source and target; None: twice those of that many pairs.
-        pool: pairs that are sorted together; None: all, of a stream or in a sampler's order `streaming.POOL`.
+        parts: of how many runs of unlike length a batch is made, each padded alone; None: as `parts_for` finds.
+        pool: pairs that are sorted together; None: those of `POOL_STEPS` steps. Of a stream, also how many are read at
+            once; None: `streaming.POOL`.
         max_empty_share: of a stream, an error past this share of rows without a target.
     """
 
     target_tokens: int | None = None
     max_tokens: int | None = None
+    parts: int | None = None
     pool: int | None = None
     max_empty_share: float = 0.01
 
@@ -113,6 +118,11 @@ def budgeted(
     alone = int((width > most).sum())
     if alone:
         logger.warning("%s: %d pairs exceed max_tokens=%d; each is a batch of its own.", NAME, alone, most)
+    in_step = args.gradient_accumulation_steps * max(1, args.world_size)
+    # A pair that fits the script's own limit must not take more than its part's share of it.
+    fitting = width[width <= most] if budget.max_tokens else width[:0]
+    parts = parts_of_batches(trainer, budget.parts, pairs, int(most // fitting.max()) if len(fitting) else None)
+    stash_of(trainer)[PARTS] = parts
     batches = TokenBudgetBatchSampler(
         sources,
         targets,
@@ -120,19 +130,17 @@ def budgeted(
         target_slots=slots[1],
         sampler=sampler,
         # Another technique's order is kept but for what comes within one pool.
-        pool=budget.pool or (None if sampler is None else POOL),
+        pool=budget.pool or POOL_STEPS * pairs * in_step,
         target_tokens=enough,
         max_tokens=most,
-        per_step=args.gradient_accumulation_steps * max(1, args.world_size),
+        per_step=in_step,
+        parts=parts,
         seed=data_seed(args),
     )
     logger.info(
-        "%s: %d pairs in %d batches of about %d real target tokens, at most %d padded slots each.",
-        NAME,
-        len(sources),
-        len(batches),
-        enough,
-        most,
+        "%s: %d pairs in %d batches of about %d real target tokens and at most %d padded slots, each in %d parts of "
+        "unlike length.",
+        *(NAME, len(sources), len(batches), enough, most, parts),
     )
     return batches
 
@@ -156,6 +164,8 @@ def pooled(trainer: Trainer, stream: Any, budget: TokenBudget) -> PooledBudgetBa
         )
     world_size = max(1, args.world_size)
     pairs, share = pairs_in_batch(trainer)
+    parts = parts_of_batches(trainer, budget.parts, pairs)
+    stash_of(trainer)[PARTS] = parts
     return PooledBudgetBatches(
         stream,
         trainer.data_collator,
@@ -163,7 +173,9 @@ def pooled(trainer: Trainer, stream: Any, budget: TokenBudget) -> PooledBudgetBa
         target_tokens=_scaled(budget.target_tokens, share),
         pairs=pairs,
         pool=budget.pool or POOL,
+        alike=budget.pool or POOL_STEPS * pairs * args.gradient_accumulation_steps * world_size,
         per_step=args.gradient_accumulation_steps * world_size,
+        parts=parts,
         rank=args.process_index,
         world_size=world_size,
         seed=data_seed(args),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
-from .batches import alike_steps, in_so_many, least_padded, padded_tokens
+from .batches import MIXED, in_so_many, joined, least_padded, mixed, padded_tokens
 from .collator import TextPairCollator
 from .lengths import Lengths, no_lengths, of_copies, of_pairs
 from .reading import LABELS
@@ -108,7 +108,8 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         target_tokens: a batch ends once it holds this many real target tokens.
         pairs: where one of both is not given: what so many pairs of the first pool have on average, `max_tokens`
             twice that.
-        pool: how many examples are read and sorted together.
+        pool: how many examples are read at once.
+        alike: how many of them are sorted together; None: all. Fewer pad more, and mix lengths within a batch.
         per_step: batches in one optimizer step, on all ranks together; a multiple of `world_size`.
         rank, world_size: this process, and how many there are.
         seed: of the shuffling.
@@ -131,16 +132,18 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         target_tokens: int | None = None,
         pairs: int | None = None,
         pool: int = POOL,
+        alike: int | None = None,
         per_step: int = 1,
+        parts: int = 1,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
         max_empty_share: float = 0.01,
     ) -> None:
-        if pool < 1 or per_step < 1 or per_step % world_size or not 0 <= rank < world_size:
+        if min(pool, per_step, parts, alike or 1) < 1 or per_step % world_size or not 0 <= rank < world_size:
             raise PluginError(
-                f"{NAME}: pool={pool} and per_step={per_step} must be 1 or more, per_step a multiple of "
-                f"world_size={world_size}, and rank={rank} below it."
+                f"{NAME}: pool={pool}, alike={alike}, parts={parts}, per_step={per_step} must be 1 or more, per_step a "
+                f"multiple of world_size={world_size}, and rank={rank} below it."
             )
         if pairs is None and max_tokens is None:
             raise PluginError(f"{NAME}: streaming data needs max_tokens, or pairs to derive it from.")
@@ -152,8 +155,8 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         self.stream = stream
         self.collator = collator
         self.max_tokens, self.target_tokens, self.pairs = max_tokens, target_tokens, pairs
-        self.pool = pool
-        self.per_step = per_step
+        self.pool, self.alike = pool, alike
+        self.per_step, self.parts = per_step, parts
         self.rank, self.world_size = rank, world_size
         self.seed = seed
         self.max_empty_share = max_empty_share
@@ -247,24 +250,32 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         if self.pairs is not None:
             limits["max_tokens"] = self.max_tokens or max(1, round(2 * self.pairs * float(tokens.mean())))
             limits["target_tokens"] = self.target_tokens or max(1, round(self.pairs * float(targets.mean())))
-        return {name: limit for name, limit in limits.items() if limit is not None}
+        return {name: max(1, limit // self.parts) for name, limit in limits.items() if limit is not None}
 
     def _cut(
         self, waiting: Pairs, limits: dict[str, int], random: np.random.Generator, *, ended: bool
     ) -> tuple[list[np.ndarray], np.ndarray]:
         order = random.permutation(len(waiting.examples))
-        lengths = waiting.lengths.at(order)
-        cut = least_padded(lengths.source_slots, lengths.target_slots, real_targets=lengths.targets, **limits)
-        batches = [order[batch] for batch in cut]
+        step = self.per_step * self.parts
+        row = step * math.ceil(MIXED / step)
+        widths = waiting.lengths.source_slots + waiting.lengths.target_slots
+        ordered: list[np.ndarray] = []
+        rest: list[np.ndarray] = []
+        alike = self.alike or len(order)
+        for start in range(0, len(order), alike):
+            near = order[start : start + alike]
+            lengths = waiting.lengths.at(near)
+            cut = least_padded(lengths.source_slots, lengths.target_slots, real_targets=lengths.targets, **limits)
+            whole, left = mixed([near[batch] for batch in cut], widths, row, random)
+            ordered += whole
+            rest += left
         if ended:
-            batches = in_so_many(batches, math.ceil(len(batches) / self.per_step) * self.per_step)
-            rest = order[:0]
-        else:
-            whole = len(batches) // self.per_step * self.per_step
-            batches = [batches[index] for index in random.permutation(len(batches))]
-            rest = np.concatenate([order[:0], *batches[whole:]])
-            batches = batches[:whole]
-        return alike_steps(batches, waiting.lengths.targets, self.per_step, random) if batches else [], rest
+            rest = in_so_many(rest, math.ceil(len(rest) / step) * step)
+        whole, rest = mixed(rest, widths, row, random)
+        ordered += whole
+        if ended:
+            ordered, rest = ordered + rest, []
+        return joined(ordered, self.parts), np.concatenate([order[:0], *rest])
 
     def _count(self, waiting: Pairs, batches: list[np.ndarray], limits: dict[str, int], tally: Tally) -> None:
         went_out = np.concatenate([np.empty(0, np.int64), *batches])

@@ -39,6 +39,11 @@ class Text2Text(Technique):
     max_tokens: int | None = option(
         None, help="most padded slots (source and target) in a batch; none: twice those of pairs of average length"
     )
+    parts: int | None = option(
+        None,
+        help="of how many runs of pairs of unlike length a batch is made, each padded alone; none: so many that a "
+        "step has four; 1: a batch is alike in length",
+    )
     max_source_length: int | None = option(None, help="longest source in tokens, cut beyond; none: no limit")
     max_target_length: int | None = option(None, help="longest target in tokens, cut beyond; none: no limit")
     source: str = option("source", help="column of input texts, tokenized where the data has no input_ids")
@@ -62,7 +67,8 @@ class Text2Text(Technique):
     mean_span_length: float = option(3.0, help="span_corruption: mean tokens of a span that is taken out (ByT5: 20)")
     pool: int | None = option(
         None,
-        help="how many pairs are sorted together: fewer pad more, and mix a batch's lengths; none: all (streams: 8192)",
+        help="how many pairs are sorted together: fewer pad more, and differ more within a batch; none: those of 16 "
+        "steps (a stream is read 8192 at a time)",
     )
 
     def check(self) -> None:
@@ -73,6 +79,7 @@ class Text2Text(Technique):
             "max_target_length",
             "pad_to_multiple_of",
             "pool",
+            "parts",
         ):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "it must be 1 or more.")
@@ -193,7 +200,7 @@ class Text2Text(Technique):
     def ft_batch_sampler(self, trainer: Trainer, dataset: Any, sampler: Any) -> Any:
         from .budget import TokenBudget, budgeted
 
-        budget = TokenBudget(self.target_tokens, self.max_tokens, self.pool, self.max_empty_share)
+        budget = TokenBudget(self.target_tokens, self.max_tokens, self.parts, self.pool, self.max_empty_share)
         return budgeted(trainer, dataset, sampler, budget)
 
     def ft_eval_sampler(self, trainer: Trainer, dataset: Any) -> Any:
@@ -214,6 +221,16 @@ class Text2Text(Technique):
             max_source=self.max_source_length,
             max_target=self.max_target_length,
         )
+
+    def ft_parts(self, trainer: Trainer, inputs: Any, num_items_in_batch: Any) -> Any:
+        from ...host.stash import stash_of
+        from .architecture import is_causal
+        from .parts import PARTS, parts_of
+
+        parts = stash_of(trainer).get(PARTS, 1)
+        if parts == 1 or num_items_in_batch is None:
+            return None
+        return parts_of(trainer, inputs, parts, causal=is_causal(trainer.model))
 
     def ft_loss(self, trainer: Trainer, inputs: Any) -> Any:
         from .forward import as_the_model_would

@@ -101,3 +101,49 @@ def test_ranks_share_out_a_stream_and_pass_it_together(on_both_ranks):
     assert sorted(first.pop("seen") + second.pop("seen")) == list(range(3, 53))
     assert first == second
     assert first["epoch"] > 1
+
+
+def in_parts_and_whole(rank, folder):
+    import numpy as np
+    import torch
+
+    from hf_ft_plugins.techniques.text2text import Text2Text
+    from hf_ft_plugins.testing.examples import text2text
+
+    def trained_with(*, in_parts):
+        setting = text2text.setting()
+        random = np.random.default_rng(0)
+        sides = ([random.integers(3, 12, length).tolist() for length in random.integers(1, 40, 64)] for _ in range(2))
+        setting["train_dataset"] = [
+            {"input_ids": ids, "labels": [*labels, 1]} for ids, labels in zip(*sides, strict=True)
+        ]
+        model, calls = setting["model"], []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+        model.register_forward_pre_hook(lambda *_: calls.append(1))
+        trainer = build(
+            *(folder / str(in_parts), Text2Text()),
+            **setting,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            save_strategy="no",
+            eval_strategy="no",
+        )
+        if not in_parts:
+            trainer._parts_of = lambda model, inputs, **_: [inputs]
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return trained(trainer) | {"losses": losses, "calls": len(calls), "steps": trainer.state.global_step}
+
+    return trained_with(in_parts=True), trained_with(in_parts=False)
+
+
+def test_parts_train_both_ranks_as_whole_batches_do(on_both_ranks):
+    (first, whole), (second, _) = on_both_ranks(in_parts_and_whole)
+    assert first["weights"] == second["weights"]
+    assert first["calls"] > 1.5 * first["steps"]
+    assert whole["calls"] < first["calls"]
+    assert first["losses"] == pytest.approx(whole["losses"], rel=1e-5)

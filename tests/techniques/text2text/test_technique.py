@@ -126,7 +126,7 @@ def test_another_techniques_order_is_kept_but_for_what_comes_within_a_pool():
     order = [*range(50, 100), *range(50)]
     sampler = TokenBudgetBatchSampler(lengths, lengths, max_tokens=60, sampler=order, pool=25)
     batches = sampler._cut(0)
-    drawn = np.concatenate(batches)
+    drawn = np.concatenate([batch for pool in batches for batch in pool])
     for start in range(0, 100, 25):
         assert sorted(drawn[start : start + 25]) == sorted(order[start : start + 25])
 
