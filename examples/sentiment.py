@@ -6,7 +6,7 @@ and Lee 2005) and a small pretrained encoder; otherwise sentences made from a fe
 Of these positive training and dev texts one in twenty is kept; the test set has as many of each class.
 
     python examples/sentiment.py
-    hf-ft compare --seeds 3 --with task:imbalance=logit_adjust examples/sentiment.py
+    hf-ft compare --seeds 3 --with task:imbalance=logit_adjust,frequencies=equal examples/sentiment.py
 
 With `--keep_positive 1` the classes are balanced and `task` trains as Trainer does: what it adds is a report and
 calibrated probabilities, and the comparison shows no difference beyond the noise.

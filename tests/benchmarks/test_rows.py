@@ -106,8 +106,8 @@ def test_task_and_transfer_have_a_spread() -> None:
     keys = list(itertools.product(task.READINGS, task.METRICS))
     measured = {row: {key: np.array([0.5, 0.6]) for key in keys} for row in setting.rows}
     found = by_metric(task.results_of(setting, measured, {}))
-    assert found["digits, balanced: logit_adjust: macro-F1"].met is False
-    assert found["digits, balanced: logit_adjust: macro-F1"].conditions["quartiles"] == [1.0, 1.0]
+    assert found["digits, balanced: logit_adjust, equal: macro-F1"].met is False
+    assert found["digits, balanced: logit_adjust, equal: macro-F1"].conditions["quartiles"] == [1.0, 1.0]
     digits = transfer_settings.settings(True)["digits"]
     parts = ("dev", "test", *SHIFTS)
     accuracies = {

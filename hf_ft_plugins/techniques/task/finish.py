@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from ...host.log_notes import log_into_last_entry
-from ...host.stash import WithTrainer
+from ...host.stash import WithTrainer, stash_of
 from ...models.heads import output_layers
 from ...models.inputs import bare
 from ...models.labels import Kind
 from . import NAME, calibration, report
 from .calibration import Calibration
+from .frequencies import TRAINED, Trained
 from .labels import kind_of
 from .metrics import evaluate, flat_predictions
 
@@ -39,28 +40,45 @@ class FinishCallback(WithTrainer, TrainerCallback):
     """Runs `finish` when training ends, before what only reports or exports.
 
     Args:
-        calibrate: fit a temperature and thresholds on half of the evaluation set.
+        calibrate: fit a temperature, a shift and thresholds on half of the evaluation set.
         worst_examples: how many examples of the highest loss the report lists.
+        frequencies: for which class frequencies the answers are meant: `evaluation`, `training` (known to the host's
+            trainer), `equal`, or shares by class, `0.9/0.1`.
     """
 
     end_phase = "calibrate"
 
-    def __init__(self, *, calibrate: bool = True, worst_examples: int = 50) -> None:
-        self.calibrate, self.worst_examples = calibrate, worst_examples
+    def __init__(self, *, calibrate: bool = True, worst_examples: int = 50, frequencies: str = "evaluation") -> None:
+        self.calibrate, self.worst_examples, self.frequencies = calibrate, worst_examples, frequencies
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         kind = kind_of(self._trainer.model)
-        finish(self._trainer, kind, calibrate=self.calibrate, worst_examples=self.worst_examples)
+        finish(
+            *(self._trainer, kind),
+            calibrate=self.calibrate,
+            worst_examples=self.worst_examples,
+            frequencies=self.frequencies,
+            trained=stash_of(self._trainer).get(TRAINED),
+        )
 
 
-def finish(trainer: Trainer, kind: Kind, *, calibrate: bool = True, worst_examples: int = 50) -> None:
+def finish(
+    trainer: Trainer,
+    kind: Kind,
+    *,
+    calibrate: bool = True,
+    worst_examples: int = 50,
+    frequencies: str = "evaluation",
+    trained: Trained | None = None,
+) -> None:
     """Calibrate `trainer.model` in place and write the report to `output_dir/task`. Every rank takes part.
 
     Args:
         kind: what the model predicts.
-        calibrate, worst_examples: see `FinishCallback`.
+        calibrate, worst_examples, frequencies: see `FinishCallback`.
+        trained: for which class frequencies the model was trained; None: nobody knows.
     """
     dataset = trainer.eval_dataset
     if isinstance(dataset, dict):
@@ -87,11 +105,11 @@ def finish(trainer: Trainer, kind: Kind, *, calibrate: bool = True, worst_exampl
                 2 * calibration.FEWEST_ROWS,
             )
         else:
-            found, judged = calibration.calibrate(kind, fit, judge), judge
+            found, judged = calibration.calibrate(kind, fit, judge, frequencies=frequencies, trained=trained), judge
     if found is not None:
         folded = _apply(trainer, dataset, predictions, found)
         bare(trainer.model).config.update({CONFIG_KEY: found.as_config(folded)})
-        predictions = predictions / (found.temperature if folded else 1.0)
+        predictions = found.applied(predictions) if folded else predictions
         entry = {"temperature": found.temperature, "ece_before": found.ece_before, "ece": found.ece}
         log_into_last_entry(trainer, {f"{NAME}/{key}": value for key, value in entry.items()})
     if trainer.is_world_process_zero():
@@ -145,32 +163,36 @@ def _split(kind: Kind, predictions: np.ndarray, label_ids: np.ndarray, seed: int
 
 
 def _apply(trainer: Trainer, dataset: Any, predictions: np.ndarray, found: Calibration) -> bool:
-    """Divide the head by the temperature, so that a `pipeline` gives calibrated probabilities; whether it took."""
-    if found.temperature == 1.0:
+    """Divide and shift the head, so that a `pipeline` gives calibrated probabilities; whether it took."""
+    if found.temperature == 1.0 and found.shift is None:
         return False
     layer = _head(trainer)
-    if layer is None:
+    if layer is None or (layer.bias is None and found.shift is not None):
         logger.warning(
-            "%s: the model does not end in one linear layer of its own, so the temperature %.4g stands only in "
-            "config.%s: divide logits by it.",
+            "%s: the model does not end in one linear layer of its own%s, so the temperature %.4g%s only in config.%s: "
+            "divide logits by it%s.",
             NAME,
+            "" if layer is None else " with a bias",
             found.temperature,
+            " stands" if found.shift is None else " and the shift by class stand",
             CONFIG_KEY,
+            "" if found.shift is None else ", then add the shift",
         )
         return False
     before = [parameter.detach().clone() for parameter in layer.parameters()]
-    fold_temperature(layer, found.temperature)
+    fold(layer, found.temperature, found.shift)
     rows = range(min(PROBED_ROWS, len(dataset)))
     probe = dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows)
     logits, _ = predict(trainer, probe)
-    expected = predictions[: len(rows)][tuple(slice(size) for size in logits.shape)] / found.temperature
+    before_it = predictions[: len(rows)][tuple(slice(size) for size in logits.shape)]
+    expected = found.applied(before_it)
     # Padding is -100 in both; half-precision weights round.
-    real = expected != -100 / found.temperature
+    real = before_it != -100
     if np.allclose(logits[real], expected[real], rtol=2e-2, atol=2e-2 * np.abs(expected[real]).max()):
         return True
     logger.warning(
-        "%s: dividing the head did not divide the logits, so it was undone: the temperature %.4g stands only in "
-        "config.%s.",
+        "%s: dividing the head did not divide the logits, so it was undone: the temperature %.4g (and shift) stands "
+        "only in config.%s.",
         NAME,
         found.temperature,
         CONFIG_KEY,
@@ -192,8 +214,10 @@ def _head(trainer: Trainer) -> torch.nn.Linear | None:
     return None if adapted else layer
 
 
-def fold_temperature(layer: torch.nn.Linear, temperature: float) -> None:
-    """Divide weight and bias, in place: the layer's outputs are divided, and the largest stays the largest."""
+def fold(layer: torch.nn.Linear, temperature: float, shift: Sequence[float] | None = None) -> None:
+    """Divide weight and bias, in place, and add the shift to the bias: so the layer's outputs are."""
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.div_(temperature)
+        if shift is not None:
+            layer.bias.add_(layer.bias.new_tensor(shift))

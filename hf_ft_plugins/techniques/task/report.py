@@ -2,7 +2,8 @@
 
 report.json       metrics, per class, calibration
 confusion.png     which class is taken for which (numbers: predicted against true)
-reliability.png   how sure and how right, before and after calibration, on the half that was not fitted on
+reliability.png   how sure and how right, before and after calibration, on the half that was not fitted on; with
+                  other `frequencies`, on so many of its rows as have these, where there are enough
 worst.jsonl       the examples of the highest loss, worst first
 """
 
@@ -20,6 +21,7 @@ from ...models.class_names import names_in
 from ...models.labels import IGNORED, Kind
 from . import calibration, pictures
 from .calibration import Calibration
+from .frequencies import rows_at
 from .metrics import evaluate, flat_predictions, per_class, probabilities
 
 MOST_TEXT = 500
@@ -73,17 +75,28 @@ def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> Path:
     if found.calibrated is not None and found.judged is not None:
         content["calibration"] = found.calibrated.as_config(folded=False)
         del content["calibration"]["temperature_in_weights"]
-        scores, truth = found.judged
-        shown = [
-            calibration.sure_and_right(found.kind, scores / temperature, truth)
-            for temperature in (1.0, found.calibrated.temperature)
-        ]
-        pictures.reliability(shown, found.calibrated, folder / "reliability.png")
+        scores, truth = _at_frequencies(found.judged, found.calibrated.target)
+        if len(truth) >= calibration.FEWEST_ROWS:
+            shown = [
+                calibration.sure_and_right(found.kind, logits, truth)
+                for logits in (scores, found.calibrated.applied(scores))
+            ]
+            pictures.reliability(shown, found.calibrated, folder / "reliability.png")
     (folder / "report.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     with (folder / "worst.jsonl").open("w", encoding="utf-8") as lines:
         for entry in worst_examples(found, dataset, worst):
             lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return folder
+
+
+def _at_frequencies(
+    judged: tuple[np.ndarray, np.ndarray], target: tuple[float, ...] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the rows, as many as have the frequencies for which the answers are meant."""
+    if target is None:
+        return judged
+    rows = rows_at(judged[1], np.array(target))
+    return judged[0][rows], judged[1][rows]
 
 
 def worst_examples(found: Findings, dataset: Any, count: int) -> list[dict[str, Any]]:

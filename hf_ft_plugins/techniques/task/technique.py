@@ -8,12 +8,15 @@ it gets wrong is written to `output_dir/task` (`report.py`).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
 from . import NAME
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Sampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    from ...models.labels import Labels
     from .losses import TaskLoss
     from .metrics import TaskMetrics
 
@@ -51,6 +55,11 @@ class Task(Technique):
     )
     early_stopping_threshold: float = option(0.0, help="an improvement is a change of more than this")
     calibrate: bool = option(True, help="fit a temperature and thresholds on half of the evaluation set after training")
+    frequencies: str = option(
+        "evaluation",
+        help="for which class frequencies the final model's answers and probabilities are meant: evaluation (those of "
+        "the evaluation set), training, equal (every class counts as much), or shares by class: 0.9/0.1",
+    )
     worst_examples: int = option(50, help="how many examples of the highest loss the report lists")
 
     def check(self) -> None:
@@ -59,6 +68,11 @@ class Task(Technique):
         patience = self.early_stopping_patience
         self.require(patience is None or patience >= 1, "early_stopping_patience", "it must be 1 or more, or none.")
         self.require(self.early_stopping_threshold >= 0, "early_stopping_threshold", "it must be 0 or more.")
+        self.require(
+            _are_frequencies(self.frequencies),
+            "frequencies",
+            "it must be evaluation, training, equal, or a share above 0 of each class: 0.9/0.1.",
+        )
         self.require(self.worst_examples >= 0, "worst_examples", "it must be 0 or more.")
 
     def answers(self, hook: str) -> bool:
@@ -74,6 +88,8 @@ class Task(Technique):
             for name, one in needed.items()
             if name in self.changed_options() and self.imbalance != one
         }
+        if not self.calibrate and "frequencies" in self.changed_options():
+            idle["frequencies"] = "calibrate is false, so the model stays as it was trained"
         if self.early_stopping_patience is None and "early_stopping_threshold" in self.changed_options():
             idle["early_stopping_threshold"] = "early_stopping_patience is none, so the run is never stopped"
         return idle
@@ -120,7 +136,7 @@ class Task(Technique):
 
         return [
             BestMetricCallback(self.early_stopping_patience, self.early_stopping_threshold),
-            FinishCallback(calibrate=self.calibrate, worst_examples=self.worst_examples),
+            FinishCallback(calibrate=self.calibrate, worst_examples=self.worst_examples, frequencies=self.frequencies),
         ]
 
     def ft_loss_function(self, trainer: Trainer) -> TaskLoss | None:
@@ -130,6 +146,7 @@ class Task(Technique):
 
         labels = labels_of_training(trainer)
         refuse_unfit(trainer, labels, self.imbalance)
+        self._note_frequencies(trainer, labels)
         if refuse_loss_of_its_own(trainer, self.imbalance):
             return None
         return new_loss(
@@ -140,6 +157,27 @@ class Task(Technique):
             tau=self.tau,
             gamma=self.gamma,
         )
+
+    def _note_frequencies(self, trainer: Trainer, labels: Labels | None) -> None:
+        from ...host.stash import stash_of
+        from ...models.inputs import bare
+        from .frequencies import TRAINED, Trained, refuse_unfit_frequencies
+        from .labels import class_counts, kind_of
+
+        kind, trained = kind_of(trainer.model), None
+        if labels is not None and labels.values is not None and kind in ("single_label", "token"):
+            exponent = {"weights": 0.0, "sampler": 0.0, "logit_adjust": 1 - self.tau}.get(self.imbalance, 1.0)
+            trained = stash_of(trainer)[TRAINED] = Trained(class_counts(trainer.train_dataset, labels), exponent)
+        if not self.calibrate:
+            return
+        refuse_unfit_frequencies(self.frequencies, kind, bare(trainer.model).config.num_labels, trained)
+        if self.imbalance in ("weights", "sampler", "logit_adjust") and self.frequencies == "evaluation":
+            logger.info(
+                "%s: imbalance=%s teaches classes as if all were equally frequent; after training the answers are "
+                "moved to the evaluation set's frequencies. To leave them where every class counts as much: "
+                "frequencies=equal.",
+                *(self.name, self.imbalance),
+            )
 
     def ft_sampler(self, trainer: Trainer, dataset: Any) -> Sampler[int] | None:
         from .labels import labels_of_training
@@ -159,3 +197,15 @@ class Task(Technique):
         # all techniques have supplied, and whether those have labels on the columns that techniques keep. If a later
         # technique raises, the host restores the arguments.
         choose_metric(trainer, metric=self.metric, greater_is_better=self.greater_is_better)
+
+
+def _are_frequencies(option: str) -> bool:
+    if option == "evaluation":
+        return True
+    from .frequencies import asked
+
+    try:
+        asked(option)
+    except ValueError:
+        return False
+    return True

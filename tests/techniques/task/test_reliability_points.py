@@ -56,7 +56,7 @@ def test_what_is_calibrated_lies_within_its_bars_where_bins_of_equal_width_look_
 
 def test_a_model_that_is_certain_of_everything_is_drawn(tmp_path):
     certain = np.ones(50), np.ones(50)
-    found = calibration.Calibration(1.0, 1.0, None, 0.0, 0.0, 0.0, 0.0, 50)
+    found = calibration.Calibration(1.0, 1.0, None, "evaluation", None, None, 0.0, 0.0, 0.0, 0.0, 50)
     pictures.reliability([certain, certain], found, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
@@ -65,7 +65,7 @@ def test_the_picture_has_a_bar_for_each_point_and_all_predictions_below(tmp_path
     drawn = []
     monkeypatch.setattr(pictures, "_save", lambda figure, file: drawn.append(figure))
     judged = [calibrated(300), calibrated(300, seed=1)]
-    found = calibration.Calibration(1.5, 1.5, None, 0.5, 0.4, 0.1, 0.05, 300)
+    found = calibration.Calibration(1.5, 1.5, None, "evaluation", None, None, 0.5, 0.4, 0.1, 0.05, 300)
     pictures.reliability(judged, found, tmp_path / "x.png")
     assert isinstance(drawn[0], Figure)
     upper, lower = drawn[0].axes
