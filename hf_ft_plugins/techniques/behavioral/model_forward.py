@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .collator import FLIP, WEIGHT
-from .prefix_sharing import shareable, shared_forward
+from .prefix_sharing import PassCost, shareable, shared_forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def gated(values: Tensor, weights: Tensor) -> Tensor:
     return fixed + weights * (values - fixed)
 
 
-def behavioral_forward(model: PreTrainedModel, *, share_prefixes: bool = False) -> None:
+def behavioral_forward(model: PreTrainedModel, *, share_prefixes: bool = False, cost: PassCost | None = None) -> None:
     """Make `model.forward` take `behavior_weight` and `behavior_eps`, in place; call it after TRL's fused head is on.
 
     The first scales the gradient of the output's `log_probs` or `logits` (see `gated`); the second is for the loss
@@ -46,6 +46,7 @@ def behavioral_forward(model: PreTrainedModel, *, share_prefixes: bool = False) 
     Args:
         model: the innermost model: TRL's policy or reference, not its PEFT or DDP wrapper.
         share_prefixes: run passes of chosen and rejected rows as `shared_forward` does.
+        cost: of a pass, by which it leaves out batches that would cost more; None: it takes all.
     """
     inner = model.forward
 
@@ -55,7 +56,7 @@ def behavioral_forward(model: PreTrainedModel, *, share_prefixes: bool = False) 
         weights = kwargs.pop(WEIGHT, None)
         kwargs.pop(FLIP, None)
         if share_prefixes and not args and shareable(kwargs):
-            outputs = shared_forward(inner, self.config, **kwargs)
+            outputs = shared_forward(inner, self.config, cost=cost, **kwargs)
         else:
             outputs = inner(*args, **kwargs)
         if weights is not None and torch.is_grad_enabled():

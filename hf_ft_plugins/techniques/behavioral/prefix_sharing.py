@@ -24,6 +24,8 @@ PASSED = {"use_cache", "output_router_logits"}
 # Allowed difference of a test pair's log-probabilities (float32, 16-bit): rounding from another order of summation
 # stays below it, and wrong attention is far above.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.3
+# What laying rows out may cost, as a share of a pass.
+LAYOUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,47 @@ def packed_pairs(input_ids: Tensor, attention_mask: Tensor) -> Packed:
     return Packed(*(part.to(device) for part in (source, position, of_pair, branch, place)))
 
 
+@dataclass(frozen=True)
+class PassCost:
+    """What a pass of a model costs, in multiplications.
+
+    Attributes:
+        slot: of one token's slot: what its weights multiply.
+        seen: of one slot for each slot of its row, which attention multiplies it with.
+    """
+
+    slot: float
+    seen: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> PassCost:
+        config = model.config.get_text_config()
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        inputs = model.get_input_embeddings().weight
+        weights = sum(weight.numel() for weight in model.parameters() if weight is not inputs)
+        # As large where it is the input embeddings again.
+        head = 0 if getattr(model.get_output_embeddings(), "weight", inputs) is not inputs else inputs.numel()
+        return cls(weights + head, 2 * heads * width * config.num_hidden_layers)
+
+    def __call__(self, rows: int, width: int) -> float:
+        return rows * width * (self.slot + self.seen * width)
+
+    def is_less(self, packed: Packed, input_ids: Tensor) -> bool:
+        """Whether packed rows cost less than `input_ids`: pairs that share little make rows that are twice as wide."""
+        rows, width = packed.source.shape
+        return (1 + LAYOUT) * self(rows, width) < self(*input_ids.shape)
+
+
 def shared_forward(
-    inner: Any, config: Any, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **kwargs: Any
+    inner: Any,
+    config: Any,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    cost: PassCost | None = None,
+    **kwargs: Any,
 ) -> Any:
     """What TRL's fused head gives for chosen and rejected rows, from one pass over their packed, shared tokens.
 
@@ -117,11 +158,14 @@ def shared_forward(
         inner: a model's `forward` with TRL's fused head.
         config: the model's, for its attention implementation.
         input_ids, attention_mask, labels: int64 [2B, L]: chosen rows, then rejected ones, padded on the right.
+        cost: of a pass; rows that cost more when packed are passed as they are. None: they are always packed.
 
     Returns:
         `inner`'s output, its fields as for the unpacked rows, [2B, L - 1]; 0 where the label is -100.
     """
     packed = packed_pairs(input_ids, attention_mask)
+    if cost is not None and not cost.is_less(packed, input_ids):
+        return inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
     mask = packed.mask()
     if config.get_text_config()._attn_implementation == "eager":
         seen = mask

@@ -43,7 +43,8 @@ class Behavioral(Technique):
     )
     share_prefixes: Literal["auto", "on", "off"] = option(
         "auto",
-        help="DPO: compute what both completions begin with once, and pack pairs; auto: where it is exact, on: or stop",
+        help="DPO: compute what both completions begin with once, and pack pairs; auto: where it is exact, in batches "
+        "where it saves; on: in all, or stop",
     )
     trained_adapter: Literal["refuse", "reference"] = option(
         "refuse", help="a PeftModel that has been trained already: refuse it, or let a copy of it be the reference"
@@ -141,6 +142,7 @@ class Behavioral(Technique):
 
     def ft_trainer(self, trainer: Trainer) -> None:
         from .model_forward import behavioral_forward
+        from .prefix_sharing import PassCost
         from .reference_model import refuse_reference
         from .trl_trainers import innermost_models, refuse_unfit, shares_prefixes
 
@@ -153,4 +155,5 @@ class Behavioral(Technique):
         refuse_reference(trainer, trained_adapter=self.trained_adapter)
         share = shares_prefixes(trainer, self.share_prefixes)
         for model in innermost_models(trainer):
-            behavioral_forward(model, share_prefixes=share)
+            cost = PassCost.of(model) if share and self.share_prefixes == "auto" else None
+            behavioral_forward(model, share_prefixes=share, cost=cost)

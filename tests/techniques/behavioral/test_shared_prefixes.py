@@ -136,3 +136,46 @@ def built_with_peft(folder, *technique, peft_config, **changes):
             super().__init__(*args, peft_config=peft_config, **kwargs)
 
     return tiny_trainer(folder, *technique, trainer_class=Adapted, **setting)
+
+
+def scored_by(model, ids, *, cost):
+    """What the model's fused head is called with, and gives, for these rows."""
+    calls = []
+    inner = model.forward
+
+    def watched(**kwargs):
+        calls.append(tuple(kwargs["input_ids"].shape))
+        return inner(**kwargs)
+
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "fused_lm_head": True}
+    outputs = sharing_code.shared_forward(watched, model.config, **batch, cost=cost)
+    return calls, outputs.log_probs
+
+
+def test_a_batch_that_would_cost_more_when_packed_is_passed_as_it_is(tmp_path):
+    model = built(tmp_path, "behavioral:share_prefixes=off").model
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.randint(3, 40, (2, 60), generator=generator)
+    alike = torch.cat([apart[:1], apart[:1]])
+    alike[1, 50:] = apart[1, 50:]
+    cost = sharing_code.PassCost.of(model)
+    calls, packed = scored_by(model, alike, cost=cost)
+    assert calls == [(1, 71)]
+    calls, given = scored_by(model, apart, cost=cost)
+    assert calls == [(2, 60)]
+    # Control: without a cost all rows are packed, to the same scores.
+    calls, same = scored_by(model, apart, cost=None)
+    assert calls[0][0] == 1
+    torch.testing.assert_close(given, same, rtol=1e-4, atol=1e-5)
+    assert packed.shape == given.shape
+
+
+def test_the_cost_counts_weights_that_are_multiplied_and_attention():
+    model = tiny_causal("llama")
+    config = model.config
+    cost = sharing_code.PassCost.of(model)
+    layer = sum(weight.numel() for weight in model.model.layers[0].parameters())
+    expected = config.num_hidden_layers * layer + config.hidden_size + config.vocab_size * config.hidden_size
+    assert cost.slot == expected
+    assert cost.seen == 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    assert cost(2, 10) == 20 * (cost.slot + 10 * cost.seen)
