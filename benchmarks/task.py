@@ -293,7 +293,7 @@ def settings_of(quick: bool) -> list[Setting]:
         sizes = {"negatives": 500, "tested": 200} if quick else {"negatives": 1500, "tested": 1000}
         return sentiment(seed, max_length=32, **sizes)
 
-    steps = (60, 30) if quick else (200, 20)
+    steps = (60, 30) if quick else (200, 40)
     return [*found, Setting("sentiment", text, *steps, 16, 5e-5, seeds, rows)]
 
 

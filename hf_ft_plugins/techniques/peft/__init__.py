@@ -11,6 +11,7 @@ _HOMES = {
     "dequantized": "quantization",
     "never_repack": "quantization",
     "loraplus": "optim",
+    "fit_rate": "optim",
     "AdaLoraCallback": "optim",
     "ExportCallback": "export",
     "merge_exactly": "merge",

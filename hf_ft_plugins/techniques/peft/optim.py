@@ -21,11 +21,49 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FACTOR = f"{NAME}/loraplus"
+FACTOR, RATE = f"{NAME}/loraplus", f"{NAME}/rate"
+LIKE_LORA, TIMES_FULL, LOWEST = ("lora", "dora"), 10.0, 1e-4
 # peft names LoRA's second matrix of a layer and of an embedding so.
 SECOND = ("lora_B", "lora_embedding_B")
 # Shares of the steps before AdaLoRA takes ranks away, and after it has: its paper's runs have about these.
 WARMUP, SETTLED = 0.1, 0.3
+
+
+def fit_rate(optimizer: Any, method: str, factor: float | None = None) -> float:
+    """Let everything learn at `factor` times the schedule's rate, where one for full tuning is too low for an adapter.
+
+    The best rate of LoRA is some ten times that of full tuning, over models and ranks (Schulman et al. 2025, "LoRA
+    Without Regret", section on rates).
+
+    Args:
+        optimizer: any torch optimizer that has not stepped yet.
+        method: the adapter's.
+        factor: None: `TIMES_FULL` for the methods of `LIKE_LORA` where the highest rate of the groups is below
+            `LOWEST`, said in a warning, else 1.
+
+    Returns:
+        The factor.
+    """
+    inner = lr_scale.innermost(optimizer)
+    rate = max((float(group.get("lr", 0.0)) for group in getattr(inner, "param_groups", [])), default=0.0)
+    too_low = factor is None and method in LIKE_LORA and 0 < rate < LOWEST
+    factor = (TIMES_FULL if too_low else 1.0) if factor is None else factor
+    if factor == 1.0:
+        return factor
+    said = f"learning_rate={rate:g} is one for full tuning"
+    try:
+        lr_scale.set_scale(inner, RATE, factor)
+    except PluginError as error:
+        if not too_low:
+            raise
+        logger.warning("%s: %s, and it stays: %s Set it to %g or more.", NAME, said, error, LOWEST)
+        return 1.0
+    if too_low:
+        logger.warning(
+            "%s: %s: method=%s learns at %g. To choose it yourself, set learning_rate to %g or more, or rate_factor=1.",
+            *(NAME, said, method, factor * rate, LOWEST),
+        )
+    return factor
 
 
 def loraplus(optimizer: Any, model: Any, ratio: float) -> None:

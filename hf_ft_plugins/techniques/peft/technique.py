@@ -55,6 +55,11 @@ class Peft(Technique):
     loraplus_ratio: float | None = option(
         None, help="LoRA's B matrices learn at so many times the rate; none: 16 for method=loraplus, else 1"
     )
+    rate_factor: float | None = option(
+        None,
+        help="the adapter learns at so many times the script's rate; none: 10 for lora and dora where that is below "
+        "1e-4, as rates for full tuning are (a warning), else 1",
+    )
     modules_to_save: tuple[str, ...] = option(
         AUTO, help="layers that are trained whole and saved with the adapter; auto: the head of a classifier; a+b"
     )
@@ -83,6 +88,8 @@ class Peft(Technique):
         ratio, has_b = self.loraplus_ratio, self.method in ("lora", "rslora", "dora", "loraplus", "eva")
         self.require(ratio is None or ratio > 0, "loraplus_ratio", "it must be > 0.")
         self.require(ratio is None or has_b, "loraplus_ratio", "it is for lora, rslora, dora, loraplus and eva.")
+        factor = self.rate_factor
+        self.require(factor is None or factor > 0, "rate_factor", "it must be above 0.")
         self.require(self.moe is None or self.targets == AUTO, "moe", "it goes with targets=auto.")
         self.require(not self.exclude or self.targets == AUTO, "exclude", "it goes with targets=auto.")
         refuse_method(self.method, self.quant, self.export in ("merged", "both"))
@@ -164,8 +171,9 @@ class Peft(Technique):
         )
 
     def ft_param_groups(self, trainer: Trainer, model: Any) -> None:
-        from .optim import loraplus
+        from .optim import fit_rate, loraplus
 
+        fit_rate(trainer.optimizer, self.method, self.rate_factor)
         if self._second_rate != 1.0:
             loraplus(trainer.optimizer, model, self._second_rate)
 
