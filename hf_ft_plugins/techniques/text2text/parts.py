@@ -83,6 +83,8 @@ def why_whole(trainer: Trainer) -> str | None:
         return "the weights lie in pieces on several ranks, which are gathered for each call"
     if trainer.args.n_gpu > 1:
         return "DataParallel deals out the rows of one batch"
+    if trainer.args.gradient_checkpointing and (trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        return "with use_reentrant=True each part has a backward pass of its own"
     # DDP asks only the last call which weights it left out.
     if trainer.args.world_size > 1 and any("experts" in name for name, _ in trainer.model.named_modules()):
         return "experts of one part may have no token of another"

@@ -117,7 +117,7 @@ class OwnLoss(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def trained(folder, technique, *, base=Trainer, accumulation=1, **settings):
+def trained(folder, *techniques, base=Trainer, accumulation=1, **arguments):
     model = tiny_t5()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -126,7 +126,7 @@ def trained(folder, technique, *, base=Trainer, accumulation=1, **settings):
             module.dropout = 0.0
     sizes = []
     model.register_forward_pre_hook(lambda _, __, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
-    trainer = with_plugins(base, technique)(
+    trainer = with_plugins(base, *techniques)(
         model=model,
         args=TrainingArguments(
             output_dir=str(folder),
@@ -138,11 +138,11 @@ def trained(folder, technique, *, base=Trainer, accumulation=1, **settings):
             use_cpu=True,
             save_strategy="no",
             learning_rate=1e-2,
+            **arguments,
         ),
         train_dataset=rows_of(200, causal=False),
         data_collator=DataCollatorForSeq2Seq(TOKENIZER, model),
         processing_class=TOKENIZER,
-        **settings,
     )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], sizes
@@ -171,6 +171,20 @@ def test_a_loss_of_the_scripts_own_keeps_its_batch_whole_and_is_said(tmp_path, c
     assert "OwnLoss computes the loss itself" in caplog.text
     with pytest.raises(PluginError, match="parts=4 pads parts of a batch alone, and OwnLoss"):
         trained(tmp_path, "text2text:parts=4", base=OwnLoss)
+
+
+def test_checkpointing_that_goes_backward_by_itself_keeps_a_batch_whole(tmp_path, caplog):
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trained(tmp_path, "text2text", **reentrant)
+    assert "use_reentrant=True" in caplog.text
+
+
+def test_parts_step_once_where_gradients_are_stepped_as_they_arrive(tmp_path):
+    plain, _ = trained(tmp_path, "text2text", max_grad_norm=0.0)
+    fused, calls = trained(tmp_path, "text2text", "low-memory", max_grad_norm=0.0)
+    assert len(calls) > 2 * 3
+    # A tied embedding is added up in another order.
+    assert fused == pytest.approx(plain, rel=1e-6)
 
 
 def test_a_budget_that_leaves_no_room_for_parts_is_kept(tmp_path, caplog):
