@@ -42,7 +42,7 @@ BENCHMARK = "peft_encoder"
 OURS, AT_RATE, KNOWING = "ours", "peft's defaults", "peft's defaults, ten times the rate"
 AGAIN = f"{KNOWING}, other weights (A/A)"
 RATE = 5e-5
-STEPS = {8: 40, 32: 60, 128: 80, None: 160}
+STEPS = {8: 40, 32: 60, 128: 80, None: 100}
 OTHER_SEED = 1000
 
 
