@@ -1,4 +1,6 @@
-"""What transfer gains on small data sets, in and out of distribution, against stock fine-tuning.
+"""What transfer gains on few pictures, in and out of distribution, against stock fine-tuning, and the probe's speed.
+
+On few sentences: `python -m benchmarks.transfer_text`.
 
     python -m benchmarks.transfer [--device cuda] [--quick] [--json] [--write]
 
@@ -9,8 +11,6 @@ batches and new head:
   other, plain scans; tested plain (in distribution) and inverted, shifted, blurred (out of it).
 - flowers: MobileNetV1 0.25/128 from ImageNet, 40 photographs of each of five flowers; tested likewise. Its config's
   dropout of 0.999 (of a converted checkpoint; the share that is kept) is set to 0.001 in every row.
-- sentiment, subjectivity: MiniLM-L6 on 8, 32 or 128 sentences a class, of film reviews or objective and subjective
-  ones; tested in distribution.
 
 All but digits need the folder FT_DATA (default ../shared/data) and are skipped without it. A row's rate is the
 one of three with the best mean accuracy in distribution on dev data, for each row its own. `ours` and `baseline` are
@@ -35,7 +35,6 @@ from benchmarks.report import LeftOut, Result
 from benchmarks.transfer.comparison import results_of
 from benchmarks.transfer.probe import probe_results, twenty_epochs
 from benchmarks.transfer.runs import measure
-from benchmarks.transfer.sentences import FOLDERS
 from benchmarks.transfer.settings import BENCHMARK, settings
 
 
@@ -43,13 +42,9 @@ def measured_rows(asked: Namespace) -> Iterator[Result | LeftOut]:
     names = ["digits"]
     if (DATA / "flowers5_128px").exists() and (DATA / "ckpt_mobilenet_v1_025_128").exists():
         names.append("flowers")
-    if has_reviews():
-        names += [name for name in settings(asked.quick) if name.startswith(tuple(FOLDERS))]
-    for name in settings(asked.quick):
-        if name not in names:
-            yield LeftOut(f"{name}: FT_DATA names no folder with its data")
-    few = {name: 10 if name.startswith(tuple(FOLDERS)) else 5 for name in names}
-    seeds = {name: (1 if name != "digits" else 2) if asked.quick else few[name] for name in names}
+    else:
+        yield LeftOut("flowers: FT_DATA names no folder with its data")
+    seeds = {name: (1 if name != "digits" else 2) if asked.quick else 5 for name in names}
     if "flowers" in names and has_reviews():
         yield from twenty_epochs(asked.quick, asked.device)
     if "flowers" in names:

@@ -11,7 +11,6 @@ from benchmarks import report
 from benchmarks.report import Gate, Result, noise_floor, quartiles
 from benchmarks.transfer.images import SHIFTS
 from benchmarks.transfer.runs import Measured
-from benchmarks.transfer.sentences import FOLDERS
 from benchmarks.transfer.settings import AGAIN, BENCHMARK, OURS, STOCK, Setting
 
 
@@ -62,7 +61,4 @@ def gate_of(setting: str, metric: str) -> Gate:
     """In points, but for digits out of distribution."""
     if metric == "out of distribution":
         return Gate("ratio", ">=", 1.8) if setting == "digits" else Gate("difference", ">=", 5)
-    if not setting.startswith(tuple(FOLDERS)):
-        return Gate("difference", ">=", 1)
-    # With 128 a class there is little to gain.
-    return Gate("difference", ">=", 0 if "128" in setting else 3)
+    return Gate("difference", ">=", 1)

@@ -93,9 +93,21 @@ def _in_a_process(job: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, floa
 Measured = dict[str, dict[str, np.ndarray]]  # row -> part -> accuracies [rates, seeds]
 
 
+def run_all(jobs: list[tuple[Any, ...]], device: str) -> dict[tuple[Any, ...], dict[str, float]]:
+    """`one_run` of each, two processes at a time on a CPU: what is measured does not depend on time."""
+    processes = (os.cpu_count() or 1) if device == "cpu" else 1
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        console = Console(stderr=True)
+        return dict(track(pool.imap(_in_a_process, jobs), "runs", total=len(jobs), console=console))
+
+
+def threads_of(device: str) -> int:
+    return 1 if device == "cpu" else torch.get_num_threads()
+
+
 def measure(names: list[str], seeds: dict[str, int], device: str, quick: bool) -> dict[str, Measured]:
-    """All runs, two processes at a time on a CPU: what is measured does not depend on time."""
-    threads = 1 if device == "cpu" else torch.get_num_threads()
+    """All runs, every row at every rate."""
+    threads = threads_of(device)
     jobs = [
         (name, row, rate, seed, device, threads, quick)
         for name in names
@@ -103,10 +115,7 @@ def measure(names: list[str], seeds: dict[str, int], device: str, quick: bool) -
         for rate in settings(quick)[name].rates
         for row in settings(quick)[name].rows
     ]
-    processes = (os.cpu_count() or 1) if device == "cpu" else 1
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        console = Console(stderr=True)
-        found = dict(track(pool.imap(_in_a_process, jobs), "runs", total=len(jobs), console=console))
+    found = run_all(jobs, device)
     measured: dict[str, Measured] = {}
     for name in names:
         setting, over_seeds = settings(quick)[name], range(seeds[name])
