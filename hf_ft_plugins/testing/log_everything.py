@@ -81,6 +81,10 @@ class LogEverything(Technique):
         self.fired.append(("ft_training_step", {"trainer": trainer, "model": model, "inputs": inputs}))
         return None
 
+    def ft_parts(self, trainer: Any, inputs: Any) -> Any:
+        self.fired.append(("ft_parts", {"trainer": trainer, "inputs": inputs}))
+        return None
+
     def ft_optimizer(self, trainer: Any, model: Any, optimizer: Any) -> Any:
         self.fired.append(("ft_optimizer", {"trainer": trainer, "model": model, "optimizer": optimizer}))
         return None

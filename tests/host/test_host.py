@@ -122,7 +122,7 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     trainer.train()
     training = ["ft_sampler", "ft_batch_sampler", "ft_columns", "ft_optimizer", "ft_param_groups", "ft_scheduler"]
     # Two batches a step, evaluated after each third and the last.
-    stepping = ["ft_batches", *["ft_training_step", "ft_loss"] * 2]
+    stepping = ["ft_batches", *["ft_training_step", "ft_parts", "ft_loss"] * 2]
     evaluating = ["ft_eval_sampler", "ft_evaluation", *["ft_loss"] * 2]
     steps = [hook for step in range(1, 15) for hook in stepping + evaluating * (step % 3 == 0 or step == 14)]
     moved = "a new hook has its place in these lists, and the same one in hookspecs.py"
