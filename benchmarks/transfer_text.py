@@ -6,9 +6,9 @@ MiniLM-L6 on 8, 32 or 128 sentences a class, of film reviews (sentiment) or obje
 distribution; all rows with the same sentences, steps and batches. Needs the folder FT_DATA (default ../shared/data).
 
 A row's rate is, for each of both sets, the one of three with the best mean accuracy on dev data over two other seeds
-(100 and 101), with 32 sentences a class. `ours` and `baseline` are mean accuracies over seeds, in points; `noise` is twice the deviation of a mean's
-difference, from stock against itself with another initialization and order of the data (A/A). Gates, in points: +3 at 8
-and 32 a class, not below at 128.
+(100 and 101), with 32 sentences a class. `ours` and `baseline` are mean accuracies over seeds, in points; `noise` is
+twice the deviation of a mean's difference, from stock against itself with another initialization and order of the data
+(A/A). Gates, in points: +3 at 8 and 32 a class, not below at 128.
 """
 
 from __future__ import annotations
