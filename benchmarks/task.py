@@ -284,7 +284,7 @@ def results_of(setting: Setting, measured: Measured, about: dict[str, Any]) -> I
 def settings_of(quick: bool) -> list[Setting]:
     seeds = 2 if quick else 5
     rows = (STOCK, AGAIN, *GATED)
-    # The reviews take a hundred times as long.
+    # A run on reviews takes a minute or two, one on digits seconds.
     found = [Setting("digits", digits, 150, 30, 32, 3e-3, seeds, rows if quick else (STOCK, AGAIN, *OURS))]
     if not has_reviews():
         return found

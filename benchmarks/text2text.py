@@ -60,7 +60,7 @@ from hf_ft_plugins.techniques.text2text import (
     pack_aware,
 )
 from hf_ft_plugins.techniques.text2text.batches import MIXED, POOL_STEPS, padded_tokens
-from hf_ft_plugins.techniques.text2text.parts import SLOTS_OF_A_CALL, Extents, fewest_slots, in_parts
+from hf_ft_plugins.techniques.text2text.parts import SLOTS_OF_A_CALL, Extents, cheapest_groups, in_parts
 
 BENCHMARK = "text2text"
 TOKENIZER = ByT5Tokenizer()
@@ -146,11 +146,7 @@ def part_slots(batches: list[np.ndarray], lengths: Lengths) -> int:
     """Slots of batches that are padded part by part."""
     none = np.zeros(len(lengths[0]), np.int64)
     extents = Extents(none, lengths[0], none, lengths[1])
-    return sum(
-        min(fewest_slots(Extents(*(side[order] for side in extents)), MIXED)[0] for order in (batch, by_width))
-        for batch in batches
-        for by_width in (batch[np.argsort(sum(lengths)[batch], kind="stable")],)
-    )
+    return sum(cheapest_groups(Extents(*(side[batch] for side in extents)), MIXED)[0] for batch in batches)
 
 
 def fairseq_batches(lengths: Lengths, number: int) -> list[np.ndarray]:

@@ -33,7 +33,7 @@ def fit_rate(optimizer: Any, method: str, factor: float | None = None) -> float:
     """Let everything learn at `factor` times the schedule's rate, where one for full tuning is too low for an adapter.
 
     The best rate of LoRA is some ten times that of full tuning, over models and ranks (Schulman et al. 2025, "LoRA
-    Without Regret", section on rates).
+    Without Regret").
 
     Args:
         optimizer: any torch optimizer that has not stepped yet.

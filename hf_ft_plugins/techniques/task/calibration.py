@@ -3,13 +3,13 @@
 Temperature scaling and the expected calibration error are those of Guo et al. 2017 (arXiv:1706.04599): logits are
 divided by one number, so that probabilities change and the most likely class does not. Where the model was trained for
 other class frequencies than the evaluation set's, logits are also shifted by class (Alexandari et al. 2020,
-arXiv:1901.06852, section 3). Deviation: along one direction, the logs of the frequencies' quotients, of which the
+arXiv:1901.06852). Deviation: along one direction, the logs of the frequencies' quotients, of which the
 strength is fitted: a rare class has too few rows for a number of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ COLDEST, HOTTEST = 0.05, 20.0
 FEWEST_ROWS = 20
 MOST_CUTS = 500
 STRONGEST = 2.0  # shift, of what the frequencies say
-LISTS = ("shift", "target", "thresholds")
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Calibration:
 
     def as_config(self, folded: bool) -> dict[str, Any]:
         """What is saved in the model's config; `folded`: its weights are divided by the temperature already."""
-        lists = {name: list(value) if value else None for name, value in vars(self).items() if name in LISTS}
-        return asdict(self) | lists | {"temperature_in_weights": folded}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return values | {"temperature_in_weights": folded}
 
     def applied(self, logits: np.ndarray) -> np.ndarray:
         """Logits, [..., C], as the calibrated model gives them."""
@@ -84,7 +83,7 @@ def nll(kind: Kind, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray 
     return float(np.average(total - logits[np.arange(len(labels)), labels], weights=weights))
 
 
-def fit_temperature(
+def fit_temperature_and_shift(
     kind: Kind, logits: np.ndarray, labels: np.ndarray, direction: np.ndarray | None = None
 ) -> tuple[float, float]:
     """The number by which to divide the logits for the lowest `nll`, within 0.05 and 20, and how much of `direction`,
@@ -220,9 +219,9 @@ def calibrate(
         if frequencies != "evaluation":
             target = wanted(frequencies, shares, trained)
             moved, weights = shift(shares, target), (target / shares)[judge[1]]
-    ways = [(1.0, 0.0), fit_temperature(kind, *fit)]
+    ways = [(1.0, 0.0), fit_temperature_and_shift(kind, *fit)]
     if towards is not None:
-        ways.append(fit_temperature(kind, *fit, towards))
+        ways.append(fit_temperature_and_shift(kind, *fit, towards))
     fitted = ways[-1][0]
 
     def shifted(strength: float) -> Any:

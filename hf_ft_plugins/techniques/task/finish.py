@@ -184,10 +184,10 @@ def _apply(trainer: Trainer, dataset: Any, predictions: np.ndarray, found: Calib
     rows = range(min(PROBED_ROWS, len(dataset)))
     probe = dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows)
     logits, _ = predict(trainer, probe)
-    before_it = predictions[: len(rows)][tuple(slice(size) for size in logits.shape)]
-    expected = found.applied(before_it)
+    as_trained = predictions[: len(rows)][tuple(slice(size) for size in logits.shape)]
+    expected = found.applied(as_trained)
     # Padding is -100 in both; half-precision weights round.
-    real = before_it != -100
+    real = as_trained != -100
     if np.allclose(logits[real], expected[real], rtol=2e-2, atol=2e-2 * np.abs(expected[real]).max()):
         return True
     logger.warning(

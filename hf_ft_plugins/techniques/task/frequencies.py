@@ -1,6 +1,6 @@
 """For which frequencies of the classes a model's answers are meant, and the shift of its logits from some to others.
 
-By Bayes' rule a class that is k times as frequent elsewhere gets log k more (Saerens et al. 2002, equation 4). A loss
+By Bayes' rule a class that is k times as frequent elsewhere gets log k more (Saerens et al. 2002). A loss
 that is balanced by class leaves a model for classes that are equally frequent (Menon et al. 2021, arXiv:2007.07314,
 section 4.1), whatever the data's.
 """

@@ -16,8 +16,6 @@ from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
 from . import NAME
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from ...models.labels import Labels
     from .losses import TaskLoss
     from .metrics import TaskMetrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +164,12 @@ class Task(Technique):
         from .frequencies import TRAINED, Trained, refuse_unfit_frequencies
         from .labels import class_counts, kind_of
 
+        if not self.calibrate:
+            return
         kind, trained = kind_of(trainer.model), None
         if labels is not None and labels.values is not None and kind in ("single_label", "token"):
             exponent = {"weights": 0.0, "sampler": 0.0, "logit_adjust": 1 - self.tau}.get(self.imbalance, 1.0)
             trained = stash_of(trainer)[TRAINED] = Trained(class_counts(trainer.train_dataset, labels), exponent)
-        if not self.calibrate:
-            return
         refuse_unfit_frequencies(self.frequencies, kind, bare(trainer.model).config.num_labels, trained)
         if self.imbalance in ("weights", "sampler", "logit_adjust") and self.frequencies == "evaluation":
             logger.info(

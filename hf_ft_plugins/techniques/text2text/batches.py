@@ -152,6 +152,24 @@ def mixed(
     return ordered, [batches[index] for index in rest]
 
 
+def mixed_pools(
+    pools: Iterable[Sequence[np.ndarray]], widths: np.ndarray, together: int, random: np.random.Generator
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """`mixed`, pool after pool."""
+    ordered: list[np.ndarray] = []
+    rest: list[np.ndarray] = []
+    for batches in pools:
+        whole, left = mixed(batches, widths, together, random)
+        ordered += whole
+        rest += left
+    return ordered, rest
+
+
+def in_a_row(in_step: int) -> int:
+    """How many batches, or parts of them, are to be of every length: those of a step, of so many steps as it takes."""
+    return in_step * math.ceil(MIXED / in_step)
+
+
 def joined(batches: Sequence[np.ndarray], parts: int) -> list[np.ndarray]:
     """Every `parts` batches in a row as one; their number must be a multiple of `parts`."""
     return [np.concatenate(batches[start : start + parts]) for start in range(0, len(batches), parts)]
@@ -262,14 +280,9 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
             pools = self._cut(0)
         pools, rest = self._counted(pools, epoch)
         random, widths = self._random(epoch), self._slots[0] + self._slots[1]
-        in_step = self.per_step * self.parts
-        row = in_step * math.ceil(MIXED / in_step)
-        ordered: list[np.ndarray] = []
-        for batches in pools:
-            whole, left = mixed(batches, widths, row, random)
-            ordered += whole
-            rest += left
-        whole, left = mixed(rest, widths, row, random)
+        together = in_a_row(self.per_step * self.parts)
+        ordered, left_over = mixed_pools(pools, widths, together, random)
+        whole, left = mixed(rest + left_over, widths, together, random)
         return joined(ordered + whole + left, self.parts)
 
     def _counted(self, pools: list[list[np.ndarray]], epoch: int) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:

@@ -35,7 +35,8 @@ class TokenBudget:
         target_tokens: real target tokens at which a batch ends; None: as many as the trainer's number of pairs has on
             average.
         max_tokens: most padded slots, of source and target; None: twice those of that many pairs.
-        parts: of how many runs of unlike length a batch is made, each padded alone; None: as `parts_for` finds.
+        parts: of how many runs of unlike length a batch is made, each padded alone; None: as
+            `parts_of_batches` finds; of a stream with `max_tokens` 1.
         pool: pairs that are sorted together; None: those of `POOL_STEPS` steps. Of a stream, also how many are read at
             once; None: `streaming.POOL`.
         max_empty_share: of a stream, an error past this share of rows without a target.
@@ -164,7 +165,12 @@ def pooled(trainer: Trainer, stream: Any, budget: TokenBudget) -> PooledBudgetBa
         )
     world_size = max(1, args.world_size)
     pairs, share = pairs_in_batch(trainer)
-    parts = parts_of_batches(trainer, budget.parts, pairs)
+    asked = budget.parts
+    if asked is None and budget.max_tokens is not None:
+        # How long the stream's pairs are is not known yet, and none may take more than its part's share of the limit.
+        logger.warning("%s: max_tokens of a stream keeps its batches alike in length. To mix them, set parts=4.", NAME)
+        asked = 1
+    parts = parts_of_batches(trainer, asked, pairs)
     stash_of(trainer)[PARTS] = parts
     return PooledBudgetBatches(
         stream,

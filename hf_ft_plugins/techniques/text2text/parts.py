@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NEVER = 1 << 50  # more slots than there are
 MOST_ROWS = 512  # that are told apart; of a larger batch, so many runs of rows
 # What one more call of a model takes, in padded slots: measured on a CPU (30 to 70, d_model 128); assumed elsewhere,
 # where a call waits for its kernels' launch.
@@ -125,17 +126,20 @@ def in_parts(
     extents = extents_of(batch, causal=causal)
     if extents is None or parts < 2:
         return [dict(batch)]
-    by_width = np.argsort(
-        extents.source_end - extents.source_start + extents.target_end - extents.target_start, kind="stable"
-    )
-    found = [
-        (*fewest_slots(Extents(*(side[order] for side in extents)), parts, slots_of_a_call), order)
-        for order in (np.arange(len(by_width)), by_width)
-    ]
-    _, runs, order = min(found, key=lambda one: one[0])
-    if len(runs) == 1:
+    _, groups = cheapest_groups(extents, parts, slots_of_a_call)
+    if len(groups) == 1:
         return [dict(batch)]
-    return [_cut(batch, order[start:end], extents, causal=causal, multiple=multiple) for start, end in runs]
+    return [_cut(batch, rows, extents, causal=causal, multiple=multiple) for rows in groups]
+
+
+def cheapest_groups(extents: Extents, parts: int, slots_of_a_call: int = 0) -> tuple[int, list[np.ndarray]]:
+    """Rows in at most `parts` groups of neighbours, as given or sorted by width, whichever costs less; and the cost."""
+    width = extents.source_end - extents.source_start + extents.target_end - extents.target_start
+    found = []
+    for order in (np.arange(len(width)), np.argsort(width, kind="stable")):
+        cost, runs = fewest_slots(Extents(*(side[order] for side in extents)), parts, slots_of_a_call)
+        found.append((cost, [order[start:end] for start, end in runs]))
+    return min(found, key=lambda one: one[0])
 
 
 def extents_of(batch: Mapping[str, Any], *, causal: bool) -> Extents | None:
@@ -178,15 +182,15 @@ def fewest_slots(extents: Extents, parts: int, slots_of_a_call: int = 0) -> tupl
     number = len(bounds) - 1
     most = [np.maximum.reduceat(side, bounds[:-1]) for side in (extents.source_end, extents.target_end)]
     least = [np.minimum.reduceat(side, bounds[:-1]) for side in (extents.source_start, extents.target_start)]
+    # [i, j]: of the rows i to j; nothing where i comes after j.
+    nothing = np.tri(number, k=-1, dtype=bool)
     width = np.zeros((number, number), np.int64)
     for high, low in zip(most, least, strict=True):
-        # [i, j]: of the rows i to j.
-        tall, deep = np.tile(high, (number, 1)), np.tile(low, (number, 1))
-        below = np.tri(number, k=-1, dtype=bool)
-        tall[below], deep[below] = 0, np.iinfo(np.int64).max
-        width += np.maximum.accumulate(tall, axis=1) - np.minimum(np.minimum.accumulate(deep, axis=1), 1 << 40)
+        ends = np.maximum.accumulate(np.where(nothing, 0, high), axis=1)
+        starts = np.minimum.accumulate(np.where(nothing, NEVER, low), axis=1)
+        width += ends - starts
     rows = bounds[None, 1:] - bounds[:-1, None]
-    cost = np.where(np.tri(number, k=-1, dtype=bool), np.iinfo(np.int64).max // 4, width * rows + slots_of_a_call)
+    cost = np.where(nothing, NEVER, width * rows + slots_of_a_call)
     # best[j]: of the rows before bound j + 1.
     best, cuts = cost[0], []
     for _ in range(parts - 1):

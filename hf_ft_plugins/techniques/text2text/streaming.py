@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ...errors import PluginError
-from .batches import MIXED, in_so_many, joined, least_padded, mixed, padded_tokens
+from .batches import in_a_row, in_so_many, joined, least_padded, mixed, mixed_pools, padded_tokens
 from .collator import TextPairCollator
 from .lengths import Lengths, no_lengths, of_copies, of_pairs
 from .reading import LABELS
@@ -111,6 +111,7 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         pool: how many examples are read at once.
         alike: how many of them are sorted together; None: all. Fewer pad more, and mix lengths within a batch.
         per_step: batches in one optimizer step, on all ranks together; a multiple of `world_size`.
+        parts: of how many runs of unlike length each batch is made, as `TokenBudgetBatchSampler` says it.
         rank, world_size: this process, and how many there are.
         seed: of the shuffling.
         max_empty_share: an error past this share of rows without a target, once a pool is read; fewer are dropped.
@@ -257,21 +258,19 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
     ) -> tuple[list[np.ndarray], np.ndarray]:
         order = random.permutation(len(waiting.examples))
         step = self.per_step * self.parts
-        row = step * math.ceil(MIXED / step)
+        together = in_a_row(step)
         widths = waiting.lengths.source_slots + waiting.lengths.target_slots
-        ordered: list[np.ndarray] = []
-        rest: list[np.ndarray] = []
         alike = self.alike or len(order)
+        pools = []
         for start in range(0, len(order), alike):
             near = order[start : start + alike]
             lengths = waiting.lengths.at(near)
             cut = least_padded(lengths.source_slots, lengths.target_slots, real_targets=lengths.targets, **limits)
-            whole, left = mixed([near[batch] for batch in cut], widths, row, random)
-            ordered += whole
-            rest += left
+            pools.append([near[batch] for batch in cut])
+        ordered, rest = mixed_pools(pools, widths, together, random)
         if ended:
             rest = in_so_many(rest, math.ceil(len(rest) / step) * step)
-        whole, rest = mixed(rest, widths, row, random)
+        whole, rest = mixed(rest, widths, together, random)
         ordered += whole
         if ended:
             ordered, rest = ordered + rest, []

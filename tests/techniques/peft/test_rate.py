@@ -54,7 +54,7 @@ def test_it_multiplies_the_schedule_and_is_said_and_logged(tmp_path, caplog):
         torch.testing.assert_close(weight, weights[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_loraplus_and_adaptive_lr_multiply_it(tmp_path):
+def test_loraplus_multiplies_it(tmp_path):
     trainer = tiny_trainer(tmp_path, "peft:r=4,loraplus_ratio=4", learning_rate=5e-5, max_steps=2)
     trainer.train()
     factors = [group["hf_ft_lr_scale"] for group in trainer.optimizer.param_groups]

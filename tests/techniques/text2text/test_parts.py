@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from hf_ft_plugins import PluginError, with_plugins
@@ -117,7 +118,7 @@ class OwnLoss(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def trained(folder, *techniques, base=Trainer, accumulation=1, **arguments):
+def trained(folder, *techniques, base=Trainer, accumulation=1, rows=None, **arguments):
     model = tiny_t5()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -140,7 +141,7 @@ def trained(folder, *techniques, base=Trainer, accumulation=1, **arguments):
             learning_rate=1e-2,
             **arguments,
         ),
-        train_dataset=rows_of(200, causal=False),
+        train_dataset=rows_of(200, causal=False) if rows is None else rows,
         data_collator=DataCollatorForSeq2Seq(TOKENIZER, model),
         processing_class=TOKENIZER,
     )
@@ -194,3 +195,13 @@ def test_a_budget_that_leaves_no_room_for_parts_is_kept(tmp_path, caplog):
     limit = int(1.5 * (source + target).max())
     trained(tmp_path, f"text2text:max_tokens={limit}")
     assert "takes 1/1 of max_tokens, or more" in caplog.text
+
+
+def test_a_limit_that_the_script_sets_for_a_stream_holds_for_its_batches(tmp_path, caplog):
+    stream = Dataset.from_list(rows_of(200, causal=False)).to_iterable_dataset()
+    _, sizes = trained(tmp_path, "text2text:max_tokens=200", rows=stream)
+    asked = 2  # times that the model was asked for its own loss, on two rows
+    assert len(sizes) == asked + 3
+    assert "keeps its batches alike in length" in caplog.text
+    # Control: without a limit they are mixed, and go through the model in parts.
+    assert len(trained(tmp_path, "text2text", rows=stream)[1]) > asked + 3
