@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .. import lr_scale
+from .. import lr_scale, shards
 from ..errors import CheckpointError, PluginError
 from ..registry import is_on
 from . import manifest, state
@@ -21,6 +21,9 @@ from .hook_calls import CallsHooks
 from .ranks import from_first_rank, is_distributed
 
 logger = logging.getLogger(__name__)
+
+# Beside the states of the techniques' parts: the sharded parameters that the optimizer keeps no state of.
+STATELESS = "host/without_optimizer_state"
 
 
 class WholeCheckpoints(CallsHooks):
@@ -86,6 +89,9 @@ class WholeCheckpoints(CallsHooks):
             for key, part in self.ft_stash.parts.items():
                 with self._blaming():
                     states[key] = part.state_dict()
+            if shards.are_cut_up(self.model) and self.optimizer is not None:
+                missing = shards.names_without_state(self.model, lr_scale.innermost(self.optimizer))
+                states[STATELESS] = {"names": missing}
             state.write_state(folder, self._ft_techniques, states)
             if (folder / manifest.LAST_STOCK_FILE).is_file():
                 manifest.write_manifest(folder)
@@ -152,8 +158,11 @@ class WholeCheckpoints(CallsHooks):
         return str(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
+        missing = content["states"].get(STATELESS, {}).get("names", []) if content else []
         try:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            with shards.without_state(self.model, missing):
+                super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:
             if checkpoint is None or not state.allow_changed_by_environment():
                 raise
@@ -162,9 +171,9 @@ class WholeCheckpoints(CallsHooks):
                 "the parameters differently, which --allow-changed-plugins cannot bridge. Resume with the techniques "
                 "that it was made with, or load its weights into the model and train without resume_from_checkpoint."
             ) from error
-        content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
         if checkpoint is not None and self.optimizer is not None:
             lr_scale.take_up(self.optimizer, (technique.name for technique in self._ft_techniques))
+            shards.drop_marks(lr_scale.innermost(self.optimizer))
         for key, part in self.ft_stash.parts.items():
             stored = content["states"].get(key) if content else None
             if stored is not None:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from transformers.trainer import Trainer
 from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
-from .. import lr_scale
+from .. import lr_scale, shards
 from ..errors import ConflictError, PluginError
 from ..registry import origin, refuse_conflicts, resolve
 from ..technique import Technique
@@ -166,6 +166,8 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
         if other is not None:
             optimizer = self.optimizer = other
         inner = self._ft_grouped = lr_scale.innermost(optimizer)
+        if self.is_fsdp_enabled:
+            shards.mark_missing_state(inner)
         self._ask_all("ft_param_groups", trainer=self, model=self.model, groups=inner.param_groups)
         return optimizer
 

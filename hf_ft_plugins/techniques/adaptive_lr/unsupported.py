@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from ... import lr_scale
 from ...errors import PluginError
 from ...metrics import set_names
+from ...shards import are_cut_up
 from .settings import NAME, Controller, WatchSettings
 from .watched_metric import TRAINING_LOSS, watched_direction, watched_metric
 
@@ -27,7 +28,7 @@ def puts_nothing_back(model: Module) -> str | None:
     kind = AcceleratorState().distributed_type if is_initialized() else DistributedType.NO
     if kind is DistributedType.DEEPSPEED:
         return "DeepSpeed would undo a return to earlier weights"
-    if kind is DistributedType.FSDP or any(hasattr(one, "placements") for one in model.parameters()):
+    if kind is DistributedType.FSDP or are_cut_up(model):
         return "the weights are in pieces on several ranks, which no copy of the best is kept of"
     return None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import PluginError
+from ...shards import whole_tensor
 from .collator import NAME
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def _refuse_other_parameters(trainer: Trainer, reference: Any) -> None:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype != other.dtype or torch.equal(one.detach(), other.detach().to(one.device))
+    whole = [whole_tensor(tensor.detach()) for tensor in (one, other)]
+    return one.dtype != other.dtype or torch.equal(whole[0], whole[1].to(whole[0].device))
 
 
 def _is_own_trained_reference(model: Any) -> bool:

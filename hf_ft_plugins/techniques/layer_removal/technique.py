@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...host.stash import Stash, stash_of
+from ...shards import are_cut_up, fsdp_version
 from ...technique import Change, Technique, option
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ class LayerRemoval(Technique):
         from .stacks import find_stack, usual_side
         from .surgery import SURGERY
 
-        if args.fsdp or args.deepspeed:
-            raise PluginError(f"{self.name}: a model that FSDP or DeepSpeed has cut up cannot lose layers here.")
+        _refuse_pieces(self.name, model, args)
         if hasattr(model, "peft_config"):
             raise PluginError(
                 f"{self.name}: the script's model has adapters already. Remove layers first: --with peft."
@@ -190,3 +190,19 @@ class LayerRemoval(Technique):
             "copies": int(self.distill > 0),
             "host_copies": int(self.restores and not self.distill),
         }
+
+
+def _refuse_pieces(name: str, model: PreTrainedModel, args: TrainingArguments) -> None:
+    """FSDP2 cuts a model up when training begins, long after its layers are gone."""
+    if are_cut_up(model):
+        raise PluginError(
+            f"{name}: from_pretrained(..., distributed_config=...) has cut the weights up over ranks, and layers are "
+            "measured on whole ones. Leave distributed_config out and shard with TrainingArguments(fsdp=True), or "
+            "remove layers in a run before: the saved model can be loaded in pieces."
+        )
+    if args.deepspeed or fsdp_version() == 1:
+        kind = "DeepSpeed" if args.deepspeed else "FSDP1"
+        raise PluginError(
+            f"{name}: {kind} keeps parameters in buffers of its own, of which the gate cannot measure the model when "
+            "training ends. Use FSDP2 (fsdp_config={'version': 2}), or remove layers in a run before."
+        )

@@ -6,11 +6,9 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
-from ... import lr_scale
 from ...host.stash import WithTrainer
 from .fused_backward import FusedBackward
 from .replicas import MeanOverRanks
-from .shards import drop_marks
 
 
 class LowMemoryCallback(WithTrainer, TrainerCallback):
@@ -25,8 +23,6 @@ class LowMemoryCallback(WithTrainer, TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        if optimizer is not None:
-            drop_marks(lr_scale.innermost(optimizer))
         fused = _fused(optimizer)
         if fused is None:
             return

@@ -163,7 +163,6 @@ class LowMemory(Technique):
         from .algorithms import ALGORITHMS
         from .building import fuse
         from .replicas import are_replicas, start_alike
-        from .shards import mark_missing_state
 
         if are_replicas(trainer):
             # Before an optimizer makes its state from the weights.
@@ -173,8 +172,6 @@ class LowMemory(Technique):
             rates = ", ".join(sorted({f"{group['lr']:g}" for group in optimizer.param_groups}))
             logger.info("%s: learning rate %s; %s wants %s.", NAME, rates, self.algorithm, algorithm.rate)
         chosen = final = optimizer if algorithm.make is None else algorithm.make(model, optimizer, self)
-        if trainer.is_fsdp_enabled:
-            mark_missing_state(chosen)
         if self.fused and not self._is_mezo:
             ways = {"clip": self.clip, "default": algorithm.clip, "accumulation": self.accumulation}
             final = fuse(chosen, trainer, model, **ways)

@@ -20,11 +20,11 @@ import torch
 
 from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating
+from ...shards import whole_tensor
 from .log_likelihood import Kind, negative_log_likelihood
 from .penalties import local
 from .settings import NAME
 from .start_weights import moving_parameters
-from .tensor_files import whole_tensor
 
 Batches = Iterable[dict[str, Any]]
 

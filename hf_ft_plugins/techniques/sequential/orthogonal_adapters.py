@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...shards import whole_tensor
 from .lora_layers import has_adapter, lora_layers, matrix
 from .penalties import Parameters, add_in_full, local
 from .settings import NAME
 from .start_weights import plain_name
-from .tensor_files import whole_tensor
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from .tensor_files import whole_tensor
+from ...shards import whole_tensor
 
 Parameters = Mapping[str, torch.nn.Parameter]
 

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from ...errors import CheckpointError, OptionError, PluginError
 from ...host.log_notes import StockLog, add_note, tell_at_the_end
 from ...host.stash import WithTrainer, parts_of
+from ...shards import placed_like
 from .adapter_fisher import AdapterEWC, delta_name, estimate_adapter_fisher, refuse_shards
 from .fisher import estimate_fisher
 from .log_likelihood import Kind
@@ -30,7 +31,7 @@ from .penalties import EWC, L2SP, Parameters, Penalty, Together
 from .penalty_refusals import refuse_steps_in_backward, refuse_unsupported
 from .settings import NAME
 from .start_weights import moving_parameters, read_start, start_folder, write_start
-from .tensor_files import placed_like, read_tensors, write_tensors
+from .tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

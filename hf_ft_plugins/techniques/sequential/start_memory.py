@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 
 from ...host.log_notes import log_into_last_entry
 from ...host.stash import WithTrainer
+from ...shards import whole_tensor
 from .settings import NAME
 from .start_weights import moving_tensors, read_start, start_folder, write_start
 from .teacher import frozen_copy, remembering
-from .tensor_files import whole_tensor
 from .weight_averaging import average_with_start
 
 if TYPE_CHECKING:

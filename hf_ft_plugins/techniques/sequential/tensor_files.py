@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from ...errors import CheckpointError
 from ...host.manifest import rename_flushed
+from ...shards import whole_tensor
 from .settings import NAME
 
 
@@ -70,22 +71,6 @@ def read_tensors(file: Path, digest: str | None = None) -> dict[str, torch.Tenso
         return load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{NAME}: {file} cannot be read ({error}). Begin the stage anew.") from error
-
-
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Of a sharded tensor the whole, which all ranks have to ask for; of any other the tensor itself."""
-    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
-
-
-def placed_like(whole: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on the device of `other`, cut up over ranks as that is; its dtype stays."""
-    if not hasattr(other, "full_tensor"):
-        return whole.to(other.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    # Each rank has the whole: none has to be sent.
-    return distribute_tensor(whole.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def _write(tensors: dict[str, torch.Tensor], file: Path) -> str:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from ...errors import PluginError
+from ...shards import placed_like
 from .penalties import local
 from .settings import NAME
-from .tensor_files import placed_like
 
 
 @torch.no_grad()

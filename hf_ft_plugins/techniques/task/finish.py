@@ -21,6 +21,7 @@ from ...host.stash import WithTrainer, stash_of
 from ...models.heads import output_layers
 from ...models.inputs import bare
 from ...models.labels import Kind
+from ...shards import fsdp_version, placed_like, put_in_pieces
 from . import NAME, calibration, report
 from .calibration import Calibration
 from .frequencies import TRAINED, Trained
@@ -179,6 +180,7 @@ def _apply(trainer: Trainer, dataset: Any, predictions: np.ndarray, found: Calib
             "" if found.shift is None else ", then add the shift",
         )
         return False
+    put_in_pieces(trainer.model)
     before = [parameter.detach().clone() for parameter in layer.parameters()]
     fold(layer, found.temperature, found.shift)
     rows = range(min(PROBED_ROWS, len(dataset)))
@@ -197,6 +199,7 @@ def _apply(trainer: Trainer, dataset: Any, predictions: np.ndarray, found: Calib
         found.temperature,
         CONFIG_KEY,
     )
+    put_in_pieces(trainer.model)
     with torch.no_grad():
         for parameter, value in zip(layer.parameters(), before, strict=True):
             parameter.copy_(value)
@@ -204,7 +207,7 @@ def _apply(trainer: Trainer, dataset: Any, predictions: np.ndarray, found: Calib
 
 
 def _head(trainer: Trainer) -> torch.nn.Linear | None:
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if trainer.is_deepspeed_enabled or fsdp_version() == 1:
         return None
     base = bare(trainer.model)
     paths = output_layers(trainer.model, base.config.num_labels)
@@ -220,4 +223,4 @@ def fold(layer: torch.nn.Linear, temperature: float, shift: Sequence[float] | No
         for parameter in layer.parameters():
             parameter.div_(temperature)
         if shift is not None:
-            layer.bias.add_(layer.bias.new_tensor(shift))
+            layer.bias.add_(placed_like(torch.tensor(shift, dtype=layer.bias.dtype), layer.bias))

@@ -16,6 +16,7 @@ import torch
 
 from ...errors import PluginError
 from ...host.stash import StashKey
+from ...shards import are_cut_up
 from .architecture import NAME
 from .batches import MIXED
 from .collator import TextPairCollator
@@ -79,8 +80,7 @@ def why_whole(trainer: Trainer) -> str | None:
     for cls in type(trainer).__mro__:
         if "compute_loss" in vars(cls) and cls.__module__.partition(".")[0] not in ("transformers", "hf_ft_plugins"):
             return f"{cls.__name__} computes the loss itself"
-    pieces = any(hasattr(weight, "placements") for weight in trainer.model.parameters())
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or pieces:
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or are_cut_up(trainer.model):
         return "the weights lie in pieces on several ranks, which are gathered for each call"
     if trainer.args.n_gpu > 1:
         return "DataParallel deals out the rows of one batch"

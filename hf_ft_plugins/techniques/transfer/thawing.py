@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ...errors import PluginError
 from ...models.inputs import bare
+from ...shards import are_cut_up, fsdp_version
 from .layers import HEAD, NAME, LayerGroup
 
 if TYPE_CHECKING:
@@ -52,12 +53,14 @@ def refuse_unfit(strategy: Strategy, groups: Sequence[LayerGroup], args: Trainin
             f"{NAME}: strategy={strategy} begins with {first.name}, all of whose parameters are frozen. Name it in the "
             "adapters' modules_to_save, take it out of freeze=..., or use strategy=full."
         )
-    if args.fsdp or args.deepspeed:
+    if args.deepspeed or fsdp_version() == 1:
         raise PluginError(
-            f"{NAME}: strategy={strategy} under {'FSDP' if args.fsdp else 'DeepSpeed'} has not been tested: its shards "
-            "hold frozen and learning layers together. Use strategy=full."
+            f"{NAME}: strategy={strategy} under {'DeepSpeed' if args.deepspeed else 'FSDP1'} does not work: its flat "
+            "buffers hold frozen and learning layers together. Use FSDP2 (fsdp_config={'version': 2}), or "
+            "strategy=full."
         )
-    if args.world_size > 1 and not _finds_unused(args, model):
+    cut_up = fsdp_version() is not None or are_cut_up(model)
+    if args.world_size > 1 and not cut_up and not _finds_unused(args, model):
         raise PluginError(
             f"{NAME}: strategy={strategy} on {args.world_size} ranks needs ddp_find_unused_parameters=True, since "
             "frozen layers get no gradient. Set it, or use strategy=full."

@@ -26,6 +26,7 @@ from ...host.stash import WithTrainer
 from ...models.heads import head_names
 from ...models.inputs import bare
 from ...models.labels import IGNORED
+from ...shards import are_cut_up
 from .head_reading import NotCacheable
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import LEARNING_RATE, fit_probe
@@ -240,6 +241,9 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
         """Whether the head has been trained on features computed once."""
         if self.cache_features == "never" or self.strategy not in ("probe", "lpft") or self._trainer is None:
             return False
+        if are_cut_up(model):
+            self._not_cached("the weights lie in pieces on several ranks")
+            return False
         if self.read_out == "auto" and self.strategy == "lpft" and self._has_read_out(args, model):
             return True
         self._freeze([group.name for group in self._groups if group.name != HEAD])
@@ -255,15 +259,18 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
                 seed=args.seed,
             )
         except NotCacheable as reason:
-            if self.cache_features == "always":
-                raise PluginError(f"{NAME}: cache_features=always is not possible here: {reason}.") from reason
-            logger.warning("%s: the head is trained in the run's own steps: %s.", NAME, reason)
+            self._not_cached(reason)
             return False
         named = dict(bare(model).named_parameters())
         _agree(args, [named[name] for name in head_names(model)])
         seconds = round(time.perf_counter() - began, 3)
         add_note(self.log_notes, {f"{NAME}/probe_loss": losses[-1], f"{NAME}/probe_runtime": seconds})
         return True
+
+    def _not_cached(self, reason: Any) -> None:
+        if self.cache_features == "always":
+            raise PluginError(f"{NAME}: cache_features=always is not possible here: {reason}.")
+        logger.warning("%s: the head is trained in the run's own steps: %s.", NAME, reason)
 
     def _has_read_out(self, args: TrainingArguments, model: Module) -> bool:
         """Whether the head, and perhaps the layer that it reads, are what the training data ask for."""

@@ -180,7 +180,7 @@ def test_a_model_that_is_loaded_as_shards_is_stepped_within_the_backward_pass(on
 def test_sharded_parameters_without_state_are_marked_when_saved_and_have_none_when_loaded():
     import torch
 
-    from hf_ft_plugins.techniques.low_memory.shards import NO_STATE, drop_marks, mark_missing_state
+    from hf_ft_plugins.shards import NO_STATE, drop_marks, mark_missing_state
     from hf_ft_plugins.testing import difference
 
     learns, rests, whole = (torch.nn.Parameter(torch.ones(size)) for size in (3, 2, 1))
