@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from .. import lr_scale, shards
 from ..errors import CheckpointError, PluginError
 from ..registry import is_on
-from . import manifest, state
+from . import machines, manifest, state
 from .hook_calls import CallsHooks
 from .ranks import from_first_rank, is_distributed
 
@@ -33,25 +33,43 @@ class WholeCheckpoints(CallsHooks):
     _saved: tuple[Path, ...] = ()
     _blaming: Any
 
+    # The disks of the ranks, where they have several, and the checkpoints that rank 0 has had on its own in this run.
+    _machines: machines.Machines | None = None
+    _of_first_disk: frozenset[str] = frozenset()
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        self._machines = machines.machines_of(self.args)
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if self._machines is not None:
+            self._of_first_disk = machines.held_by_first(self._machines, Path(self.args.output_dir))
         return super().train(checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
+        if self._writes_manifests:
             manifest.begin_manifest(folder)
         self._barrier()
-        with self._committing(folder):
+        save = None if self._machines is None else machines.new_save(self.args)
+        with self._committing(folder, save):
             super()._save_checkpoint(model, trial)
         if not self.args.should_save:
             self._barrier()
+            if self._writes_manifests:
+                manifest.write_manifest(folder, save=save, part=True)
+        if self._machines is not None:
+            self._of_first_disk |= machines.forget_rotated(self._machines, folder.parent, self._of_first_disk)
+            best = from_first_rank(self.args, lambda: self.state.best_model_checkpoint)
+            self.state.best_model_checkpoint = best
         self._saved = (*(one for one in self._saved if one != folder and one.is_dir()), folder)
         self._refresh_manifests(self._saved)
 
+    @property
+    def _writes_manifests(self) -> bool:
+        return bool(self.args.should_save or (self._machines is not None and self._machines.leads_another))
+
     def _refresh_manifests(self, folders: tuple[Path, ...]) -> None:
         """Update manifests, since the script's class or callbacks may have added or changed files of checkpoints."""
-        if self.args.should_save:
+        if self._writes_manifests:
             for folder in folders:
                 try:
                     manifest.refresh_manifest(folder)
@@ -60,13 +78,18 @@ class WholeCheckpoints(CallsHooks):
                     logger.warning("%s is damaged: %s.", folder, error)
                     self._saved = tuple(one for one in self._saved if one != folder)
 
+    def _load_best_model(self) -> None:
+        if self._machines is not None:
+            self._send_missing(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         ended = super()._finalize_training(*args, **kwargs)
         self._refresh_manifests(self._saved)
         return ended
 
     @contextlib.contextmanager
-    def _committing(self, folder: Path) -> Iterator[None]:
+    def _committing(self, folder: Path, save: str | None) -> Iterator[None]:
         """Write the manifest after the last file that Trainer writes, `trainer_state.json`, and before it deletes old
         checkpoints. Both happen in `_save_checkpoint`, and `save_to_json` of the state is the only call between them.
         """
@@ -94,7 +117,7 @@ class WholeCheckpoints(CallsHooks):
                 states[STATELESS] = {"names": missing}
             state.write_state(folder, self._ft_techniques, states)
             if (folder / manifest.LAST_STOCK_FILE).is_file():
-                manifest.write_manifest(folder)
+                manifest.write_manifest(folder, save=save)
             else:
                 # A checkpoint of the script's own kind, from which Trainer resumes nothing.
                 manifest.withdraw_manifest(folder)
@@ -120,6 +143,8 @@ class WholeCheckpoints(CallsHooks):
             if not is_on(state.RESUME_VARIABLE) or not has_whole_checkpoint(self):
                 return wanted
             wanted = True
+        if self._machines is not None:
+            return self._checkpoint_of_machines(self._machines, wanted)
         chosen = wanted
         return from_first_rank(self.args, lambda: self._readable_checkpoint(chosen))
 
@@ -133,13 +158,7 @@ class WholeCheckpoints(CallsHooks):
         if wanted is True:
             newest, passed_over = manifest.newest_whole_checkpoint(Path(self.args.output_dir), also=_unreadable_state)
             if newest is None:
-                reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
-                # The text of Trainer's own error, which scripts may match.
-                raise CheckpointError(
-                    f"resume_from_checkpoint=True: No valid checkpoint found in output directory "
-                    f"({self.args.output_dir}).{reasons or ' It holds none at all.'}\n"
-                    "Start afresh without resume_from_checkpoint."
-                )
+                raise self._no_checkpoint(passed_over)
             folder = newest
             for path, reason in passed_over:
                 logger.warning("resume: passed over %s (%s), %s", path, reason, _set_aside(path))
@@ -147,15 +166,44 @@ class WholeCheckpoints(CallsHooks):
             folder = Path(str(wanted))
             broken = manifest.damage(folder)
             if broken is not None:
-                raise CheckpointError(
-                    f"Can't find a valid checkpoint at {folder}: {folder} cannot be resumed: {broken}. Resume from "
-                    "another checkpoint, or with resume_from_checkpoint=True, which takes the newest whole one. If it "
-                    f"was changed on purpose: hf-ft checkpoint sign {folder}"
-                )
-        if not state.allow_changed_by_environment():
-            state.refuse_changes(folder, state.read_state(folder), self._ft_techniques)
+                raise _broken(folder, broken)
+        self._refuse_changes(folder)
         logger.info("resume: from %s", folder)
         return str(folder)
+
+    def _refuse_changes(self, folder: Path) -> None:
+        if not state.allow_changed_by_environment():
+            state.refuse_changes(folder, state.read_state(folder), self._ft_techniques)
+
+    def _no_checkpoint(self, passed_over: Iterable[tuple[Path, str]]) -> CheckpointError:
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
+        # The text of Trainer's own error, which scripts may match.
+        return CheckpointError(
+            f"resume_from_checkpoint=True: No valid checkpoint found in output directory "
+            f"({self.args.output_dir}).{reasons or ' It holds none at all.'}\n"
+            "Start afresh without resume_from_checkpoint."
+        )
+
+    def _checkpoint_of_machines(self, disks: machines.Machines, wanted: str | bool) -> str:
+        """`_chosen_checkpoint` where each machine has a part of it; then each has the whole."""
+        output_dir = Path(self.args.output_dir)
+        named = None if wanted is True else Path(str(wanted))
+        name, passed_over = machines.agreed_checkpoint(disks, output_dir, named, _unreadable_state)
+        reasons = [(output_dir / one, reason) for one, reason in passed_over]
+        if name is None:
+            raise self._no_checkpoint(reasons) if named is None else _broken(named, reasons[0][1])
+        for path, reason in reasons:
+            logger.warning("resume: passed over %s (%s), set aside on each machine", path, reason)
+        machines.set_aside_on_all(disks, output_dir, [path.name for path, _ in reasons])
+        folder = named or output_dir / name
+        from_first_rank(self.args, lambda: self._refuse_changes(folder))
+        self._send_missing(folder)
+        logger.info("resume: from %s, which each machine has now", folder)
+        return str(folder)
+
+    def _send_missing(self, folder: Path) -> None:
+        assert self._machines is not None
+        machines.send_missing_files(self._machines, folder, self.args.device)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
@@ -186,9 +234,20 @@ class WholeCheckpoints(CallsHooks):
                 )
 
 
+def _broken(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"Can't find a valid checkpoint at {folder}: {folder} cannot be resumed: {reason}. Resume from another "
+        "checkpoint, or with resume_from_checkpoint=True, which takes the newest whole one. If it was changed on "
+        f"purpose: hf-ft checkpoint sign {folder}"
+    )
+
+
 def has_whole_checkpoint(trainer: Any) -> bool:
     """Whether there is a checkpoint in the trainer's `output_dir` that `resume_from_checkpoint=True` would take."""
     folder = Path(trainer.args.output_dir)
+    disks = machines.machines_of(trainer.args)
+    if disks is not None:
+        return machines.agreed_checkpoint(disks, folder, None, _unreadable_state)[0] is not None
     found = from_first_rank(trainer.args, lambda: manifest.newest_whole_checkpoint(folder, also=_unreadable_state))
     return found[0] is not None
 

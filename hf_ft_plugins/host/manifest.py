@@ -29,6 +29,7 @@ LAST_STOCK_FILE = "trainer_state.json"
 # Trainer's checkpoint at SIGTERM puts it there first, and takes it away last.
 UNFINISHED_MARKER = "checkpoint-is-incomplete.txt"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+MACHINES = "machines"
 FORMAT = 1
 CUT_OFF = "its save was cut off"
 
@@ -41,9 +42,25 @@ def begin_manifest(folder: Path) -> None:
     _write(folder, None)
 
 
-def write_manifest(folder: Path) -> None:
-    """Mark a checkpoint as complete: flush every file, then write names, sizes and digests atomically."""
-    _write(folder, {file.relative_to(folder).as_posix(): _flushed(file) for file in files_of(folder)})
+def write_manifest(folder: Path, *, save: str | None = None, part: bool = False) -> None:
+    """Mark a checkpoint as complete: flush every file, then write names, sizes and digests atomically.
+
+    Args:
+        save: of a run on several machines without a common disk, what all parts of this checkpoint are of.
+        part: whether the folder lacks what another machine has.
+    """
+    files = {file.relative_to(folder).as_posix(): _flushed(file) for file in files_of(folder)}
+    _write(folder, files, _of_machines(save, part))
+
+
+def save_of(folder: Path) -> str | None:
+    """The save that a machine's checkpoint is of; None where all machines have one disk.
+
+    Raises:
+        CheckpointError: its manifest cannot be read.
+    """
+    content = _content(folder)
+    return content.get(MACHINES, {}).get("save") if content else None
 
 
 def withdraw_manifest(folder: Path) -> None:
@@ -65,7 +82,7 @@ def refresh_manifest(folder: Path) -> None:
         same = name in known and stat.st_size == known[name]["size"] and stat.st_mtime_ns < written
         files[name] = known[name] if same else _flushed(file)
     if files != known:
-        _write(folder, files)
+        _write(folder, files, {key: value for key, value in (_content(folder) or {}).items() if key == MACHINES})
 
 
 def read_manifest(folder: Path) -> Files | None:
@@ -75,6 +92,11 @@ def read_manifest(folder: Path) -> Files | None:
     Raises:
         CheckpointError: it is no manifest.
     """
+    content = _content(folder)
+    return content["files"] if content else None
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
     file = folder / MANIFEST_FILE
     if not file.is_file():
         return None
@@ -85,7 +107,7 @@ def read_manifest(folder: Path) -> Files | None:
     wrong = _what_is_wrong(content)
     if wrong is not None:
         raise CheckpointError(f"its manifest cannot be read ({wrong})")
-    return content["files"]
+    return content
 
 
 def read_json(file: Path) -> Any:
@@ -107,8 +129,14 @@ def read_json(file: Path) -> Any:
 
 
 def _what_is_wrong(content: Any) -> str | None:
-    if not isinstance(content, dict) or content.keys() != {"format", "files"}:
-        return "it must have the keys format and files, and no others"
+    if not isinstance(content, dict) or content.keys() - {MACHINES} != {"format", "files"}:
+        return f"it must have the keys format and files, perhaps {MACHINES}, and no others"
+    machines = content.get(MACHINES, {"save": "", "part": False})
+    if not isinstance(machines, dict) or {key: type(value) for key, value in machines.items()} != {
+        "save": str,
+        "part": bool,
+    }:
+        return f"its entry {MACHINES} must have the keys save, a text, and part, true or false"
     if content["format"] != FORMAT:
         return f"its format is {content['format']!r}, and this version reads {FORMAT}"
     files = content["files"]
@@ -126,18 +154,21 @@ def _what_is_wrong(content: Any) -> str | None:
     return None
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, *, part: bool = False) -> str | None:
     """The reason why a checkpoint cannot be resumed, or None if every file is as it was written.
 
     A checkpoint without a manifest is a stock Trainer's; it counts as complete if it has the file written last.
+
+    Args:
+        part: whether one that lacks what another machine has counts as complete, too.
     """
     try:
-        return _damage(folder)
+        return _damage(folder, part)
     except OSError as error:
         return f"it cannot be read ({error})"
 
 
-def _damage(folder: Path) -> str | None:
+def _damage(folder: Path, part: bool) -> str | None:
     if (folder / UNFINISHED_MARKER).is_file():
         return CUT_OFF
     if not (folder / MANIFEST_FILE).is_file():
@@ -145,11 +176,14 @@ def _damage(folder: Path) -> str | None:
             return "it has no manifest"
         return None if (folder / LAST_STOCK_FILE).is_file() else f"there is no {LAST_STOCK_FILE} in it"
     try:
-        files = read_manifest(folder)
+        content = _content(folder)
     except CheckpointError as error:
         return str(error)
-    if files is None:
+    files = content["files"] if content else None
+    if content is None or files is None:
         return CUT_OFF
+    if content.get(MACHINES, {}).get("part") and not part:
+        return "it is one machine's part of a checkpoint of several; resume on all of them, or copy the first one's"
     return next(iter(changes(folder, files)), None)
 
 
@@ -166,7 +200,7 @@ def changes(folder: Path, files: Files) -> list[str]:
         found = [
             f"{name} has changed since it was written"
             for name, expected in files.items()
-            if _digest(folder / name) != expected["sha256"]
+            if digest_of(folder / name) != expected["sha256"]
         ]
     return found
 
@@ -243,8 +277,13 @@ def rename_flushed(scratch: Path, file: Path) -> None:
         os.close(directory)
 
 
-def _write(folder: Path, files: Files | None) -> None:
-    write_atomically(folder / MANIFEST_FILE, json.dumps({"format": FORMAT, "files": files}, indent=1))
+def _of_machines(save: str | None, part: bool) -> dict[str, Any]:
+    return {} if save is None else {MACHINES: {"save": save, "part": part}}
+
+
+def _write(folder: Path, files: Files | None, more: dict[str, Any] | None = None) -> None:
+    content = {"format": FORMAT, "files": files, **(more or {})}
+    write_atomically(folder / MANIFEST_FILE, json.dumps(content, indent=1))
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -259,9 +298,10 @@ def files_of(folder: Path) -> list[Path]:
 def _flushed(file: Path) -> dict[str, Any]:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
-    return {"size": file.stat().st_size, "sha256": _digest(file)}
+    return {"size": file.stat().st_size, "sha256": digest_of(file)}
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
+    """A file's SHA-256 digest, in hexadecimal digits."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

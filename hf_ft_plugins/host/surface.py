@@ -94,6 +94,7 @@ HOST: tuple[Name, ...] = (
     ),
     _trainer("_determine_best_metric", RANKS, "metrics trial", "_maybe_log_save_evaluate", by_name="metrics trial"),
     _trainer("_finalize_training", "Gates act before reports, and both before exports", "...", "_inner_training_loop"),
+    _trainer("_load_best_model", "Each machine has the best model, on a disk of its own", "", "_finalize_training"),
     _trainer("_report_to_hp_search", "A trial that is pruned reports and exports nothing", "...", "_evaluate"),
     Name(
         *(CALLBACK, "CallbackHandler.callbacks", "host", "The events of a run reach techniques in a stated order"),
