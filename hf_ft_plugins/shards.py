@@ -54,7 +54,7 @@ def mark_missing_state(optimizer: torch.optim.Optimizer) -> None:
 
     `torch.distributed.checkpoint` refuses to load an optimizer where a parameter has no state, and one that has none at
     all. So a sharded parameter without any gets a tensor [1] in what is saved. Load within `without_state`, and call
-    `drop_marks` then.
+    `drop_marks` before the first step.
     """
     optimizer.register_state_dict_post_hook(_marked)
     # Adam takes a parameter's state for its own as soon as there is any.
@@ -103,9 +103,12 @@ def _unmarked(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[s
 
 
 def drop_marks(optimizer: torch.optim.Optimizer) -> None:
-    """Take away the state of parameters that had none when it was saved.
+    """Take away what marks parameters that had no state when it was saved, before the first step.
 
-    For optimizers that keep the dtypes of their state: they put it in place after torch's hooks have acted.
+    For optimizers that put a state in place themselves, after torch's hooks have acted; accelerate, too, has them load
+    their own.
     """
     for parameter in [parameter for parameter, state in optimizer.state.items() if NO_STATE in state]:
-        del optimizer.state[parameter]
+        del optimizer.state[parameter][NO_STATE]
+        if not optimizer.state[parameter]:
+            del optimizer.state[parameter]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_ft_plugins.testing.shards import shard_on_cpus, sharded_as, sharded_by  # noqa: F401
+
 RANKS = 2
 PATIENCE = 180  # seconds; a run takes about three, and longer beside others
 
@@ -158,20 +160,3 @@ resumes_on_two_ranks = pytest.mark.skipif(
     not can_resume_on_two_ranks(),
     reason="this transformers cannot resume on two ranks without a GPU: it loads the optimizer to cpu:0",
 )
-
-
-def sharded_by(layer):
-    """`TrainingArguments` of FSDP2 with shards of this class of layers; see `shard_on_cpus`."""
-    wrapping = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": [layer]}
-    return {"use_cpu": False, "fsdp": True, "fsdp_config": {"version": 2, **wrapping}}
-
-
-def shard_on_cpus():
-    """Let accelerate shard without an accelerator: to it, gloo on a CPU never does."""
-    import accelerate.state
-
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    accelerate.state.PartialState._prepare_backend = lambda self, *args, **kwargs: (
-        "gloo",
-        accelerate.state.DistributedType.MULTI_XPU,
-    )

@@ -14,6 +14,7 @@ from transformers.trainer import Trainer
 
 from ..errors import PluginError
 from ..models.unchanged import unchanged_on_error
+from ..shards import are_cut_up
 from . import hooks
 from .hook_calls import CallsHooks
 
@@ -109,6 +110,13 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
     import torch
     from peft import get_peft_model
 
+    whole = getattr(config, "modules_to_save", None)
+    if whole and are_cut_up(model):
+        raise PluginError(
+            f"{technique}: modules_to_save={list(whole)} are copied whole, and from_pretrained(distributed_config=...) "
+            "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True); or train the adapter alone: "
+            "modules_to_save=none."
+        )
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     # peft adds an adapter layer by layer; PiSSA and similar methods change the weights under it.
     with unchanged_on_error(model), torch.random.fork_rng(devices=devices):

@@ -208,6 +208,9 @@ class WholeCheckpoints(CallsHooks):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
         missing = content["states"].get(STATELESS, {}).get("names", []) if content else []
+        if self.optimizer is not None:
+            # Of its own state, which accelerate has let it load.
+            shards.drop_marks(lr_scale.innermost(self.optimizer))
         try:
             with shards.without_state(self.model, missing):
                 super()._load_optimizer_and_scheduler(checkpoint)
@@ -221,7 +224,6 @@ class WholeCheckpoints(CallsHooks):
             ) from error
         if checkpoint is not None and self.optimizer is not None:
             lr_scale.take_up(self.optimizer, (technique.name for technique in self._ft_techniques))
-            shards.drop_marks(lr_scale.innermost(self.optimizer))
         for key, part in self.ft_stash.parts.items():
             stored = content["states"].get(key) if content else None
             if stored is not None:

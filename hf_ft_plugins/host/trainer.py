@@ -33,6 +33,7 @@ from .blame import Blame
 from .checkpoints import WholeCheckpoints
 from .endings import END_PHASES, Endings, phase_of
 from .inputs import Inputs
+from .loaded_in_pieces import LoadedInPieces, is_loaded_in_pieces, saved_whole
 from .log_notes import taken_notes
 from .preemption import Preemption
 from .ranks import from_first_rank
@@ -99,7 +100,7 @@ def _part_of(technique: type) -> str:
     return "/".join(technique.__module__.split(".")[1:3])
 
 
-class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
+class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, LoadedInPieces):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
@@ -111,7 +112,8 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
         self._ft_manager = hooks.manager(self._ft_techniques, type(self))
         self.ft_stash = Stash()
         with self._changes_undone_on_error():
-            super().__init__(*args, **kwargs)
+            with saved_whole(*args, *kwargs.values()):
+                super().__init__(*args, **kwargs)
             self._refuse_two_schedulers()
             self._supply_inputs()
             self._add_callbacks()
@@ -166,7 +168,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
         if other is not None:
             optimizer = self.optimizer = other
         inner = self._ft_grouped = lr_scale.innermost(optimizer)
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or is_loaded_in_pieces(self.model):
             shards.mark_missing_state(inner)
         self._ask_all("ft_param_groups", trainer=self, model=self.model, groups=inner.param_groups)
         return optimizer
@@ -240,6 +242,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self._agree_on_control(self.control)
+        shards.drop_marks(lr_scale.innermost(self.optimizer))
         # Stock Trainer takes one more step when it resumes a run that had ended in the middle of an epoch.
         if self.state.max_steps and self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True

@@ -26,7 +26,7 @@ from ...host.stash import WithTrainer
 from ...models.heads import head_names
 from ...models.inputs import bare
 from ...models.labels import IGNORED
-from ...shards import are_cut_up
+from ...shards import are_cut_up, put_in_pieces
 from .head_reading import NotCacheable
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
 from .probe import LEARNING_RATE, fit_probe
@@ -139,12 +139,12 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
         steps = thaw_steps(strategy, len(self._groups), state.max_steps, self.unfrozen_at)
         self._thaw = {group.name: since for group, since in zip(self._groups, steps, strict=True)}
         self._flatten_if_short(state, kwargs.get("optimizer"))
-        self._set(args, state, kwargs.get("optimizer"))
+        self._set(args, state, model, kwargs.get("optimizer"))
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Module, **kwargs: Any
     ) -> None:
-        self._set(args, state, kwargs.get("optimizer"))
+        self._set(args, state, model, kwargs.get("optimizer"))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -181,10 +181,12 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
             inner = lr_scale.innermost(optimizer)
             lr_scale.set_scale(inner, DEPTH, 1.0, [group for group in inner.param_groups if MARK in group])
 
-    def _set(self, args: TrainingArguments, state: TrainerState, optimizer: Optimizer | None) -> None:
+    def _set(self, args: TrainingArguments, state: TrainerState, model: Module, optimizer: Optimizer | None) -> None:
         step = state.global_step
         frozen = [name for name, since in self._thaw.items() if since is None or step < since]
         if frozen != self._frozen:
+            # What FSDP2 has gathered for an evaluation would keep its `requires_grad`.
+            put_in_pieces(model)
             self._freeze(frozen)
             logger.info("%s: step %d: %s", NAME, step, f"frozen: {', '.join(frozen)}" if frozen else "all layers learn")
         if optimizer is not None:

@@ -1,0 +1,137 @@
+"""Trainer mix-in: checkpoints to resume from of a model that `from_pretrained(distributed_config=...)` has cut up.
+
+Trainer refuses them: it would write the optimizer's state of the first rank's pieces alone. Here weights and optimizer
+are written by torch's distributed checkpoints, each rank its own pieces, so that another number of ranks may read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from .. import lr_scale, shards
+from ..errors import CheckpointError
+from .hook_calls import CallsHooks
+
+WEIGHTS, OPTIMIZER = "weights_in_pieces", "optimizer_in_pieces"
+
+
+@contextlib.contextmanager
+def saved_whole(*given: Any) -> Iterator[None]:
+    """While a trainer is built from `given`: it does not refuse to save what `LoadedInPieces` can save."""
+    arguments = next((one for one in given if isinstance(one, TrainingArguments)), None)
+    cut_up = any(is_loaded_in_pieces(one) for one in given)
+    if arguments is None or not cut_up or arguments.save_only_model:
+        yield
+        return
+    arguments.save_only_model = True
+    try:
+        yield
+    finally:
+        arguments.save_only_model = False
+
+
+def is_loaded_in_pieces(model: Any) -> bool:
+    """Whether `from_pretrained` has cut the model up, which older versions of transformers cannot."""
+    return isinstance(model, torch.nn.Module) and bool(getattr(model, "is_distributed_loading_by_transformers", False))
+
+
+class LoadedInPieces(CallsHooks):
+    """Comes before a Trainer class in the method resolution order; part of `Host`."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_loaded_in_pieces(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from torch.distributed import checkpoint
+
+        shards.put_in_pieces(self.model)
+        weights, optimizer = _weights(self.model), _state_of(self.model, self.optimizer)
+        checkpoint.save(weights, checkpoint_id=Path(output_dir) / WEIGHTS)
+        checkpoint.save(optimizer, checkpoint_id=Path(output_dir) / OPTIMIZER)
+        if self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        whole: Any = self.model if model is None else model
+        if not is_loaded_in_pieces(whole):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        from torch.distributed.checkpoint.state_dict import set_model_state_dict
+
+        weights = _weights(whole)
+        _read(weights, Path(resume_from_checkpoint), WEIGHTS)
+        set_model_state_dict(whole, weights)
+
+    def _load_best_model(self) -> None:
+        if is_loaded_in_pieces(self.model):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        in_pieces = checkpoint is not None and (Path(checkpoint) / OPTIMIZER).is_dir()
+        if not (in_pieces or is_loaded_in_pieces(self.model)) or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise CheckpointError(
+                f"{checkpoint} is of a model that from_pretrained(distributed_config=...) had cut up, and this run "
+                "shards by FSDP or DeepSpeed. Resume with distributed_config, or on one rank without it."
+            )
+        state = _state_of(self.model, self.optimizer)
+        _read(state, Path(checkpoint), OPTIMIZER)
+        set_optimizer_state_dict(self.model, lr_scale.innermost(self.optimizer), state, options=_by_name())
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        assert self.lr_scheduler is not None
+        self.lr_scheduler.load_state_dict(schedule)
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    return get_model_state_dict(model)
+
+
+def _state_of(model: PreTrainedModel, optimizer: Any) -> dict[str, Any]:
+    """By the parameters' names, whose groups may be others on another number of ranks."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    return get_optimizer_state_dict(model, lr_scale.innermost(optimizer), options=_by_name())
+
+
+def _by_name() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def _read(into: dict[str, Any], folder: Path, name: str) -> None:
+    """Fill the tensors of `into`, in pieces or not, from a distributed checkpoint."""
+    from torch.distributed import checkpoint
+
+    if not (folder / name).is_dir():
+        raise CheckpointError(
+            f"{folder} has no {name}: it was not written by a run whose model from_pretrained(distributed_config=...) "
+            f"had cut up{', but has ' + OPTIMIZER_NAME if (folder / OPTIMIZER_NAME).is_file() else ''}. Resume it as "
+            "it was made, or load its weights into the model and train without resume_from_checkpoint."
+        )
+    alone = not (dist.is_available() and dist.is_initialized())
+    try:
+        checkpoint.load(into, checkpoint_id=folder / name, no_dist=alone)
+    except checkpoint.CheckpointException as error:
+        # It is no `Exception`.
+        raise CheckpointError(
+            f"{folder / name} cannot be read into this run's model: {error}. Resume with the model and the techniques "
+            "that it was made with."
+        ) from error
