@@ -1,12 +1,14 @@
 """Trainer mix-in: checkpoints to resume from of a model that `from_pretrained(distributed_config=...)` has cut up.
 
 Trainer refuses them: it would write the optimizer's state of the first rank's pieces alone. Here weights and optimizer
-are written by torch's distributed checkpoints, each rank its own pieces, so that another number of ranks may read them.
+are written by torch's distributed checkpoints, each rank its own pieces, so that another number of ranks may read them:
+tensors as safetensors, all else as JSON, since torch's usual format is a pickle.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from .. import lr_scale, shards
 from ..errors import CheckpointError
 from .hook_calls import CallsHooks
+from .manifest import read_json, write_atomically
 
 WEIGHTS, OPTIMIZER = "weights_in_pieces", "optimizer_in_pieces"
+OTHERS = "others.json"
 
 
 @contextlib.contextmanager
@@ -50,12 +54,9 @@ class LoadedInPieces(CallsHooks):
         if not is_loaded_in_pieces(self.model):
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        from torch.distributed import checkpoint
-
         shards.put_in_pieces(self.model)
-        weights, optimizer = _weights(self.model), _state_of(self.model, self.optimizer)
-        checkpoint.save(weights, checkpoint_id=Path(output_dir) / WEIGHTS)
-        checkpoint.save(optimizer, checkpoint_id=Path(output_dir) / OPTIMIZER)
+        _write(_weights(self.model), Path(output_dir) / WEIGHTS, saves=self.args.should_save)
+        _write(_state_of(self.model, self.optimizer), Path(output_dir) / OPTIMIZER, saves=self.args.should_save)
         if self.args.should_save:
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -116,22 +117,55 @@ def _by_name() -> Any:
     return StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def _read(into: dict[str, Any], folder: Path, name: str) -> None:
-    """Fill the tensors of `into`, in pieces or not, from a distributed checkpoint."""
-    from torch.distributed import checkpoint
+def _write(state: dict[str, Any], folder: Path, *, saves: bool) -> None:
+    """Every rank has to call it.
 
-    if not (folder / name).is_dir():
+    Args:
+        saves: whether this rank writes what is no tensor.
+    """
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    tensors, others = _divided(state)
+    checkpoint.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    if saves:
+        write_atomically(folder / OTHERS, json.dumps(others, indent=1))
+
+
+def _read(into: dict[str, Any], folder: Path, name: str) -> None:
+    """Fill `into`, whose tensors may be in pieces, with what `_write` wrote."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    if not (folder / name / OTHERS).is_file():
         raise CheckpointError(
             f"{folder} has no {name}: it was not written by a run whose model from_pretrained(distributed_config=...) "
             f"had cut up{', but has ' + OPTIMIZER_NAME if (folder / OPTIMIZER_NAME).is_file() else ''}. Resume it as "
             "it was made, or load its weights into the model and train without resume_from_checkpoint."
         )
+    tensors, others = _divided(into)
+    kept = read_json(folder / name / OTHERS)
     alone = not (dist.is_available() and dist.is_initialized())
     try:
-        checkpoint.load(into, checkpoint_id=folder / name, no_dist=alone)
+        checkpoint.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder / name)), no_dist=alone)
+        missing = next((key for key in others if key not in kept), None)
     except checkpoint.CheckpointException as error:
         # It is no `Exception`.
+        missing = str(error)
+    if missing is not None:
         raise CheckpointError(
-            f"{folder / name} cannot be read into this run's model: {error}. Resume with the model and the techniques "
-            "that it was made with."
-        ) from error
+            f"{folder / name} cannot be read into this run's model: {missing}. Resume with the model and the "
+            "techniques that it was made with."
+        )
+    into |= tensors | {key: _of_its_kind(kept[key], value) for key, value in others.items()}
+
+
+def _divided(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors, and all else."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return tensors, {key: value for key, value in state.items() if key not in tensors}
+
+
+def _of_its_kind(value: Any, other: Any) -> Any:
+    """JSON knows no tuples."""
+    return tuple(value) if isinstance(other, tuple) else value

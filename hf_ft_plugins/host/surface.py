@@ -60,6 +60,7 @@ def _trainer(
 COLUMN_READERS = "_remove_unused_columns _get_collator_with_removed_columns"
 OPTIMIZER_MAKERS = "_prepare_for_training create_optimizer_and_scheduler"
 PLACE = "epoch epochs_trained steps_trained_in_current_epoch"
+IN_PIECES = "A model that from_pretrained has cut up resumes exactly"
 TRL_TRAINERS = ((DPO, "DPOTrainer"), (KTO, "KTOTrainer"), (SFT, "SFTTrainer"), (REWARD, "RewardTrainer"))
 
 HOST: tuple[Name, ...] = (
@@ -73,6 +74,8 @@ HOST: tuple[Name, ...] = (
         "_inner_training_loop",
     ),
     _trainer("_load_optimizer_and_scheduler", RESUME, "checkpoint", "_prepare_for_training"),
+    _trainer("_save_optimizer_and_scheduler", IN_PIECES, "output_dir", "_save_checkpoint"),
+    _trainer("_load_from_checkpoint", IN_PIECES, "resume_from_checkpoint model", "train"),
     _trainer("_save_checkpoint", WHOLE, "model trial", "_maybe_log_save_evaluate"),
     _trainer("_save", "A stage's model is kept whole", "output_dir state_dict", used_in="techniques/sequential"),
     _trainer("_get_output_dir", WHOLE, "trial", "_save_checkpoint"),
