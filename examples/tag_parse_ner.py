@@ -88,21 +88,28 @@ def lines_of(file: str) -> list[str]:
         return stream.read().splitlines()
 
 
-def blocks_of(file: str) -> list[list[list[str]]]:
+def blocks_of(file: str, columns: int) -> list[list[list[str]]]:
     """The sentences of a file of columns: for each the fields of its lines, comments left out."""
     blocks: list[list[list[str]]] = [[]]
-    for line in lines_of(file):
+    for number, line in enumerate(lines_of(file), 1):
         if not line.strip():
             blocks.append([])
         elif not line.startswith("#"):
-            blocks[-1].append(line.split("\t"))
+            fields = line.split("\t")
+            if len(fields) < columns:
+                raise ValueError(
+                    f"{file}, line {number}: {len(fields)} columns between tabs, and {columns} are wanted."
+                )
+            if columns == 10 and fields[0].isdigit() and not fields[6].isdecimal():
+                raise ValueError(f"{file}, line {number}: the head is {fields[6]!r}, and must be a word's number or 0.")
+            blocks[-1].append(fields)
     return [block for block in blocks if block]
 
 
 def read_conllu(file: str, ner_file: str | None) -> list[dict]:
     """Sentences with words, tags, heads and relations; entity tags are None where the files' words differ."""
     rows = []
-    for block in blocks_of(file):
+    for block in blocks_of(file, columns=10):
         # 1-2 is a word written as one and analysed as two; 1.1 is a word that is not written.
         words = [fields for fields in block if fields[0].isdigit()]
         rows.append(
@@ -115,7 +122,7 @@ def read_conllu(file: str, ner_file: str | None) -> list[dict]:
             }
         )
     entities = {}
-    for block in blocks_of(ner_file) if ner_file else []:
+    for block in blocks_of(ner_file, columns=3) if ner_file else []:
         entities.setdefault(tuple(fields[1] for fields in block), [fields[2] for fields in block])
     for row in rows:
         tags = entities.get(tuple(row["tokens"]), row["ner"])

@@ -34,8 +34,8 @@ class WithTechniqueCommands(TyperGroup):
 
 
 def _with_shortcut(name: str) -> Iterator[type[Technique]]:
-    """The techniques that have `name` among their shortcuts."""
-    for offer in registry.offers():
+    """The techniques that have `name` among their shortcuts, our own first: where one has it, no other is imported."""
+    for offer in sorted(registry.offers(), key=lambda offer: offer.distribution != registry.DISTRIBUTION):
         if _has_commands(offer) and name in offer.load().shortcuts:
             yield offer.load()
 

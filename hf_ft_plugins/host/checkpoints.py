@@ -196,8 +196,8 @@ class WholeCheckpoints(CallsHooks):
             logger.warning("resume: passed over %s (%s), set aside on each machine", path, reason)
         machines.set_aside_on_all(disks, output_dir, [path.name for path, _ in reasons])
         folder = named or output_dir / name
-        from_first_rank(self.args, lambda: self._refuse_changes(folder))
         self._send_missing(folder)
+        from_first_rank(self.args, lambda: self._refuse_changes(folder))
         logger.info("resume: from %s, which each machine has now", folder)
         return str(folder)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,9 +25,8 @@ from . import manifest
 from .ranks import is_distributed
 
 TOKEN = ".hf_ft_machine-"
-# Each rank reads its own alone.
-RANDOM_STATE = re.compile(r"rng_state_\d+\.pth")
 CHUNK = 64 * 2**20  # bytes
+ABSENT = "it is not there"
 
 Reasons = list[tuple[str, str]]
 
@@ -124,17 +122,14 @@ def agreed_checkpoint(
     Args:
         folder: this rank's `output_dir`.
         named: the one that is asked for; None for the newest.
-        also: a further check of a checkpoint of rank 0; it returns a reason to skip it, or None.
+        also: a further check of a checkpoint that is all there; it returns a reason to skip it, or None.
     """
     found = {}
     for one in [named] if named is not None else _checkpoints(folder) if machines.leads else []:
-        damage = manifest.damage(one, part=machines.mine > 0) if one.is_dir() else "it is not there"
-        if damage is None and machines.mine == 0:
-            damage = also(one)
-        found[one.name] = (damage, manifest.save_of(one) if damage is None else None)
+        found[one.name] = _state_of(one, also)
     reports = machines.reports(found)
     passed_over: Reasons = []
-    for name in sorted(reports[0], key=_number, reverse=True):
+    for name in sorted({name for report in reports for name in report}, key=_number, reverse=True):
         reason = _why_not(machines, reports, name)
         if reason is None:
             return name, passed_over
@@ -142,14 +137,24 @@ def agreed_checkpoint(
     return None, passed_over
 
 
+def _state_of(folder: Path, also: Callable[[Path], str | None]) -> tuple[str | None, str | None, bool]:
+    """What is wrong with a machine's checkpoint, the save that it is of, and whether it is all of it."""
+    damage = manifest.damage(folder, part=True) if folder.is_dir() else ABSENT
+    whole = damage is None and manifest.damage(folder) is None
+    return (damage or (also(folder) if whole else None), None if damage else manifest.save_of(folder), whole)
+
+
 def _why_not(machines: Machines, reports: list[dict[str, Any]], name: str) -> str | None:
-    saves = set()
+    saves, anywhere = set(), False
     for leader, report in zip(machines.leaders, reports, strict=True):
-        damage, save = report.get(name, ("it is not there", None))
+        damage, save, whole = report.get(name, (ABSENT, None, False))
         if damage is not None:
             return f"on the machine of rank {leader}: {damage}"
         saves.add(save)
-    return None if len(saves) == 1 else "the machines' parts of it are of different saves"
+        anywhere = anywhere or whole
+    if len(saves) > 1:
+        return "the machines' parts of it are of different saves"
+    return None if anywhere else "no machine has all of it; resume with the one that held rank 0"
 
 
 def set_aside_on_all(machines: Machines, folder: Path, names: list[str]) -> None:
@@ -164,7 +169,9 @@ def set_aside_on_all(machines: Machines, folder: Path, names: list[str]) -> None
 
 
 def send_missing_files(machines: Machines, folder: Path, device: torch.device) -> None:
-    """Give each machine the files of a checkpoint that another one has, but for the random state of other ranks.
+    """Give each machine the files of a checkpoint that another one has.
+
+    Also the random state of each rank: a restart may deal out ranks anew.
 
     Args:
         folder: the checkpoint, undamaged on every machine.
@@ -174,7 +181,7 @@ def send_missing_files(machines: Machines, folder: Path, device: torch.device) -
         CheckpointError: on every rank, where a machine cannot write its files.
     """
     listed = machines.reports(manifest.read_manifest(folder) or {} if machines.leads else None)
-    names = sorted({name for files in listed for name in files if not RANDOM_STATE.fullmatch(name)})
+    names = sorted({name for files in listed for name in files})
     received, failed = False, None
     for name in names:
         owner = next(place for place, files in enumerate(listed) if name in files)

@@ -1,12 +1,15 @@
 """Two machines without a common disk: each rank has an output_dir of its own, and a run still resumes exactly."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.two_processes import assert_both_resumed, resumes_on_two_ranks
+from tests.two_processes import PATIENCE, assert_both_resumed, free_port, resumes_on_two_ranks
 
 pytestmark = resumes_on_two_ranks
 
@@ -154,3 +157,44 @@ def on_one_disk(rank, folder):
 
 def test_machines_with_one_disk_are_as_one_machine(on_both_ranks):
     assert on_both_ranks(on_one_disk) == [[True, []]] * 2
+
+
+# ---- torchrun ----
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_killed.py"
+
+
+def torchrun(folder, port, *arguments, options=("--nproc_per_node", 2)):
+    folder.mkdir(parents=True, exist_ok=True)
+    meeting = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", port)
+    command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", 1, *meeting, *options]
+    command += ["-m", "hf_ft_plugins", "run", "--resume", "--with", "adaptive-lr:controller=plateau", SCRIPT]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(list(map(str, [*command, *arguments])), cwd=folder, env=environment, **quiet)
+
+
+def ended(folder):
+    return json.loads((folder / "ended.json").read_text())
+
+
+@pytest.mark.slow
+def test_an_elastic_restart_costs_the_steps_since_the_last_checkpoint(tmp_path):
+    runs = [torchrun(tmp_path / "straight", free_port()), torchrun(tmp_path / "killed", free_port(), "--killed")]
+    assert [run.wait(PATIENCE) for run in runs] == [0, 0]
+    assert ended(tmp_path / "straight")["steps"] == 10
+    # Killed in step 5; the checkpoint is of step 4.
+    assert ended(tmp_path / "killed") == {**ended(tmp_path / "straight"), "steps": 6}
+
+
+@pytest.mark.slow
+def test_two_agents_in_folders_of_their_own_are_two_machines(tmp_path):
+    port, one_each = free_port(), ("--nnodes", 2, "--nproc_per_node", 1)
+    agents = [torchrun(tmp_path / f"machine-{one}", port, "--killed", options=one_each) for one in range(2)]
+    straight = torchrun(tmp_path / "straight", free_port())
+    assert [run.wait(PATIENCE) for run in (*agents, straight)] == [0, 0, 0]
+    # Which machine has which rank is dealt out anew at the restart.
+    (found,) = [ended(folder) for folder in tmp_path.glob("machine-*") if (folder / "ended.json").exists()]
+    assert found == {**ended(tmp_path / "straight"), "steps": 6}
+    assert len(list(tmp_path.glob("machine-*/killed"))) >= 1
+    assert held(tmp_path / "machine-0" / "out") == held(tmp_path / "machine-1" / "out")
