@@ -49,6 +49,25 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def split_groups(optimizer: Any, parameters: Iterable[torch.Tensor]) -> list[dict[str, Any]]:
+    """Split the parameter groups of an optimizer that has not stepped yet, in place, so that each holds only some of
+    `parameters` or none.
+
+    Returns:
+        The groups that hold some.
+    """
+    chosen = {id(parameter) for parameter in parameters}
+    inner = innermost(optimizer)
+    split: list[dict[str, Any]] = []
+    for group in inner.param_groups:
+        parts: tuple[list[Any], list[Any]] = ([], [])
+        for parameter in group["params"]:
+            parts[id(parameter) in chosen].append(parameter)
+        split += [{**group, "params": part} for part in parts if part]
+    inner.param_groups[:] = split
+    return [group for group in split if id(group["params"][0]) in chosen]
+
+
 def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, Any]] | None = None) -> None:
     """Set the factor `name` of parameter `groups` (all of the optimizer's when None) from the next step on.
 

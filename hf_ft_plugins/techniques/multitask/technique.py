@@ -66,6 +66,10 @@ class MultiTask(Technique):
     update_every: int = option(
         256, help="batches between changes of an adaptive mix, optimizer steps between changes of dwa's weights"
     )
+    head_rate: float | None = option(
+        None,
+        help="rate of the tasks' heads, in multiples of the encoder's; none: 8, less where that would be above 0.004",
+    )
     steps_per_epoch: int | None = option(None, help="batches in an epoch on each rank; none: as many as the rows fill")
     max_length: int | None = option(None, help="tokens in a row; none: what model and tokenizer take")
 
@@ -73,6 +77,7 @@ class MultiTask(Technique):
         self.require(self.temperature > 0, "temperature", "it must be above 0.")
         self.require(self.max_passes > 0, "max_passes", "it must be above 0.")
         self.require(self.update_every >= 1, "update_every", "it must be 1 or more.")
+        self.require(self.head_rate is None or self.head_rate > 0, "head_rate", "it must be above 0.")
         self.require(self.max_length is None or self.max_length >= 1, "max_length", "it must be 1 or more.")
         self.require(
             self.steps_per_epoch is None or self.steps_per_epoch >= 1, "steps_per_epoch", "it must be 1 or more."
@@ -174,6 +179,11 @@ class MultiTask(Technique):
             )
             trainer.label_names = ["labels"]
         bare(trainer.model).touches_idle = trainer.args.world_size > 1
+
+    def ft_param_groups(self, trainer: Trainer, model: PreTrainedModel) -> None:
+        from .head_rate import fit_head_rate
+
+        fit_head_rate(trainer.optimizer, model, self.head_rate)
 
     def ft_batch_sampler(self, trainer: Trainer, dataset: TaggedConcat) -> MultiTaskSampler:
         from ...host.stash import stash_of

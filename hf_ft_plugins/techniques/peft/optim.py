@@ -79,21 +79,13 @@ def loraplus(optimizer: Any, model: Any, ratio: float) -> None:
     Raises:
         PluginError: there is no B matrix that learns.
     """
-    inner = lr_scale.innermost(optimizer)
-    second = {
-        id(parameter) for name, parameter in model.named_parameters() if any(part in SECOND for part in name.split("."))
-    }
-    split: list[dict[str, Any]] = []
-    for group in inner.param_groups:
-        parts = ([], [])  # type: tuple[list[Any], list[Any]]
-        for parameter in group["params"]:
-            parts[id(parameter) in second].append(parameter)
-        split += [{**group, "params": part} for part in parts if part]
-    inner.param_groups[:] = split
-    faster = [group for group in inner.param_groups if id(group["params"][0]) in second]
+    second = [
+        parameter for name, parameter in model.named_parameters() if any(part in SECOND for part in name.split("."))
+    ]
+    faster = lr_scale.split_groups(optimizer, second)
     if not faster:
         raise PluginError(f"{NAME}: loraplus_ratio={ratio} is for LoRA's B matrices, and none of them learns.")
-    lr_scale.set_scale(inner, FACTOR, ratio, faster)
+    lr_scale.set_scale(optimizer, FACTOR, ratio, faster)
 
 
 class AdaLoraCallback(TrainerCallback):

@@ -273,3 +273,45 @@ def test_transfer_leaves_the_heads_of_several_tasks_alone(tmp_path):
 def test_two_that_supply_heads_refuse_each_other(tmp_path):
     with pytest.raises(ConflictError, match="takes heads, labels and metrics"):
         tiny_trainer(tmp_path, MultiTask(), "task", **tiny_setting())
+
+
+# ---- the heads' rate ----
+
+
+def rates_of(trainer):
+    from hf_ft_plugins import lr_scale
+
+    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    trainer.create_optimizer()
+    return {
+        names[id(weight)].startswith("heads."): lr_scale.scale_of(group)
+        for group in trainer.optimizer.param_groups
+        for weight in group["params"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "learning_rate", "factor"),
+    [
+        ("multitask", 5e-5, 8.0),
+        ("multitask", 1e-3, 4.0),
+        ("multitask", 1e-2, 1.0),
+        ("multitask:head_rate=1", 5e-5, 1.0),
+        ("multitask:head_rate=3", 1e-2, 3.0),
+    ],
+)
+def test_the_heads_learn_faster_than_the_encoder_up_to_a_rate(spec, learning_rate, factor, tmp_path, caplog):
+    from hf_ft_plugins.testing import example_of, tiny_trainer
+
+    trainer = tiny_trainer(tmp_path, spec, **example_of("multitask").setting() | {"learning_rate": learning_rate})
+    assert rates_of(trainer) == {True: pytest.approx(factor), False: 1.0}
+    assert ("the heads are new" in caplog.text) == (factor != 1.0 and "head_rate" not in spec)
+
+
+def test_every_parameter_is_still_in_one_group(tmp_path):
+    from hf_ft_plugins.testing import example_of, tiny_trainer
+
+    trainer = tiny_trainer(tmp_path, "multitask:head_rate=2", **example_of("multitask").setting())
+    trainer.create_optimizer()
+    held = [id(weight) for group in trainer.optimizer.param_groups for weight in group["params"]]
+    assert sorted(held) == sorted(id(weight) for weight in trainer.model.parameters() if weight.requires_grad)
