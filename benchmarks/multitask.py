@@ -14,8 +14,8 @@ entities (CRF), on MiniLM-L6. Needs the folder FT_DATA (default ../shared/data).
 - quality on the test set, after as many steps of one batch: all tasks jointly (`ours`) against a model of its own for
   each task (`baseline`), means over seeds. UPOS is accuracy, LAS is the CoNLL 2018 shared task's on gold words, F1 that
   of whole entities, all in points. The joint model's heads learn faster than its encoder (`head_rate`), a model of its
-  own learns at one rate, as in a stock Trainer. The A/A is each seed's single-task model against the next one's. Nothing
-  is chosen by the test set: tasks' weights, rates and steps are fixed, and the last weights are measured.
+  own learns at one rate, as in a stock Trainer. The A/A is each seed's single-task model against the next one's.
+  Nothing is chosen by the test set: tasks' weights, rates and steps are fixed, and the last weights are measured.
 - published: joint UPOS, UAS and LAS beside MaChAmp's on EWT (van der Goot et al. 2021, results of its repository) by
   multilingual BERT base: 178 M parameters and 20 epochs, against MiniLM-L6's 22.7 M and the steps here.
 """

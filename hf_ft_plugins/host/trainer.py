@@ -44,6 +44,8 @@ from .surface_check import check_surface
 logger = logging.getLogger(__name__)
 
 CONTROL_FLAGS = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
+# Whose callbacks leave the ranks of one mind.
+AGREEING = ("transformers", "trl", "hf_ft_plugins")
 # Parts of the package that every host uses.
 CORE = ("host", "lr_scale", "models", "cli")
 
@@ -257,7 +259,8 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.
-        self._agree_on_control(self.control)
+        if self._ranks_may_differ():
+            self._agree_on_control(self.control)
         busy = self._acts_now()
         for _ in self._turns_to_log_save_evaluate():
             saves, acts = self.control.should_save, self._acts_now()
@@ -277,7 +280,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
     @contextlib.contextmanager
     def _agreeing_between_batches(self) -> Iterator[None]:
         """Also agree where Trainer may leave an accumulation half done; no override point lies there."""
-        if not self._is_distributed() or self.args.gradient_accumulation_steps == 1:
+        if self.args.gradient_accumulation_steps == 1 or not self._ranks_may_differ():
             yield
             return
         agreement = _AgreesBetweenBatches(self._agree_on_control)
@@ -288,6 +291,15 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
         finally:
             self.callback_handler.callbacks.remove(agreement)
 
+    def _ranks_may_differ(self) -> bool:
+        """Whether somebody else's callback may set a flag on one rank: to ask in each step costs a device sync.
+
+        Those of these libraries set flags by the step, which all ranks share, or by what an evaluation gave, after
+        which ranks always agree.
+        """
+        callbacks = self.callback_handler.callbacks
+        return self._is_distributed() and any(_home(type(one)) not in AGREEING for one in callbacks)
+
     def _agree_on_control(self, control: Any) -> None:
         if not self._is_distributed():
             return
@@ -295,6 +307,10 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         for flag, value in zip(CONTROL_FLAGS, flags.tolist(), strict=True):
             setattr(control, flag, bool(value))
+
+
+def _home(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 class _AgreesBetweenBatches(TrainerCallback):

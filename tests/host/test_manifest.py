@@ -15,6 +15,7 @@ from hf_ft_plugins import AdaptiveLR, with_plugins
 from hf_ft_plugins.cli.app import app
 from hf_ft_plugins.cli.checkpoint import sign
 from hf_ft_plugins.errors import CheckpointError
+from hf_ft_plugins.host import manifest
 from hf_ft_plugins.host.checkpoints import _load
 from hf_ft_plugins.host.manifest import (
     MANIFEST_FILE,
@@ -357,3 +358,14 @@ def test_what_the_scripts_own_class_adds_after_its_save_belongs_to_the_checkpoin
     assert "README.md" in json.loads((tmp_path / "checkpoint-2" / MANIFEST_FILE).read_text())["files"]
     (tmp_path / "checkpoint-2" / "README.md").write_text("changed")
     assert "README.md has" in damage(tmp_path / "checkpoint-2")
+
+
+def test_sizes_alone_find_what_was_cut_off_and_not_what_was_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv(manifest.SIZES_VARIABLE, "1")
+    (tmp_path / "weights").write_bytes(b"abc")
+    manifest.write_manifest(tmp_path)
+    assert manifest.read_manifest(tmp_path) == {"weights": {"size": 3, "sha256": None}}
+    (tmp_path / "weights").write_bytes(b"abd")
+    assert manifest.damage(tmp_path) is None
+    (tmp_path / "weights").write_bytes(b"ab")
+    assert "2 bytes instead of 3" in manifest.damage(tmp_path)
