@@ -55,7 +55,7 @@ def measured_together(quick: bool, common: dict[str, Any]) -> Iterator[Result]:
                 conditions=common | counts,
             )
     with tempfile.TemporaryDirectory() as folder:
-        names = [one for one in NAMES if one not in together.OWN_OPTIMIZER][: 1 if quick else None]
+        names = [one for one in NAMES if one not in together.NOT_COMPARED][: 1 if quick else None]
         apart = {name: together.apart(Path(folder) / name, [name], DDP) for name in names}
     yield report.row(
         *(BENCHMARK, "weights in pieces apart from those of DDP, at most", max(apart.values()), together.APART),
