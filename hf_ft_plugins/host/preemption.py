@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from .hook_calls import CallsHooks
@@ -28,7 +26,7 @@ class Preemption(CallsHooks):
     # Whether SIGTERM ended the run early; then the phases of `endings.py` are left to the run that resumes it.
     preempted = False
     _jit_manager: Any = None
-    _is_distributed: Callable[[], bool]
+    _agreed: Callable[[bool], bool]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self.preempted = False
@@ -68,12 +66,7 @@ class Preemption(CallsHooks):
     def _sigterm_came(self) -> bool:
         if self._jit_manager is None or self.preempted:
             return False
-        came = bool(self._jit_manager.is_checkpoint_requested)
-        if self._is_distributed():
-            flag = torch.tensor(int(came), device=self.args.device)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            came = bool(flag)
-        return came
+        return self._agreed(bool(self._jit_manager.is_checkpoint_requested))
 
 
 def _leave_it(*_: Any, **__: Any) -> None:

@@ -107,6 +107,8 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
 
     # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
     last_grad_norm: Any = None
+    # Whether a control flag may be set on one rank alone, in this epoch.
+    _ranks_may_differ = False
     # The optimizer whose parameter groups the techniques have seen.
     _ft_grouped: Any = None
 
@@ -244,6 +246,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self._agree_on_control(self.control)
+        self._ranks_may_differ = self._agreed(self._has_callbacks_of_others())
         shards.drop_marks(lr_scale.innermost(self.optimizer))
         # Stock Trainer takes one more step when it resumes a run that had ended in the middle of an epoch.
         if self.state.max_steps and self.state.global_step >= self.state.max_steps:
@@ -259,7 +262,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # A flag set on one rank only (a callback that sees its own rank's data) leaves the others waiting for ever.
-        if self._ranks_may_differ():
+        if self._ranks_may_differ:
             self._agree_on_control(self.control)
         busy = self._acts_now()
         for _ in self._turns_to_log_save_evaluate():
@@ -280,7 +283,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
     @contextlib.contextmanager
     def _agreeing_between_batches(self) -> Iterator[None]:
         """Also agree where Trainer may leave an accumulation half done; no override point lies there."""
-        if self.args.gradient_accumulation_steps == 1 or not self._ranks_may_differ():
+        if self.args.gradient_accumulation_steps == 1 or not self._ranks_may_differ:
             yield
             return
         agreement = _AgreesBetweenBatches(self._agree_on_control)
@@ -291,14 +294,21 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
         finally:
             self.callback_handler.callbacks.remove(agreement)
 
-    def _ranks_may_differ(self) -> bool:
-        """Whether somebody else's callback may set a flag on one rank: to ask in each step costs a device sync.
+    def _has_callbacks_of_others(self) -> bool:
+        """Whether somebody else's callback may set a flag on this rank alone: to ask in each step costs a device sync.
 
         Those of these libraries set flags by the step, which all ranks share, or by what an evaluation gave, after
         which ranks always agree.
         """
-        callbacks = self.callback_handler.callbacks
-        return self._is_distributed() and any(_home(type(one)) not in AGREEING for one in callbacks)
+        return any(_home(type(one)) not in AGREEING for one in self.callback_handler.callbacks)
+
+    def _agreed(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        if not self._is_distributed():
+            return here
+        flag = torch.tensor(int(here), device=self.args.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
 
     def _agree_on_control(self, control: Any) -> None:
         if not self._is_distributed():
