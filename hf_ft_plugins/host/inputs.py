@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
 
 from ..errors import PluginError
+from ..technique import data_seed
 from .adapter import Adapted
+from .train_order import DrawnByEpoch, draws_globally
 
 
 class Inputs(Adapted):
@@ -155,7 +157,11 @@ class Inputs(Adapted):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.train_order is not None:
             return self.train_order
-        return super()._get_train_sampler(train_dataset)
+        sampler = super()._get_train_sampler(train_dataset)
+        if not draws_globally(sampler):
+            return sampler
+        self.train_order = DrawnByEpoch(sampler, data_seed(self.args))
+        return self.train_order
 
     def _supplied_collator_for(self, split: str, known: dict[str, Any]) -> Any:
         answer = self._ask_owner("ft_collator", collator=self.data_collator, split=split, **known)

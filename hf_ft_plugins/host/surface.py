@@ -156,6 +156,7 @@ HOST: tuple[Name, ...] = (
     _trainer("_get_collator_with_removed_columns", INPUTS, "data_collator description", "_get_dataloader"),
     _trainer("_train_batch_size", BATCHES, by="get_train_dataloader", used_in="techniques"),
     Name("transformers.trainer_utils", "seed_worker", "host", RESUME, "worker_id num_workers rank"),
+    Name("accelerate.state", "PartialState._prepare_backend", "testing", "FSDP2 is tried on CPUs", "..."),
     Name("accelerate.data_loader", "DataLoaderShard", "host", ORDER, "dataset device _non_blocking"),
     Name(
         "accelerate.data_loader", "prepare_data_loader", "host", INPUTS, "dataloader device num_processes put_on_device"

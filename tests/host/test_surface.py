@@ -336,3 +336,16 @@ def test_the_check_takes_a_few_milliseconds(monkeypatch):
     # Ten times what is promised, so that a busy machine fails no test.
     assert time.process_time() - begin < 0.05
     assert len(surface_check._as_expected) > 40
+
+
+def test_what_torch_compile_has_put_in_place_of_torchs_own_is_not_taken_for_a_change(monkeypatch):
+    from torch import nn
+    from torch._dynamo import mutation_guard
+    from transformers import Trainer
+
+    from hf_ft_plugins import with_plugins
+
+    monkeypatch.setattr(nn.Module, "__init__", nn.Module.__init__)
+    monkeypatch.setattr(nn.Module, "__setstate__", nn.Module.__setstate__)
+    mutation_guard.install_generation_tagging_init()
+    with_plugins(Trainer, "peft", "task")
