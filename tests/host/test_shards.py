@@ -7,23 +7,22 @@ import pytest
 from tests.two_processes import build, host_class, resumes_on_two_ranks, shard_on_cpus, sharded_as
 
 CLOSE = 1e-6
-# Adam steps as far with a gradient of nearly 0, whose last bit depends on the order of sums, as with any.
 PLAIN_SPECS = {"low-memory": ["low-memory:algorithm=lomo"]}
+# Adam steps as far with a gradient of nearly 0, whose last bit depends on the order of sums, as with any.
 PLAIN = {"optim": "sgd", "learning_rate": 0.1}
+CUTTING = "adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"
+GRADUAL = "transfer:strategy=gradual,layer_decay=0.5"
+# `benchmarks.endurance` tries each alone and each pair.
 SPECS = {
-    "adaptive-lr": ["adaptive-lr:controller=plateau,patience=1,min_delta=1e9,max_cuts=2,stop=false"],
-    "transfer, gradual": ["transfer:strategy=gradual,layer_decay=0.5"],
+    "transfer, gradual": [GRADUAL],
     "transfer, lpft": ["transfer:strategy=lpft,cache_features=never,unfrozen_at=0.4"],
-    "transfer, probe": ["transfer:strategy=probe,cache_features=never"],
     "low-memory": ["low-memory:algorithm=adalomo"],
-    "sequential": ["sequential:wise=0.5"],
     "peft": ["peft:r=4,loraplus_ratio=2.0"],
     "layer-removal": ["layer-removal:number=1,protect_first=0,protect_last=0,max_degradation=none,max_repetition=none"],
-    "task": ["task:early_stopping_patience=none"],
     "multitask": ["multitask"],
     "text2text": ["text2text:target_tokens=64,parts=1"],
     "behavioral": ["behavioral"],
-    "four": ["adaptive-lr:controller=plateau", "transfer:strategy=gradual", "task", "sequential:wise=0.5"],
+    "four": [CUTTING, "transfer:strategy=gradual", "task:early_stopping_patience=none", "sequential:wise=0.5"],
 }
 
 
@@ -47,7 +46,7 @@ def setting_for(name):
             if part.endswith("dataset")
         }
         return joined | {"model": tiny_llama(), "processing_class": setting()["processing_class"]}
-    known = {"task": "task", "four": "task", "multitask": "multitask", "behavioral": "behavioral"}
+    known = {"four": "task", "multitask": "multitask", "behavioral": "behavioral"}
     return example_of(known[name]).setting() if name in known else {}
 
 
@@ -168,9 +167,8 @@ def loaded_in_pieces(rank, folder, specs):
 
 LOADED = {
     "none": [],
-    "adaptive-lr": SPECS["adaptive-lr"],
     "low-memory": SPECS["low-memory"],
-    "two": [*SPECS["transfer, gradual"], *SPECS["sequential"]],
+    "three": [CUTTING, GRADUAL, "sequential:wise=0.5"],
 }
 
 
