@@ -226,6 +226,7 @@ def refused_in_pieces(rank, folder, spec):
         return str(error)
 
 
+@resumes_on_two_ranks
 @pytest.mark.parametrize("name", ["peft", "layer-removal"])
 def test_what_needs_the_whole_model_says_how_to_shard_it(name, on_both_ranks):
     for message in on_both_ranks(refused_in_pieces, *SPECS[name]):
