@@ -147,11 +147,12 @@ def _what_is_wrong(content: Any) -> str | None:
         return None
     if not isinstance(files, dict):
         return "its files must be a mapping"
+    sizes_alone = all(isinstance(entry, dict) and entry.get("sha256", "") is None for entry in files.values())
     for name, entry in files.items():
         if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
             return f"its entry {name!r} must have the keys size and sha256, and no others"
         digest = entry["sha256"]
-        if type(entry["size"]) is not int or not (digest is None or re.fullmatch("[0-9a-f]{64}", str(digest))):
+        if type(entry["size"]) is not int or not (sizes_alone or re.fullmatch("[0-9a-f]{64}", str(digest))):
             return f"its entry {name!r} has no size or no digest"
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"its entry {name!r} lies outside of the checkpoint"
