@@ -34,11 +34,11 @@ from benchmarks.endurance.faults import faults
 from benchmarks.endurance.haul import haul
 from benchmarks.endurance.kills import kills, summary
 from benchmarks.endurance.runs import NAMES
-from benchmarks.endurance.worlds import DDP, ONE, WORLDS
+from benchmarks.endurance.worlds import DDP, FSDP2, ONE, WORLDS
 from benchmarks.report import Gate, LeftOut, Result
 
 BENCHMARK = "endurance"
-KILLS = {ONE.name: 12, DDP.name: 5, "two ranks, FSDP2": 4}
+KILLS = {ONE.name: 12, DDP.name: 5, FSDP2.name: 4}
 GROWTH, SLOWER = 0.5, 1.1
 
 

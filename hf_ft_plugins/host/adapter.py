@@ -114,8 +114,7 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
     if whole and are_cut_up(model):
         raise PluginError(
             f"{technique}: modules_to_save={list(whole)} are copied whole, and from_pretrained(distributed_config=...) "
-            "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True); or train the adapter alone: "
-            "modules_to_save=none."
+            "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True)."
         )
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     # peft adds an adapter layer by layer; PiSSA and similar methods change the weights under it.

@@ -140,8 +140,10 @@ def agreed_checkpoint(
 def _state_of(folder: Path, also: Callable[[Path], str | None]) -> tuple[str | None, str | None, bool]:
     """What is wrong with a machine's checkpoint, the save that it is of, and whether it is all of it."""
     damage = manifest.damage(folder, part=True) if folder.is_dir() else ABSENT
-    whole = damage is None and manifest.damage(folder) is None
-    return (damage or (also(folder) if whole else None), None if damage else manifest.save_of(folder), whole)
+    if damage is not None:
+        return damage, None, False
+    save, part = manifest.save_of(folder)
+    return None if part else also(folder), save, not part
 
 
 def _why_not(machines: Machines, reports: list[dict[str, Any]], name: str) -> str | None:
@@ -202,7 +204,7 @@ def send_missing_files(machines: Machines, folder: Path, device: torch.device) -
         if failed is not None:
             raise failed
         if received:
-            manifest.write_manifest(folder, save=manifest.save_of(folder))
+            manifest.write_manifest(folder, save=manifest.save_of(folder)[0])
 
     machines.on_all(finish)
 

@@ -56,14 +56,14 @@ def write_manifest(folder: Path, *, save: str | None = None, part: bool = False)
     _write(folder, files, _of_machines(save, part))
 
 
-def save_of(folder: Path) -> str | None:
-    """The save that a machine's checkpoint is of; None where all machines have one disk.
+def save_of(folder: Path) -> tuple[str | None, bool]:
+    """The save that a machine's checkpoint is of, None where all machines have one disk, and whether it is a part.
 
     Raises:
         CheckpointError: its manifest cannot be read.
     """
-    content = _content(folder)
-    return content.get(MACHINES, {}).get("save") if content else None
+    of_machines = (_content(folder) or {}).get(MACHINES, {})
+    return of_machines.get("save"), of_machines.get("part", False)
 
 
 def withdraw_manifest(folder: Path) -> None:
@@ -75,9 +75,10 @@ def withdraw_manifest(folder: Path) -> None:
 def refresh_manifest(folder: Path) -> None:
     """Update the manifest with files added, changed or removed since `write_manifest`; only those are read."""
     manifest = folder / MANIFEST_FILE
-    known = read_manifest(folder)
-    if known is None:
+    content = _content(folder)
+    if content is None or content["files"] is None:
         return
+    known = content["files"]
     written = manifest.stat().st_mtime_ns
     files = {}
     for file in files_of(folder):
@@ -85,7 +86,7 @@ def refresh_manifest(folder: Path) -> None:
         same = name in known and stat.st_size == known[name]["size"] and stat.st_mtime_ns < written
         files[name] = known[name] if same else _flushed(file)
     if files != known:
-        _write(folder, files, {key: value for key, value in (_content(folder) or {}).items() if key == MACHINES})
+        _write(folder, files, {key: value for key, value in content.items() if key == MACHINES})
 
 
 def read_manifest(folder: Path) -> Files | None:

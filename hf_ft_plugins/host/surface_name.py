@@ -145,8 +145,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _is_replaced(function: Any, library: str) -> bool:
     """Whether another library has put its own in this place, or this one itself has, as torch.compile does."""
-    module, made_at_run_time = (
-        getattr(function, "__module__", None),
-        "<locals>" in getattr(function, "__qualname__", ""),
-    )
-    return made_at_run_time or (module is not None and module.partition(".")[0] != library)
+    if "<locals>" in getattr(function, "__qualname__", ""):
+        return True
+    module = getattr(function, "__module__", None)
+    return module is not None and module.partition(".")[0] != library
