@@ -347,5 +347,7 @@ def test_what_torch_compile_has_put_in_place_of_torchs_own_is_not_taken_for_a_ch
 
     monkeypatch.setattr(nn.Module, "__init__", nn.Module.__init__)
     monkeypatch.setattr(nn.Module, "__setstate__", nn.Module.__setstate__)
+    torchs_own = nn.Module.__init__
     mutation_guard.install_generation_tagging_init()
-    with_plugins(Trainer, "peft", "task")
+    assert nn.Module.__init__ is not torchs_own
+    assert issubclass(with_plugins(Trainer, "peft", "task"), Trainer)
