@@ -57,7 +57,8 @@ ASKING = ("_ask_all", "_ask_owner", "_ask_chain")
 
 @pytest.mark.parametrize("hook", sorted({*hook_names()} - {"ft_commands"}))
 def test_every_hook_is_asked_by_the_host(hook):
-    files = [ROOT / "hf_ft_plugins" / name for name in ("host/trainer.py", "host/inputs.py", "host/adapter.py")]
+    modules = ("trainer", "inputs", "adapter", "run_record")
+    files = [ROOT / "hf_ft_plugins" / "host" / f"{name}.py" for name in modules]
     asked = {
         node.args[0].value
         for file in files

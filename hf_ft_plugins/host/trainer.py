@@ -33,10 +33,12 @@ from .blame import Blame
 from .checkpoints import WholeCheckpoints
 from .endings import END_PHASES, Endings, phase_of
 from .inputs import Inputs
+from .journal import journal
 from .loaded_in_pieces import LoadedInPieces, is_loaded_in_pieces, saved_whole
 from .log_notes import taken_notes
 from .preemption import Preemption
 from .ranks import from_first_rank
+from .run_record import RunRecord
 from .stash import Stash
 from .streams import StreamPasses
 from .surface_check import check_surface
@@ -102,7 +104,7 @@ def _part_of(technique: type) -> str:
     return "/".join(technique.__module__.split(".")[1:3])
 
 
-class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, LoadedInPieces):
+class Host(Blame, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, LoadedInPieces):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
@@ -114,6 +116,7 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ft_manager = hooks.manager(self._ft_techniques, type(self))
+        self._ft_journal_start = journal().count
         self.ft_stash = Stash()
         with self._changes_undone_on_error():
             with saved_whole(*args, *kwargs.values()):

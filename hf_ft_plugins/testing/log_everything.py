@@ -106,6 +106,10 @@ class LogEverything(Technique):
         self.fired.append(("ft_evaluation", arguments))
         return None
 
+    def ft_report(self, trainer: Any) -> Any:
+        self.fired.append(("ft_report", {"trainer": trainer}))
+        return None
+
 
 def hook_names() -> list[str]:
     """All hooks of the contract, in the order of `hookspecs.py`."""

@@ -126,9 +126,9 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     evaluating = ["ft_eval_sampler", "ft_evaluation", *["ft_loss"] * 2]
     steps = [hook for step in range(1, 15) for hook in stepping + evaluating * (step % 3 == 0 or step == 14)]
     moved = "a new hook has its place in these lists, and the same one in hookspecs.py"
-    assert [name for name, _ in LogEverything.fired] == [*built, *training, *steps], moved
+    assert [name for name, _ in LogEverything.fired] == [*built, *training, *steps, "ft_report"], moved
     others_ask = {"ft_raw_dataset", "ft_commands"}  # one of TRL's trainers, and `hf-ft`
-    assert {*built, *training, *stepping, *evaluating} == set(hook_names()) - others_ask, moved
+    assert {*built, *training, *stepping, *evaluating, "ft_report"} == set(hook_names()) - others_ask, moved
     assert dict(LogEverything.fired)["ft_evaluation"]["prefix"] == "eval"
     scheduler_call = dict(LogEverything.fired)["ft_scheduler"]
     assert scheduler_call["num_training_steps"] == 14

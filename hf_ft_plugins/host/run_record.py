@@ -1,0 +1,268 @@
+"""Trainer mix-in: a record of the run in its `output_dir`, `hf_ft_run.json`, for `hf-ft report` and the model card.
+
+It is written with each checkpoint, so that a killed run has one, too, when training ends, and with what is logged
+after that: the log, what the techniques said and decided, their sections, options, arguments, versions, and how time,
+memory and tokens went. No run depends on it; one that resumes takes over the points before its checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..errors import PluginError
+from ..models.inputs import bare
+from ..report import sections
+from . import state
+from .hook_calls import CallsHooks
+from .hooks import add_note
+from .journal import MOST, journal
+from .manifest import read_json, write_atomically
+from .run_progress import Progress
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "hf_ft_run.json"
+FORMAT = 1
+# Each with the module by which a run uses it.
+LIBRARIES = {
+    "hf-ft-plugins": "hf_ft_plugins",
+    **{name: name for name in ("transformers", "torch", "accelerate", "peft", "trl", "datasets", "bitsandbytes")},
+}
+# In the name of an option: its value is nobody else's business.
+SECRETS = ("token", "secret", "password", "api_key", "apikey")
+HIDDEN = "(not shown)"
+
+
+class RunRecord(CallsHooks):
+    """Comes before a Trainer class in the method resolution order; part of `Host`."""
+
+    # None before the first step, and of a trial of a search, which writes none.
+    _ft_progress: Progress | None = None
+    _ft_record: dict[str, Any] | None = None
+    # What the process had logged when this trainer was built.
+    _ft_journal_start = 0
+    _ft_told: tuple[dict[str, Any], ...] = ()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._ft_progress = self._ft_record = None
+        try:
+            ended = super().train(*args, **kwargs)
+        except BaseException as error:
+            self._write_record("raised", f"{type(error).__name__}: {error}")
+            raise
+        if getattr(self, "preempted", False):
+            self._write_record("stopped", "SIGTERM: it ends with a checkpoint, from which it can go on")
+        else:
+            self._write_record("ended")
+            self._add_sections()
+        return ended
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        batches, number = super().get_batch_samples(*args, **kwargs)
+        if self._ft_progress is None:
+            self._begin_record()
+        if self._ft_progress is not None:
+            self._ft_progress.count(batches)
+        return batches, number
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        super().log(*args, **kwargs)
+        if self._ft_record is None or self._ft_progress is None:
+            return
+        if self._ft_record["status"] == "running":
+            self._ft_progress.note(self.state.global_step, self.model)
+        else:
+            # An evaluation after training.
+            self._write_record(self._ft_record["status"], self._ft_record["why"])
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self._write_record("running")
+
+    def _begin_record(self) -> None:
+        if self.hp_search_backend is not None or not self.is_world_process_zero():
+            return
+        known = _earlier(Path(self.args.output_dir), self.state.global_step) if self.state.global_step else {}
+        self._ft_progress = Progress(known.get("points", ()))
+        self._ft_told = tuple(known.get("told", ()))
+        self._ft_record = {
+            "format": FORMAT,
+            "status": "running",
+            "why": None,
+            "began": known.get("began") or _now(),
+            "command": command_line(sys.orig_argv),
+            "trainer": type(self).__name__,
+            "model": _about_model(self.model),
+            "data": {"train": _rows(self.train_dataset), **_evaluation_rows(self.eval_dataset)},
+            "techniques": state.describe(self._ft_techniques),
+            "arguments": changed_arguments(self.args),
+            "versions": _versions(),
+            "device": str(self.args.device),
+            "ranks": self.args.world_size,
+            "sections": {},
+        }
+
+    def _write_record(self, status: str, why: str | None = None) -> None:
+        if self._ft_record is None or self._ft_progress is None:
+            return
+        self._ft_record |= {
+            "status": status,
+            "why": why,
+            "updated": _now(),
+            "step": self.state.global_step,
+            "max_steps": self.state.max_steps,
+            "best": {"metric": self.state.best_metric, "checkpoint": self.state.best_model_checkpoint},
+            "points": self._ft_progress.points,
+            "told": [*self._ft_told, *self._new_messages()][-MOST:],
+            "log": self.state.log_history,
+        }
+        file = Path(self.args.output_dir) / RECORD_FILE
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(self._ft_record, indent=1, default=_plain))
+        except OSError as error:
+            # The run and its checkpoints do not need it.
+            logger.warning("%s cannot be written (%s): `hf-ft report` will know less of this run.", file, error)
+
+    def _new_messages(self) -> Iterator[dict[str, Any]]:
+        for level, text in journal().since(self._ft_journal_start):
+            yield {"level": level, "text": text}
+
+    def _add_sections(self) -> None:
+        if self._ft_record is None:
+            return
+        for technique, answer in self._ask_all("ft_report", trainer=self):
+            try:
+                self._ft_record["sections"][technique.name] = [sections.as_json(_checked(one)) for one in answer]
+            except Exception as error:
+                add_note(error, "the answer to ft_report", technique)
+                raise
+        self._write_record(self._ft_record["status"], self._ft_record["why"])
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record in a run's `output_dir`; None where there is none.
+
+    Raises:
+        PluginError: it cannot be read, or is another version's.
+    """
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = read_json(file)
+    except (ValueError, RecursionError, OSError) as error:
+        raise PluginError(
+            f"{file} cannot be read ({type(error).__name__}: {error}). Remove it; the checkpoints hold the log, too."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise PluginError(f"{file}: it is no record that this version reads (format {FORMAT}). Remove it.")
+    return content
+
+
+def _earlier(folder: Path, step: int) -> dict[str, Any]:
+    """Of the run that is gone on with: what its record tells of the steps up to this one."""
+    try:
+        known = read_record(folder) or {}
+    except PluginError as error:
+        logger.warning("%s", error)
+        return {}
+    points, told = known.get("points"), known.get("told")
+    return {
+        "began": known.get("began"),
+        "points": [point for point in points if point["step"] <= step] if _all_have(points, "step") else [],
+        "told": told if _all_have(told, "text") else [],
+    }
+
+
+def _all_have(listed: Any, key: str) -> bool:
+    return isinstance(listed, list) and all(isinstance(one, dict) and key in one for one in listed)
+
+
+def _checked(section: Any) -> sections.Section:
+    if not isinstance(section, tuple(sections.KINDS.values())):
+        raise PluginError(
+            f"ft_report answers a {type(section).__name__} among its sections. Answer a list of Facts, Rows, Grid and "
+            "Curve (hf_ft_plugins/report/sections.py)."
+        )
+    wrong = sections.misshapen(section)
+    if wrong:
+        raise PluginError(f"ft_report: the section {section.title!r} has not the shape that it must have: {wrong}.")
+    return section
+
+
+def command_line(given: Sequence[str]) -> list[str]:
+    """A command line without what is secret in it."""
+    shown, hide = [], False
+    for word in given:
+        name, sign, _ = word.partition("=")
+        secret = word.startswith("-") and any(part in name.lower().replace("-", "_") for part in SECRETS)
+        # `--max_new_tokens 5` counts tokens.
+        secret = secret and not name.lower().endswith("tokens")
+        shown.append(HIDDEN if hide else f"{name}={HIDDEN}" if secret and sign else word)
+        hide = secret and not sign
+    return shown
+
+
+def changed_arguments(args: Any) -> dict[str, Any]:
+    """The fields of the trainer's arguments that are not as by default, as JSON can hold them."""
+    shown = args.to_dict()
+    return {
+        field.name: shown[field.name]
+        for field in dataclasses.fields(args)
+        if field.init and field.name in shown and getattr(args, field.name) != _default(field)
+    }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _about_model(model: Any) -> dict[str, Any]:
+    inner = bare(model)
+    return {
+        "class": type(inner).__name__,
+        "name": str(getattr(getattr(inner, "config", None), "name_or_path", "") or ""),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _rows(dataset: Any) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def _evaluation_rows(datasets: Any) -> dict[str, int | None]:
+    if isinstance(datasets, Mapping):
+        return {f"eval_{name}": _rows(dataset) for name, dataset in datasets.items()}
+    return {} if datasets is None else {"eval": _rows(datasets)}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name, module in LIBRARIES.items():
+        if module in sys.modules:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                found[name] = str(getattr(sys.modules[module], "__version__", "unknown"))
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _plain(value: Any) -> Any:
+    """Of a log or an argument, what JSON has no form for: numbers of numpy and torch, and whatever else there is."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return str(value)
