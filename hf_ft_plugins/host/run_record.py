@@ -13,12 +13,15 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from ..errors import PluginError
 from ..models.inputs import bare
+from ..registry import DISTRIBUTION
 from ..report import sections
 from . import state
 from .hook_calls import CallsHooks
@@ -31,11 +34,6 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "hf_ft_run.json"
 FORMAT = 1
-# Each with the module by which a run uses it.
-LIBRARIES = {
-    "hf-ft-plugins": "hf_ft_plugins",
-    **{name: name for name in ("transformers", "torch", "accelerate", "peft", "trl", "datasets", "bitsandbytes")},
-}
 # In the name of an option: its value is nobody else's business.
 SECRETS = ("token", "secret", "password", "api_key", "apikey")
 HIDDEN = "(not shown)"
@@ -175,20 +173,19 @@ def _earlier(folder: Path, step: int) -> dict[str, Any]:
     except PluginError as error:
         logger.warning("%s", error)
         return {}
-    points, told = known.get("points"), known.get("told")
     return {
         "began": known.get("began"),
-        "points": [point for point in points if point["step"] <= step] if _all_have(points, "step") else [],
-        "told": told if _all_have(told, "text") else [],
+        "points": [point for point in _dicts_with("step", known.get("points")) if point["step"] <= step],
+        "told": _dicts_with("text", known.get("told")),
     }
 
 
-def _all_have(listed: Any, key: str) -> bool:
-    return isinstance(listed, list) and all(isinstance(one, dict) and key in one for one in listed)
+def _dicts_with(key: str, listed: Any) -> list[dict[str, Any]]:
+    return [one for one in listed or () if key in one] if isinstance(listed, list) else []
 
 
 def _checked(section: Any) -> sections.Section:
-    if not isinstance(section, tuple(sections.KINDS.values())):
+    if not isinstance(section, sections.Section):
         raise PluginError(
             f"ft_report answers a {type(section).__name__} among its sections. Answer a list of Facts, Rows, Grid and "
             "Curve (hf_ft_plugins/report/sections.py)."
@@ -246,14 +243,10 @@ def _evaluation_rows(datasets: Any) -> dict[str, int | None]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name, module in LIBRARIES.items():
-        if module in sys.modules:
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                found[name] = str(getattr(sys.modules[module], "__version__", "unknown"))
-    return found
+    """Of what this distribution needs, or an extra of it, and the process has imported."""
+    names = {Requirement(line).name for line in requires(DISTRIBUTION) or ()}
+    imported = sorted(name for name in names if name.replace("-", "_") in sys.modules)
+    return {"python": sys.version.split()[0], **{name: version(name) for name in (DISTRIBUTION, *imported)}}
 
 
 def _now() -> str:

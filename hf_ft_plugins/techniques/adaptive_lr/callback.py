@@ -230,6 +230,18 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
             )
         self._training = False
 
+    def facts(self) -> dict[str, Any]:
+        """What it did, for the run's report."""
+        return {
+            "controller": self._settings.kind,
+            "watched": self._watch.metric,
+            "best value": self._controller.best,
+            "factor on the schedule at the end": self._controller.scale,
+            "cuts": self._controller.cuts,
+            "stopped the run": self._controller.stopped,
+            "steps dropped for gradients that were not finite": self._guard.total,
+        }
+
     # ---- decisions ----
 
     def on_evaluate(

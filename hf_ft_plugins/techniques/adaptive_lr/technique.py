@@ -18,6 +18,8 @@ from .settings import NAME, ControllerSettings, GuardSettings, WatchSettings, se
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
+    from ...report.sections import Section
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLR(Technique):
@@ -84,6 +86,14 @@ class AdaptiveLR(Technique):
         from .callback import AdaptiveLRCallback
 
         return [AdaptiveLRCallback(**self.options())]
+
+    def ft_report(self, trainer: Trainer) -> list[Section]:
+        from ...host.stash import parts_of
+        from ...report.sections import Facts
+        from .callback import AdaptiveLRCallback
+
+        part = parts_of(trainer)[f"{self.name}/{AdaptiveLRCallback.__name__}"]
+        return [Facts("Learning rate", part.facts())]
 
     def ft_trainer(self, trainer: Trainer) -> None:
         from .callback import AdaptiveLRCallback

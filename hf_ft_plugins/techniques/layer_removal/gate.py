@@ -19,7 +19,8 @@ from transformers.trainer_callback import TrainerCallback
 
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
-from ...host.stash import WithTrainer, stash_of
+from ...host.stash import StashKey, WithTrainer, stash_of
+from ...report.sections import Curve, Facts, Rows, Section
 from .curve import save_curve
 from .quality import Quality
 from .stacks import NAME
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPORT = "layer_removal_report.json"
+JUDGED = StashKey[dict[str, Any]]("layer-removal: how good the healed model is")
+QUALITIES = ("original", "before_healing", "healed")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class GateCallback(WithTrainer, TrainerCallback):
         surgery = self._surgery()
         if surgery is not None:
             self.report = close_run(self._trainer, surgery, self.limits, restore=self.on_fail == "restore")
+            stash_of(self._trainer)[JUDGED] = self.report
 
     def _surgery(self) -> Surgery | None:
         return stash_of(self._trainer).get(SURGERY)
@@ -172,3 +176,21 @@ def judge(surgery: Surgery, healed: Quality | None, limits: Limits) -> dict[str,
 
 def _model_of(trainer: Trainer) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def sections_of(report: dict[str, Any], curve: list[dict[str, Any]]) -> list[Section]:
+    """The gate's report and the curve before healing, for the run's own report."""
+    removed = ", ".join(map(str, report["removed"])) or "none"
+    facts = {"layers removed": removed, "of": report["layers_before"], "chosen by": report["chosen_by"]}
+    found: list[Section] = [Facts("Layers", facts, report["said"])]
+    measured = [name for name in QUALITIES if name in report]
+    if measured:
+        heads = list(report[measured[0]])
+        rows = [[name.replace("_", " "), *(report[name].get(head) for head in heads)] for name in measured]
+        found.append(Rows("Held-out quality", ["model", *heads], rows))
+    if curve:
+        lines = {"perplexity": [point["perplexity"] for point in curve]}
+        found.append(
+            Curve("What each layer more costs, before healing", [point["removed"] for point in curve], lines, "removed")
+        )
+    return found

@@ -19,6 +19,7 @@ from ...technique import Change, Technique, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+    from ...report.sections import Section
     from .choice import Choice
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,14 @@ class LayerRemoval(Technique):
         from .gate import GateCallback
 
         return [GateCallback(self.max_degradation, self.max_repetition, self.on_fail)]
+
+    def ft_report(self, trainer: Trainer) -> list[Section] | None:
+        from .gate import JUDGED, sections_of
+        from .surgery import SURGERY
+
+        stash = stash_of(trainer)
+        report = stash.get(JUDGED)
+        return None if report is None else sections_of(report, stash[SURGERY].curve)
 
     @property
     def choice(self) -> Choice:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import Trainer, TrainerCallback
 
+    from ...report.sections import Section
+
 logger = logging.getLogger(__name__)
 
 
@@ -178,3 +180,14 @@ class LowMemory(Technique):
         if algorithm.ready is not None:
             algorithm.ready(trainer, model, chosen)
         return final
+
+    def ft_report(self, trainer: Trainer) -> list[Section] | None:
+        from ...report.sections import Facts
+        from .bytes_used import bytes_per_parameter
+
+        inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        if inner is None:
+            return None
+        facts = {"algorithm": self.algorithm, "bytes for each weight": round(bytes_per_parameter(inner), 2)}
+        note = "Weight, optimizer's state and gradient; AdamW in float32 takes 16, and activations come on top."
+        return [Facts("Optimizer", facts, note)]

@@ -17,6 +17,7 @@ from ...errors import PluginError
 from ...host.log_notes import log_into_last_entry
 from ...host.stash import StashKey, WithTrainer
 from ...models.inputs import bare
+from ...report.sections import Rows, Section
 from .metrics import SCORE
 from .mixing.balancer import Balancer
 from .mixing.sampler import MultiTaskSampler
@@ -210,6 +211,15 @@ class MultiTaskCallback(WithTrainer, TrainerCallback):
         logs.update(entry)
         state.log_history[-1].update(entry)
 
+    def sections(self) -> list[Section]:
+        """The tasks, how their losses are weighed now, and what was measured of each last."""
+        history = self._trainer.state.log_history
+        rows = [
+            (name, spec.kind, weight, _last(history, f"share_{name}"), _last(history, f"loss_{name}"))
+            for (name, spec), weight in zip(self.specs.items(), self._effective_weights(), strict=True)
+        ]
+        return [Rows("Tasks", ("task", "kind", "weight of its loss", "share of the rows", "training loss"), rows)]
+
     def _effective_weights(self) -> list[float]:
         model = bare(self._trainer.accelerator.unwrap_model(self._trainer.model))
         learned = getattr(model, "log_variances", None)
@@ -266,6 +276,10 @@ class MultiTaskCallback(WithTrainer, TrainerCallback):
             None if values is None else torch.tensor(values, dtype=torch.float64, device=self._trainer.args.device)
             for values in (state["logged"], state["block"])
         )
+
+
+def _last(history: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    return next((entry[key] for entry in reversed(history) if key in entry), None)
 
 
 CALLBACK = StashKey[MultiTaskCallback]("multitask: the state of its run")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from ...host.stash import Stash
+    from ...report.sections import Section
     from .callback import MultiTaskCallback
     from .data import TaggedConcat
     from .metrics import MultiTaskMetrics
@@ -231,6 +232,12 @@ class MultiTask(Technique):
         if self.balance == "gradnorm":
             return gradnorm_step(callback.balancer, callback.step, trainer, model, inputs)
         return surgery_step(self.balance, callback.step, trainer, model, inputs)
+
+    def ft_report(self, trainer: Trainer) -> list[Section]:
+        from ...host.stash import stash_of
+        from .callback import CALLBACK
+
+        return stash_of(trainer)[CALLBACK].sections()
 
     def ft_eval_sampler(self, trainer: Trainer, dataset: Any) -> Any:
         from ...host.evaluation_order import in_order

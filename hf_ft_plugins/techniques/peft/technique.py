@@ -22,6 +22,8 @@ from ...technique import Change, Technique, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+    from ...report.sections import Section
+
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +171,19 @@ class Peft(Technique):
         logger.info(
             "%s: %s of %s parameters learn (%.2f %%)", self.name, f"{learns:,}", f"{there:,}", 100 * learns / there
         )
+
+    def ft_report(self, trainer: Trainer) -> list[Section]:
+        from ...host.stash import parts_of
+        from ...report.sections import Facts, Rows
+        from .optim import AdaLoraCallback
+
+        learns, there = trainer.model.get_nb_trainable_parameters()
+        facts = {"method": self.method, "parameters that learn": learns, "of": there, "share": learns / there}
+        found: list[Section] = [Facts("Adapter", facts)]
+        ranks = parts_of(trainer).get(f"{self.name}/{AdaLoraCallback.__name__}")
+        if ranks is not None and ranks.ranks:
+            found.append(Rows("Ranks by layer", ("layer", "ranks"), list(ranks.by_layer().items())))
+        return found
 
     def ft_param_groups(self, trainer: Trainer, model: Any) -> None:
         from .optim import fit_rate, loraplus

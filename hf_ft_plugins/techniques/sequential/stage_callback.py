@@ -31,7 +31,7 @@ from .replay import REPLAY
 from .settings import NAME
 from .stage_data import EVALUATION, STAGE_DATA, StageData, folder_of_set, kept_evaluations, named
 from .stage_records import FinishedStage, Measured, StageRecords
-from .transfer_matrix import matrix_of, write_matrix
+from .transfer_matrix import MATRIX, matrix_of, write_matrix
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -125,6 +125,7 @@ class StageCallback(WithTrainer, TrainerCallback):
         logger.info("%s: stage %s has ended; the next one starts from %s", NAME, stage.name, self._model_folder())
         matrix = matrix_of([*earlier, stage], self.metric, self.greater_is_better)
         if matrix is not None:
+            stash_of(self._trainer)[MATRIX] = matrix
             picture = write_matrix(matrix, self.records.folder)
             logger.info("%s: %s\n%s", NAME, picture, matrix.as_text())
         elif self.metric is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
     from ...host.stash import Stash
+    from ...report.sections import Section
     from .stage_records import StageRecords
 
 
@@ -205,6 +206,13 @@ class Sequential(Technique):
         from .callbacks import callbacks_of
 
         return callbacks_of(self, args)
+
+    def ft_report(self, trainer: Trainer) -> list[Section] | None:
+        from ...host.stash import stash_of
+        from .transfer_matrix import MATRIX
+
+        matrix = stash_of(trainer).get(MATRIX)
+        return None if matrix is None else [matrix.as_section()]
 
     def ft_loss(self, trainer: Trainer) -> AbstractContextManager[Any] | None:
         if not self.lwf and self.token_weights == "none":

@@ -20,7 +20,9 @@ from typing import Any
 
 from ...errors import PluginError
 from ...host.manifest import write_atomically
+from ...host.stash import StashKey
 from ...metrics import greater_is_better
+from ...report.sections import Grid
 from .settings import NAME
 from .stage_records import FinishedStage, Measured
 
@@ -99,6 +101,15 @@ class TransferMatrix:
             "values": [[_finite(value) for value in row] for row in self.values],
             **{name: _finite(value) for name, value in self.summary().items()},
         }
+
+    def as_section(self) -> Grid:
+        values = [[_finite(value) for value in row] for row in self.values]
+        known = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.summary().items() if value is not None]
+        columns = [name for name, _ in self.sets]
+        return Grid(
+            *(f"{self.metric} on every stage's sets", self.rows, columns, values, "after stage", "measured on"),
+            note="; ".join(known),
+        )
 
     def as_text(self) -> str:
         """The matrix and what follows from it, in lines that a log can hold."""
@@ -189,3 +200,6 @@ def write_matrix(matrix: TransferMatrix, folder: Path) -> Path:
 
     write_atomically(folder / f"{FILE}.json", json.dumps(matrix.as_dict(), indent=1))
     return draw_matrix(matrix, folder / f"{FILE}.png")
+
+
+MATRIX = StashKey[TransferMatrix]("sequential: what the stages so far have done to each other")

@@ -115,7 +115,7 @@ def finish(
         log_into_last_entry(trainer, {f"{NAME}/{key}": value for key, value in entry.items()})
     if trainer.is_world_process_zero():
         names = report.class_names(bare(trainer.model).config)
-        folder = report.write(
+        folder, stash_of(trainer)[report.WRITTEN] = report.write(
             report.Findings(kind, names, predictions, label_ids, found, judged),
             dataset,
             trainer.args.output_dir,

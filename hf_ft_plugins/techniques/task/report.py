@@ -1,6 +1,6 @@
 """The report in `output_dir/task`: what the model gets right and wrong on the evaluation set.
 
-report.json       metrics, per class, calibration
+report.json       metrics, per class, calibration, the confusion matrix: a row a true class, a column a predicted one
 confusion.png     which class is taken for which (numbers: predicted against true)
 reliability.png   how sure and how right, before and after calibration, on the half that was not fitted on; with
                   other `frequencies`, on so many of its rows as have these, where there are enough
@@ -17,14 +17,20 @@ from typing import Any
 
 import numpy as np
 
+from ...host.stash import StashKey
 from ...models.class_names import names_in
 from ...models.labels import IGNORED, Kind
+from ...report.sections import Facts, Grid, Rows, Section
 from . import calibration, pictures
 from .calibration import Calibration
 from .frequencies import rows_at
 from .metrics import evaluate, flat_predictions, per_class, probabilities
 
 MOST_TEXT = 500
+# Of more classes, a page shows no matrix: the picture is in the folder.
+MOST_CLASSES = 30
+
+WRITTEN = StashKey[dict[str, Any]]("task: its report")
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ def class_names(config: Any) -> list[str]:
     return list(names_in(config))
 
 
-def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> Path:
-    """Write the files; returns their folder."""
+def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> tuple[Path, dict[str, Any]]:
+    """Write the files; returns their folder, and the content of report.json."""
     folder = Path(output_dir) / "task"
     folder.mkdir(parents=True, exist_ok=True)
     logits, labels = flat_predictions(found.kind, found.predictions, found.label_ids)
@@ -71,6 +77,7 @@ def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> Path:
         else:
             counts = np.zeros((len(found.names),) * 2, dtype=np.int64)
             np.add.at(counts, (labels, logits.argmax(axis=-1)), 1)
+            content["confusion"] = counts.tolist()
             pictures.confusion(counts, found.names, folder / "confusion.png")
     if found.calibrated is not None and found.judged is not None:
         content["calibration"] = found.calibrated.as_config(folded=False)
@@ -86,7 +93,24 @@ def write(found: Findings, dataset: Any, output_dir: str, worst: int) -> Path:
     with (folder / "worst.jsonl").open("w", encoding="utf-8") as lines:
         for entry in worst_examples(found, dataset, worst):
             lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    return folder
+    return folder, content
+
+
+def sections_of(content: dict[str, Any]) -> list[Section]:
+    """What `report.json` holds, for the run's own report."""
+    found: list[Section] = [Facts(f"Evaluation set, {content['rows']} rows", content["metrics"])]
+    classes = content.get("per_class", [])
+    if classes:
+        heads = list(classes[0])
+        found.append(Rows("By class", heads, [[one[head] for head in heads] for one in classes]))
+    if "confusion" in content and len(classes) <= MOST_CLASSES:
+        names = [one["class"] for one in classes]
+        found.append(Grid("Which class is taken for which", names, names, content["confusion"], "true", "predicted"))
+    if "calibration" in content:
+        values = content["calibration"]
+        simple = {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
+        found.append(Facts("Calibration", simple, "ece: expected calibration error on the half that was not fitted on"))
+    return found
 
 
 def _at_frequencies(

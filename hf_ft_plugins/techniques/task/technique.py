@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from ...models.labels import Labels
+    from ...report.sections import Section
     from .losses import TaskLoss
     from .metrics import TaskMetrics
 
@@ -157,6 +158,13 @@ class Task(Technique):
             tau=self.tau,
             gamma=self.gamma,
         )
+
+    def ft_report(self, trainer: Trainer) -> list[Section] | None:
+        from ...host.stash import stash_of
+        from .report import WRITTEN, sections_of
+
+        written = stash_of(trainer).get(WRITTEN)
+        return None if written is None else sections_of(written)
 
     def _note_frequencies(self, trainer: Trainer, labels: Labels | None) -> None:
         from ...host.stash import stash_of

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...errors import PluginError
-from ...host.stash import stash_of
+from ...host.stash import StashKey, stash_of
+from ...report.sections import Facts
 from ...technique import data_seed
 from .architecture import NAME, is_causal
 from .batches import POOL_STEPS, TokenBudgetBatchSampler
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 logger = logging.getLogger(__name__)
+
+BATCHES = StashKey[TokenBudgetBatchSampler]("text2text: the batches of a budget of tokens")
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def budgeted(
         parts=parts,
         seed=data_seed(args),
     )
+    stash_of(trainer)[BATCHES] = batches
     logger.info(
         "%s: %d pairs in %d batches of about %d real target tokens and at most %d padded slots, each in %d parts of "
         "unlike length.",
@@ -187,3 +192,17 @@ def pooled(trainer: Trainer, stream: Any, budget: TokenBudget) -> PooledBudgetBa
         seed=data_seed(args),
         max_empty_share=budget.max_empty_share,
     )
+
+
+def facts_of(batches: TokenBudgetBatchSampler) -> Facts:
+    """The batches of the present epoch, for the run's report."""
+    targets = [int(batches.target_lengths[batch].sum()) for batch in batches]
+    facts = {
+        "pairs": len(batches.source_lengths),
+        "batches in an epoch": len(targets),
+        "parts of a batch, each padded alone": batches.parts,
+        "real target tokens in a batch, median": statistics.median(targets),
+        "fewest": min(targets),
+        "most": max(targets),
+    }
+    return Facts("Batches of equal work", facts)

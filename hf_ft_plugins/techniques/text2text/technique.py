@@ -17,6 +17,7 @@ from ...technique import Change, Technique, data_seed, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+    from ...report.sections import Section
     from .loss import TokenMeanLoss
     from .pair_format import PairFormat
 
@@ -245,6 +246,13 @@ class Text2Text(Technique):
             logger.warning("%s: the script's own compute_loss_func stays.", self.name)
             return None
         return TokenMeanLoss(shift=is_causal(trainer.model), label_smoothing=trainer.args.label_smoothing_factor)
+
+    def ft_report(self, trainer: Trainer) -> list[Section] | None:
+        from ...host.stash import stash_of
+        from .budget import BATCHES, facts_of
+
+        batches = stash_of(trainer).get(BATCHES)
+        return None if batches is None else [facts_of(batches)]
 
     def ft_trainer(self, trainer: Trainer) -> None:
         if any(cls.__module__.partition(".")[0] == "trl" for cls in type(trainer).__mro__):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    from ...report.sections import Section
+
 logger = logging.getLogger(__name__)
 
 # Its head would learn alone for 50 steps.
@@ -145,6 +147,14 @@ class Transfer(Technique):
 
         if self.scales_rates:
             layerwise_lr(trainer.optimizer, model, self.decay, groups=groups_of(model, by_layer=self.by_layer))
+
+    def ft_report(self, trainer: Trainer) -> list[Section] | None:
+        from ...host.stash import parts_of
+        from .unfreezing import GradualUnfreezing
+
+        part = parts_of(trainer).get(f"{self.name}/{GradualUnfreezing.__name__}")
+        rows = part.as_rows() if part is not None else None
+        return None if rows is None else [rows]
 
     def ft_callbacks(self) -> list[TrainerCallback]:
         from .unfreezing import GradualUnfreezing

@@ -26,6 +26,7 @@ from ...host.stash import WithTrainer
 from ...models.heads import head_names
 from ...models.inputs import bare
 from ...models.labels import IGNORED
+from ...report.sections import Rows
 from ...shards import are_cut_up, put_in_pieces
 from .head_reading import NotCacheable
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of
@@ -110,6 +111,19 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.cached = bool(state["cached"])
         self.log_notes = dict(state.get("log_notes", {}))
+
+    def as_rows(self) -> Rows | None:
+        """When each group of layers came to learn; None before training."""
+        if not self._thaw:
+            return None
+        since = {None: "never", 0: "the first step"}
+        rows = [
+            (group.name, len(group.parameters), since.get(step, f"step {step}"))
+            for group in self._groups
+            for step in [self._thaw.get(group.name)]
+        ]
+        note = "The head was trained on cached features before the first step." if self.cached else ""
+        return Rows("What learned when", ("layers", "tensors", "learns from"), rows, note)
 
     # ---- the run ----
 

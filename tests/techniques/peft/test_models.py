@@ -160,7 +160,7 @@ def test_a_failed_comparison_keeps_the_adapter_and_the_older_export(tmp_path, mo
         assert (tmp_path / "merged" / "model.safetensors").read_bytes() == older
         kept = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter-unmerged")
         assert off(logits(kept, TEXTS), logits(tiny_llama(), TEXTS)) > 1e-3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter-unmerged", "merged"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter-unmerged", "hf_ft_run.json", "merged"]
 
 
 def test_a_merge_that_could_not_be_compared_is_refused_before_training(tmp_path):
