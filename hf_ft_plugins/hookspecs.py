@@ -259,7 +259,7 @@ def ft_evaluation(trainer: Any, dataloader: Any, prefix: str) -> Any:
 @_spec
 def ft_report(trainer: Any) -> list[Any]:
     """**all**. What to show of the run that has ended, in `hf-ft report` and the model card: a list of `Facts`, `Rows`,
-    `Grid` and `Curve` (`report/sections.py`); None for nothing.
+    `Grid` and `Curve` (`report_sections.py`); None for nothing.
 
     Asked on the first rank alone, when `train()` has ended and the model is what it stays, so nothing here may wait for
     other ranks. Not asked of a run that raised, or that SIGTERM has ended early.

@@ -19,10 +19,10 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from .. import report_sections as sections
 from ..errors import PluginError
 from ..models.inputs import bare
 from ..registry import DISTRIBUTION
-from ..report import sections
 from . import state
 from .hook_calls import CallsHooks
 from .hooks import add_note
@@ -188,7 +188,7 @@ def _checked(section: Any) -> sections.Section:
     if not isinstance(section, sections.Section):
         raise PluginError(
             f"ft_report answers a {type(section).__name__} among its sections. Answer a list of Facts, Rows, Grid and "
-            "Curve (hf_ft_plugins/report/sections.py)."
+            "Curve (hf_ft_plugins/report_sections.py)."
         )
     wrong = sections.misshapen(section)
     if wrong:

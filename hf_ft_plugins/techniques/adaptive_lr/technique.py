@@ -18,7 +18,7 @@ from .settings import NAME, ControllerSettings, GuardSettings, WatchSettings, se
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-    from ...report.sections import Section
+    from ...report_sections import Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class AdaptiveLR(Technique):
 
     def ft_report(self, trainer: Trainer) -> list[Section]:
         from ...host.stash import parts_of
-        from ...report.sections import Facts
+        from ...report_sections import Facts
         from .callback import AdaptiveLRCallback
 
         part = parts_of(trainer)[f"{self.name}/{AdaptiveLRCallback.__name__}"]

@@ -20,7 +20,7 @@ from transformers.trainer_callback import TrainerCallback
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import StashKey, WithTrainer, stash_of
-from ...report.sections import Curve, Facts, Rows, Section
+from ...report_sections import Curve, Facts, Rows, Section
 from .curve import save_curve
 from .quality import Quality
 from .stacks import NAME

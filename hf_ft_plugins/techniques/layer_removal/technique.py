@@ -19,7 +19,7 @@ from ...technique import Change, Technique, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from ...report.sections import Section
+    from ...report_sections import Section
     from .choice import Choice
 
 logger = logging.getLogger(__name__)

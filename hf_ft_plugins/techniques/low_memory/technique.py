@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import Trainer, TrainerCallback
 
-    from ...report.sections import Section
+    from ...report_sections import Section
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ class LowMemory(Technique):
         return final
 
     def ft_report(self, trainer: Trainer) -> list[Section] | None:
-        from ...report.sections import Facts
+        from ...report_sections import Facts
         from .bytes_used import bytes_per_parameter
 
         inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)

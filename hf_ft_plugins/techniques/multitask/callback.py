@@ -17,7 +17,7 @@ from ...errors import PluginError
 from ...host.log_notes import log_into_last_entry
 from ...host.stash import StashKey, WithTrainer
 from ...models.inputs import bare
-from ...report.sections import Rows, Section
+from ...report_sections import Rows, Section
 from .metrics import SCORE
 from .mixing.balancer import Balancer
 from .mixing.sampler import MultiTaskSampler

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from ...host.stash import Stash
-    from ...report.sections import Section
+    from ...report_sections import Section
     from .callback import MultiTaskCallback
     from .data import TaggedConcat
     from .metrics import MultiTaskMetrics

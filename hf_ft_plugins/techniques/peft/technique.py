@@ -22,7 +22,7 @@ from ...technique import Change, Technique, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from ...report.sections import Section
+    from ...report_sections import Section
 
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Peft(Technique):
 
     def ft_report(self, trainer: Trainer) -> list[Section]:
         from ...host.stash import parts_of
-        from ...report.sections import Facts, Rows
+        from ...report_sections import Facts, Rows
         from .optim import AdaLoraCallback
 
         learns, there = trainer.model.get_nb_trainable_parameters()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
     from ...host.stash import Stash
-    from ...report.sections import Section
+    from ...report_sections import Section
     from .stage_records import StageRecords
 
 

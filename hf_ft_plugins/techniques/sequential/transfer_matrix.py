@@ -22,7 +22,7 @@ from ...errors import PluginError
 from ...host.manifest import write_atomically
 from ...host.stash import StashKey
 from ...metrics import greater_is_better
-from ...report.sections import Grid
+from ...report_sections import Grid
 from .settings import NAME
 from .stage_records import FinishedStage, Measured
 

@@ -20,7 +20,7 @@ import numpy as np
 from ...host.stash import StashKey
 from ...models.class_names import names_in
 from ...models.labels import IGNORED, Kind
-from ...report.sections import Facts, Grid, Rows, Section
+from ...report_sections import Facts, Grid, Rows, Section
 from . import calibration, pictures
 from .calibration import Calibration
 from .frequencies import rows_at

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from ...models.labels import Labels
-    from ...report.sections import Section
+    from ...report_sections import Section
     from .losses import TaskLoss
     from .metrics import TaskMetrics
 

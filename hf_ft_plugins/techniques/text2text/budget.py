@@ -11,7 +11,7 @@ import torch
 
 from ...errors import PluginError
 from ...host.stash import StashKey, stash_of
-from ...report.sections import Facts
+from ...report_sections import Facts
 from ...technique import data_seed
 from .architecture import NAME, is_causal
 from .batches import POOL_STEPS, TokenBudgetBatchSampler

@@ -17,7 +17,7 @@ from ...technique import Change, Technique, data_seed, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from ...report.sections import Section
+    from ...report_sections import Section
     from .loss import TokenMeanLoss
     from .pair_format import PairFormat
 

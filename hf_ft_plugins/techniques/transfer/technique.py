@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from ...report.sections import Section
+    from ...report_sections import Section
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from ...host.stash import WithTrainer
 from ...models.heads import head_names
 from ...models.inputs import bare
 from ...models.labels import IGNORED
-from ...report.sections import Rows
+from ...report_sections import Rows
 from ...shards import are_cut_up, put_in_pieces
 from .head_reading import NotCacheable
 from .layers import DEPTH, HEAD, MARK, NAME, LayerGroup, groups_of

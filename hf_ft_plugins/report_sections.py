@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import PluginError
+from .errors import PluginError
 
 Cell = str | int | float | bool | None
 
