@@ -235,6 +235,24 @@ def compare(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="A run's output_dir, or compare's.")],
+    output: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first folder.")] = None,
+    title: Annotated[str | None, typer.Option(help="The page's title.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """One page of runs that needs nothing else: curves, decisions, what each technique reports, how to repeat it."""
+    from .report import command
+
+    file, found = command.write_report(folders, output, title)
+    if as_json:
+        print(command.as_json(found))
+    else:
+        console.print(f"{len(found.runs)} run{'s' * (len(found.runs) > 1)}: {escape(str(file))}")
+
+
+@app.command()
 def new(
     name: Annotated[str, typer.Argument(help="The new technique's name, for example freeze-embeddings.")],
     folder: Annotated[Path, typer.Option(help="Where to put the package's folder.")] = Path("."),

@@ -129,6 +129,7 @@ def _add_recorder(module: types.ModuleType, watch: Watch) -> None:
             if state.is_world_process_zero:
                 self.training = {"state": state, "process": os.getpid(), "initial": self.initial, "final": None}
                 self.training["setting"] = evaluation_setting(args, kwargs.get("model"))
+                self.training["folder"] = args.output_dir
                 trainings.append(self.training)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -171,6 +172,7 @@ def _add_recorder(module: types.ModuleType, watch: Watch) -> None:
                             "initial": training["initial"],
                             "final": training["final"],
                             "setting": training["setting"],
+                            "run": host_record(Path(training["folder"]), training["state"]),
                         }
                         for training in own
                     ],
@@ -180,6 +182,17 @@ def _add_recorder(module: types.ModuleType, watch: Watch) -> None:
 
     atexit.register(report)
     module.DEFAULT_CALLBACKS.append(Recorder)
+
+
+def host_record(folder: Path, state: Any) -> dict[str, Any] | None:
+    """What the host has written of the training whose state this is; None of a stock run, and where it is gone."""
+    from ..host.run_record import read_record
+
+    record = read_record(folder)
+    # A later training of the script may have the same folder.
+    if record is None or (record["step"], len(record["log"])) != (state.global_step, len(state.log_history)):
+        return None
+    return record
 
 
 def _change_arguments(module: types.ModuleType, watch: Watch) -> None:

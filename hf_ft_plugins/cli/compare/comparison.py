@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from ...errors import PluginError
 from ...technique import Technique
+from ..report.command import write_report
 from .outcomes import Outcome
 from .picture import draw
 from .running import Runs, comparison_folder
@@ -45,13 +46,14 @@ def compare_runs(
         _write(output, compared)
         title = " + ".join(map(str, techniques))
         picture = draw(outcomes, output / "compare.png", title=title)
+        page, _ = write_report([output], None, f"Without and with {title}")
     if as_json:
         print(json.dumps(compared.as_dict(), indent=1))
         return
     console.print(table_of(compared.rows, title, seeds))
     for sentence in sentences(compared):
         console.print(sentence)
-    files = f"picture: {picture}   table: {output / 'compare.json'}   output of the runs: {output}/*.log"
+    files = f"page: {page}   picture: {picture}   table: {output / 'compare.json'}   output of the runs: {output}/*.log"
     console.print(escape(files))
 
 

@@ -26,7 +26,7 @@ from .outcomes import Outcome, trainings_of
 
 MARKER = ".hf-ft-compare"
 WRITTEN = re.compile(
-    r"compare\.json|compare\.png|recipe\.yaml|with(?:out)?(?:-seed\d+)?(?:\.\d+)?\.(?:json|log)(?:\.tmp)?"
+    r"compare\.json|compare\.png|report\.html|recipe\.yaml|with(?:out)?(?:-seed\d+)?(?:\.\d+)?\.(?:json|log)(?:\.tmp)?"
 )
 LAST_LINES = 15
 # Seconds that a run has to end by itself (a checkpoint at SIGTERM) before it is killed.

@@ -23,9 +23,13 @@ def table_of(rows: Iterable[Row], title: str, seeds: int) -> Table:
         column.justify = "right"
     for row in rows:
         word = "" if row.is_cost else verdict_of(row)
-        cells = (row.name + ARROWS[row.greater_is_better], _number(row.without), _number(row.with_), _change(row))
+        cells = (row.name + arrow_of(row), _number(row.without), _number(row.with_), change_of(row))
         table.add_row(*map(escape, cells), f"[{COLOURS[row.better]}]{escape(word)}[/]")
     return table
+
+
+def arrow_of(row: Row) -> str:
+    return ARROWS[row.greater_is_better]
 
 
 def verdict_of(row: Row) -> str:
@@ -74,7 +78,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _change(row: Row) -> str:
+def change_of(row: Row) -> str:
     """The difference; of costs, which have a zero that means nothing at all, the share of it.
 
     The time of one run each says little: the first finds the disk's cache cold.
