@@ -2,9 +2,9 @@
 
 import pytest
 
-from hf_ft_plugins.cli.compare.outcomes import Training
 from hf_ft_plugins.metrics import direction, greater_is_better, without_set_name
 from hf_ft_plugins.testing import tiny_trainer
+from hf_ft_plugins.training_log import Training
 
 LOWER_NAMES = """
 eval_loss train_loss valloss mlm_loss hamming_loss dice_loss cross_entropy cross-entropy crossEntropy logloss log_loss

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+MIB = 1024 * 1024
+
 
 class Progress:
     """Counts what goes into training, and keeps a point for each step that was logged.
@@ -43,6 +45,17 @@ class Progress:
                     self._slots += value.numel()
                 elif name.endswith("attention_mask") and value.dim() == 2:
                     self._tokens = self._tokens + value.sum()
+
+    def summary(self) -> dict[str, float]:
+        """For the log: how fast it was on this rank, the share of padding, and memory in MiB."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        tokens = int(self._tokens)
+        found = {"run/rows_per_second": self._rows / seconds, "run/memory_mib": memory_bytes() / MIB}
+        if tokens:
+            found["run/tokens_per_second"] = tokens / seconds
+        if tokens and self._slots:
+            found["run/padding_share"] = max(0.0, 1 - tokens / self._slots)
+        return found
 
     def note(self, step: int, model: Any) -> None:
         """Add a point; of a step that was noted before, or lies behind one, the later is forgotten."""

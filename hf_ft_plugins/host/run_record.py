@@ -23,7 +23,7 @@ from .. import report_sections as sections
 from ..errors import PluginError
 from ..models.inputs import bare
 from ..registry import DISTRIBUTION
-from . import state
+from . import model_card, state
 from .hook_calls import CallsHooks
 from .hooks import add_note
 from .journal import MOST, journal
@@ -37,6 +37,8 @@ FORMAT = 1
 # In the name of an option: its value is nobody else's business.
 SECRETS = ("token", "secret", "password", "api_key", "apikey")
 HIDDEN = "(not shown)"
+# Of `hf-ft run`, see `cli/app.py`; each with a value.
+INTERNAL = ("--record", "--output-subfolder", "--comparison")
 
 
 class RunRecord(CallsHooks):
@@ -81,9 +83,19 @@ class RunRecord(CallsHooks):
             # An evaluation after training.
             self._write_record(self._ft_record["status"], self._ft_record["why"])
 
+    def _run_notes(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the summary of a run says besides Trainer's own: on the first rank, of its share of the data."""
+        return self._ft_progress.summary() if self._ft_progress is not None and "train_runtime" in logs else {}
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         self._write_record("running")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            record = self._ft_record or self._new_record()
+            model_card.add_to_card(Path(self.args.output_dir), record | {"log": self.state.log_history})
 
     def _begin_record(self) -> None:
         if self.hp_search_backend is not None or not self.is_world_process_zero():
@@ -91,11 +103,14 @@ class RunRecord(CallsHooks):
         known = _earlier(Path(self.args.output_dir), self.state.global_step) if self.state.global_step else {}
         self._ft_progress = Progress(known.get("points", ()))
         self._ft_told = tuple(known.get("told", ()))
-        self._ft_record = {
+        self._ft_record = self._new_record() | {"began": known.get("began") or _now()}
+
+    def _new_record(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "status": "running",
             "why": None,
-            "began": known.get("began") or _now(),
+            "began": _now(),
             "command": command_line(sys.orig_argv),
             "trainer": type(self).__name__,
             "model": _about_model(self.model),
@@ -144,6 +159,9 @@ class RunRecord(CallsHooks):
                 add_note(error, "the answer to ft_report", technique)
                 raise
         self._write_record(self._ft_record["status"], self._ft_record["why"])
+        if model_card.has_section(Path(self.args.output_dir)):
+            # Made when a checkpoint was saved.
+            model_card.add_to_card(Path(self.args.output_dir), self._ft_record)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -197,9 +215,17 @@ def _checked(section: Any) -> sections.Section:
 
 
 def command_line(given: Sequence[str]) -> list[str]:
-    """A command line without what is secret in it."""
+    """A command line as one types it, without what is secret in it.
+
+    `hf-ft compare` runs scripts with options of its own, which nobody types.
+    """
+    words = list(given)
+    for at in range(len(words) - 1):
+        if words[at : at + 2] == ["-m", "hf_ft_plugins"] or Path(words[at + 1]).name == "hf-ft":
+            words = ["hf-ft", *words[at + 2 :]]
+            break
     shown, hide = [], False
-    for word in given:
+    for word in _without_internal(words):
         name, sign, _ = word.partition("=")
         secret = word.startswith("-") and any(part in name.lower().replace("-", "_") for part in SECRETS)
         # `--max_new_tokens 5` counts tokens.
@@ -207,6 +233,18 @@ def command_line(given: Sequence[str]) -> list[str]:
         shown.append(HIDDEN if hide else f"{name}={HIDDEN}" if secret and sign else word)
         hide = secret and not sign
     return shown
+
+
+def _without_internal(words: list[str]) -> Iterator[str]:
+    if words[:2] != ["hf-ft", "run"]:
+        yield from words
+        return
+    following = iter(words)
+    for word in following:
+        if word in INTERNAL:
+            next(following, None)
+        else:
+            yield word
 
 
 def changed_arguments(args: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ..registry import origin, refuse_conflicts, resolve
 from ..technique import Technique
 from . import hooks
 from .adapter import Innermost
+from .alerts import TRACKER, DecisionAlerts
 from .blame import Blame
 from .checkpoints import WholeCheckpoints
 from .endings import END_PHASES, Endings, phase_of
@@ -164,6 +165,8 @@ class Host(Blame, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeChe
                     callback.set_trainer(self)
                 changed = callback.on_init_end(self.args, self.state, self.control, model=self.model)
                 self.control = changed or self.control
+        if TRACKER in self.args.report_to:
+            self.add_callback(DecisionAlerts())
 
     # ---- optimizer and learning rate ----
 
@@ -212,7 +215,7 @@ class Host(Blame, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeChe
         return super()._get_learning_rate()
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        notes = taken_notes(self.ft_stash.parts.values())
+        notes = {**taken_notes(self.ft_stash.parts.values()), **self._run_notes(logs)}
         entry = {**logs, **notes}
         super().log(entry, *args, **kwargs)
         # What was logged is also what `evaluate` and `train` give as metrics; what the techniques added is none.

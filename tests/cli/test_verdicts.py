@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from hf_ft_plugins.cli.compare import comparison
-from hf_ft_plugins.cli.compare.outcomes import Outcome, Training
+from hf_ft_plugins.cli.compare.outcomes import Outcome
 from hf_ft_plugins.cli.compare.picture import draw
 from hf_ft_plugins.cli.compare.table import sentences, table_of
 from hf_ft_plugins.cli.compare.verdicts import ONE_SEED, WITH, WITHOUT, interval_of, judge, row
 from hf_ft_plugins.registry import resolve
+from hf_ft_plugins.training_log import Training
 
 HARMLESS = [resolve("adaptive-lr")]
 

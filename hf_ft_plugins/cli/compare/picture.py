@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .outcomes import NOT_METRICS, Outcome, Training
+from ...training_log import NOT_METRICS, Training
+from .outcomes import Outcome
 from .verdicts import WITH, WITHOUT, Outcomes
 
 COLOURS = {WITHOUT: "#888888", WITH: "#0072b2"}

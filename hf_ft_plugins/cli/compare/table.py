@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from .outcomes import EVALUATION_PREFIXES
+from ...training_log import EVALUATION_PREFIXES
 from .verdicts import SAME, WITH, WITHOUT, Comparison, Row
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}

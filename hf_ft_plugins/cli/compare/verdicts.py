@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...technique import Technique
-from .outcomes import BEST, Outcome, Training
+from ...training_log import BEST, Training
+from .outcomes import Outcome
 
 WITHOUT, WITH = "without", "with"
 MEGABYTE = 1024 * 1024

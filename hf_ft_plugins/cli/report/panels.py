@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..compare.outcomes import NOT_METRICS
+from ...training_log import NOT_METRICS
 from .reading import Run
 
 MIB = 1024 * 1024

@@ -12,7 +12,7 @@ from ... import report_sections as sections
 from ...errors import PluginError
 from ...host.manifest import read_json
 from ...host.run_record import RECORD_FILE, read_record
-from ..compare.outcomes import Training
+from ...training_log import Training
 from ..compare.verdicts import WITH
 
 STOCK_FILE = "trainer_state.json"
