@@ -13,6 +13,8 @@ from .metrics import greater_is_better, without_set_name
 NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "total_flos", "num_input_tokens_seen", "learning_rate")
 # What two equal runs need not have in common.
 UNREPEATABLE = re.compile(r"_runtime$|_per_second$|_mem_|time(?:_|$)")
+# How fast a run was and what it took, from the host (`host/run_progress.py`).
+OF_THE_RUN = "run/"
 TIMED = re.compile(r"(.+)_runtime")
 # Where nothing was timed.
 EVALUATION_PREFIXES = ("eval", "test", "predict")
@@ -79,7 +81,7 @@ class Training:
 
     def repeatable(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
         """The log without times, and without what the techniques `names` log of themselves."""
-        own = tuple(f"{name.replace('-', '_')}/" for name in names)
+        own = (OF_THE_RUN, *(f"{name.replace('-', '_')}/" for name in names))
         return [
             {
                 # NaN, which a log may hold, is not equal to itself.
@@ -93,7 +95,7 @@ class Training:
 
     def _metrics(self) -> Iterator[tuple[dict[str, Any], str]]:
         for entry in self.history:
-            own = tuple(key.removesuffix("action") for key in entry if key.endswith("/action"))
+            own = (OF_THE_RUN, *(key.removesuffix("action") for key in entry if key.endswith("/action")))
             for key, value in entry.items():
                 counts = _is_number(value) and not key.endswith(NOT_METRICS) and not key.startswith(own)
                 if counts and key not in ("loss", "grad_norm"):

@@ -11,7 +11,7 @@ TRACKER = "trackio"
 
 
 class DecisionAlerts(TrainerCallback):
-    """Sends an alert for each log entry that holds a technique's `NAME/action`; add it behind trackio's own callback."""
+    """Sends an alert for each log entry with a technique's `NAME/action`; add it behind trackio's own callback."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         tracker: Any = sys.modules.get(TRACKER)

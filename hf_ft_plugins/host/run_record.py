@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 RECORD_FILE = "hf_ft_run.json"
 FORMAT = 1
 # In the name of an option: its value is nobody else's business.
-SECRETS = ("token", "secret", "password", "api_key", "apikey")
+SECRETS = {"token", "secret", "password", "key", "apikey"}
 HIDDEN = "(not shown)"
 # Of `hf-ft run`, see `cli/app.py`; each with a value.
 INTERNAL = ("--record", "--output-subfolder", "--comparison")
@@ -227,9 +228,7 @@ def command_line(given: Sequence[str]) -> list[str]:
     shown, hide = [], False
     for word in _without_internal(words):
         name, sign, _ = word.partition("=")
-        secret = word.startswith("-") and any(part in name.lower().replace("-", "_") for part in SECRETS)
-        # `--max_new_tokens 5` counts tokens.
-        secret = secret and not name.lower().endswith("tokens")
+        secret = word.startswith("-") and not SECRETS.isdisjoint(re.split("[-_.]", name.lower()))
         shown.append(HIDDEN if hide else f"{name}={HIDDEN}" if secret and sign else word)
         hide = secret and not sign
     return shown

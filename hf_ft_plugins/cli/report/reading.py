@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ... import report_sections as sections
@@ -115,10 +116,18 @@ def run_of_record(record: Mapping[str, Any], name: str, file: str, group: str | 
     for key, kind in SHAPES.items():
         if not isinstance(record.get(key, kind()), kind):
             raise PluginError(f"report: in {file}, {key!r} is no {kind.__name__}. Remove the file.")
-    report = {
-        str(technique): [sections.from_json(one) for one in listed]
-        for technique, listed in record.get("sections", {}).items()
-    }
+    for key in ("techniques", "points", "told"):
+        if not all(isinstance(one, dict) for one in record.get(key, [])):
+            raise PluginError(f"report: in {file}, {key!r} holds something else than objects. Remove the file.")
+    if not all(
+        isinstance(value, (int, float, NoneType)) for point in record.get("points", []) for value in point.values()
+    ):
+        raise PluginError(f"report: in {file}, 'points' hold something else than numbers. Remove the file.")
+    report = {}
+    for technique, listed in record.get("sections", {}).items():
+        if not isinstance(listed, list):
+            raise PluginError(f"report: in {file}, the sections of {technique!r} are no list. Remove the file.")
+        report[technique] = [sections.from_json(one) for one in listed]
     steps = record.get("step")
     training = Training(_entries(record.get("log"), file), steps=steps if isinstance(steps, int) else 0)
     return Run(name, group or name, training, record, report)
