@@ -100,7 +100,8 @@ def _refuse_empty(name: str, factor: float, groups: list[dict[str, Any]]) -> Non
         held = f"the {len(groups)} parameter groups given hold no weights" if groups else "no parameter group is given"
         raise PluginError(
             f"{_who(name)}: {held}, so that the factor {name}={factor!r} on the learning rate would have no effect. "
-            "Pass groups of the optimizer's param_groups that hold weights, or leave out groups= for all of them."
+            "Pass groups of the optimizer's param_groups that hold weights, or leave out groups= for all of them.",
+            code="part-misused",
         )
 
 
@@ -169,7 +170,8 @@ def refuse_when_built(trainer: Any, name: str, *, by_group: bool = False) -> Non
     if "layerwise" in optim or (by_group and "lomo" in optim):
         raise PluginError(
             f"{_who(name)}: optim={optim!r} {IN_BACKWARD if 'layerwise' in optim else ONE_RATE}, which no factor "
-            f"reaches. {'Use the variant without layerwise' if 'layerwise' in optim else 'Use another optim='}."
+            f"reaches. {'Use the variant without layerwise' if 'layerwise' in optim else 'Use another optim='}.",
+            code="training-arguments",
         )
 
 
@@ -177,7 +179,8 @@ def _refusal(name: str, kind: str, reason: str) -> PluginError:
     advice = ADVICE.get(kind, "Use another optimizer, such as torch.optim.AdamW")
     return PluginError(
         f"{_who(name)}: the optimizer {kind} {reason}, so that a factor on the learning rate would stand in the log "
-        f"and reach no weight. {advice}, or leave out what changes the rate."
+        f"and reach no weight. {advice}, or leave out what changes the rate.",
+        code="optimizer-unsuited",
     )
 
 

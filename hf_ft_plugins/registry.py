@@ -48,17 +48,20 @@ class Offer:
             raise PluginError(
                 f"{self.name}: the plugin {self.distribution} {self.version} cannot be imported "
                 f"({type(error).__name__}: {error}). Repair or uninstall {self.distribution}, "
-                f"or leave {self.name} out of this run."
+                f"or leave {self.name} out of this run.",
+                code="plugin-broken",
             ) from error
         if not (isinstance(found, type) and issubclass(found, Technique)):
             raise PluginError(
                 f"{self.name}: {self.entry.value} in {self.distribution} {self.version} is not a Technique. "
-                "Its entry point must name a subclass of hf_ft_plugins.Technique."
+                "Its entry point must name a subclass of hf_ft_plugins.Technique.",
+                code="plugin-broken",
             )
         if found.name != self.name:
             raise PluginError(
                 f"{self.name}: {self.entry.value} in {self.distribution} {self.version} calls itself "
-                f"{found.name!r}. The entry point's name and the class's `name` must be equal."
+                f"{found.name!r}. The entry point's name and the class's `name` must be equal.",
+                code="plugin-broken",
             )
         try:
             found.option_infos()
@@ -66,7 +69,8 @@ class Offer:
             raise PluginError(
                 f"{self.name}: the options that {self.entry.value} in {self.distribution} {self.version} declares "
                 f"cannot be read ({type(error).__name__}: {error}). Their annotations must name types that its module "
-                "imports."
+                "imports.",
+                code="plugin-broken",
             ) from error
         return found
 
@@ -150,7 +154,9 @@ def find(name: str) -> Offer:
         )
     if len(matches) > 1:
         owners = " and ".join(f"{offer.distribution} {offer.version}" for offer in matches)
-        raise ConflictError(f"{name}: two distributions offer this technique: {owners}. Uninstall one of them.")
+        raise ConflictError(
+            f"{name}: two distributions offer this technique: {owners}. Uninstall one of them.", code="plugin-broken"
+        )
     return matches[0]
 
 

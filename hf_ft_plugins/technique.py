@@ -89,7 +89,8 @@ class Technique:
         if "__dataclass_fields__" not in type(self).__dict__:
             raise OptionError(
                 f"{type(self).__name__} is not a dataclass, so its options cannot be read. "
-                "Decorate it with @dataclass(frozen=True, kw_only=True)."
+                "Decorate it with @dataclass(frozen=True, kw_only=True).",
+                code="plugin-broken",
             )
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
@@ -214,7 +215,8 @@ class Technique:
             if name not in known:
                 raise OptionError(
                     f"{cls.name}: unknown option {shown(name)}.{nearest(str(name), known)} "
-                    f"Its options are: {', '.join(known) or '(none)'}."
+                    f"Its options are: {', '.join(known) or '(none)'}.",
+                    code="option-unknown",
                 )
         return cls(**options)
 

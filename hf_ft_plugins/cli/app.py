@@ -191,7 +191,10 @@ def run(
     keep_third_parties_out(only_builtin)
     techniques = chosen_techniques(with_, recipe)
     if not techniques and record is None:
-        raise PluginError("run: no technique is named. Add --with NAME or --recipe FILE; `hf-ft list` shows the names.")
+        raise PluginError(
+            "run: no technique is named. Add --with NAME or --recipe FILE; `hf-ft list` shows the names.",
+            code="command-line",
+        )
     if allow_changed_plugins:
         os.environ[state.ALLOW_CHANGED_VARIABLE] = "1"
     if resume:
@@ -227,7 +230,7 @@ def compare(
     keep_third_parties_out(only_builtin)
     techniques = chosen_techniques(with_, recipe)
     if not techniques:
-        raise PluginError("compare: no technique is named. Add --with NAME or --recipe FILE.")
+        raise PluginError("compare: no technique is named. Add --with NAME or --recipe FILE.", code="command-line")
     extra = (["--module"] if as_module else []) + (["--only", only] if only else [])
     compare_runs(
         techniques, [*extra, script, *(arguments or [])], output, console=console, as_json=as_json, seeds=seeds

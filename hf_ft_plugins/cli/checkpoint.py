@@ -56,7 +56,9 @@ def sign(folder: Path) -> list[str]:
             be read. Nothing is written.
     """
     is_stock = (folder / LAST_STOCK_FILE).is_file()
-    no_checkpoint = CheckpointError(f"{folder} is no checkpoint: there is no {LAST_STOCK_FILE} in it. Name its folder.")
+    no_checkpoint = CheckpointError(
+        f"{folder} is no checkpoint: there is no {LAST_STOCK_FILE} in it. Name its folder.", code="checkpoint-missing"
+    )
     if not is_stock and not (folder / MANIFEST_FILE).is_file():
         raise no_checkpoint
     try:

@@ -138,14 +138,16 @@ def detected(files: list[Path]) -> str:
     if not seen:
         raise PluginError(
             f"{NAME}: {', '.join(file.name for file in files)} holds no JSON object. Export the log as JSON or JSON "
-            "lines; `datasets` writes a table of any other kind so by Dataset.to_json(FILE)."
+            "lines; `datasets` writes a table of any other kind so by Dataset.to_json(FILE).",
+            code="data-unsuited",
         )
     looked_for = "; ".join(f"{name}: {known.looks_for}" for name, known in FORMATS.items())
     found = " / ".join(sorted(seen)[:3])
     raise PluginError(
         f"{NAME}: the log's format is unknown. Looked for {looked_for}. Found records with the keys {found}. Name the "
         "columns prompt, chosen and rejected (or prompt, completion and label), name a known format with `--format`, "
-        "or write the log as the two tables of `events.py`."
+        "or write the log as the two tables of `events.py`.",
+        code="data-columns",
     )
 
 

@@ -62,7 +62,8 @@ class Adapted(CallsHooks):
         if hasattr(model, "peft_config"):
             raise PluginError(
                 f"{technique.name}: the script's model has adapters already, a {type(model).__name__}. Leave out the "
-                f"technique, or the script's own get_peft_model and peft_config=."
+                f"technique, or the script's own get_peft_model and peft_config=.",
+                code="technique-conflict",
             )
         config = self._ask_owner("ft_adapter", model=model, args=self.args, stash=self.ft_stash)
         if config is None:
@@ -97,7 +98,8 @@ def refuse_stranger(optimizer: Any, model: Any, technique: str) -> None:
         raise PluginError(
             f"{technique}: the script's optimizers=({type(optimizer).__name__}, ...) holds none of the adapter's "
             "parameters, which alone learn. Let the Trainer make the optimizer: optim=..., or "
-            "optimizer_cls_and_kwargs=(class, {...})."
+            "optimizer_cls_and_kwargs=(class, {...}).",
+            code="optimizer-unsuited",
         )
 
 
@@ -114,7 +116,8 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
     if whole and are_cut_up(model):
         raise PluginError(
             f"{technique}: modules_to_save={list(whole)} are copied whole, and from_pretrained(distributed_config=...) "
-            "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True)."
+            "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True).",
+            code="distributed-unsupported",
         )
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     # peft adds an adapter layer by layer; PiSSA and similar methods change the weights under it.
@@ -124,5 +127,6 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
             return get_peft_model(model, config)
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise PluginError(
-                f"{technique}: peft cannot put a {config.peft_type.value} adapter on a {type(model).__name__}: {error}"
+                f"{technique}: peft cannot put a {config.peft_type.value} adapter on a {type(model).__name__}: {error}",
+                code="model-unsuited",
             ) from error

@@ -152,7 +152,7 @@ class WholeCheckpoints(CallsHooks):
         try:
             return self._chosen_checkpoint(wanted)
         except OSError as error:
-            raise CheckpointError(str(error)) from error
+            raise CheckpointError(str(error), code="file-unusable") from error
 
     def _chosen_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
@@ -181,7 +181,8 @@ class WholeCheckpoints(CallsHooks):
         return CheckpointError(
             f"resume_from_checkpoint=True: No valid checkpoint found in output directory "
             f"({self.args.output_dir}).{reasons or ' It holds none at all.'}\n"
-            "Start afresh without resume_from_checkpoint."
+            "Start afresh without resume_from_checkpoint.",
+            code="checkpoint-missing",
         )
 
     def _checkpoint_of_machines(self, disks: machines.Machines, wanted: str | bool) -> str:
@@ -220,7 +221,8 @@ class WholeCheckpoints(CallsHooks):
             raise CheckpointError(
                 f"{checkpoint}: its optimizer cannot be taken over ({error}). The techniques of then and now divide "
                 "the parameters differently, which --allow-changed-plugins cannot bridge. Resume with the techniques "
-                "that it was made with, or load its weights into the model and train without resume_from_checkpoint."
+                "that it was made with, or load its weights into the model and train without resume_from_checkpoint.",
+                code="checkpoint-other-run",
             ) from error
         if checkpoint is not None and self.optimizer is not None:
             lr_scale.take_up(self.optimizer, (technique.name for technique in self._ft_techniques))
@@ -232,7 +234,8 @@ class WholeCheckpoints(CallsHooks):
                 raise CheckpointError(
                     f"{Path(str(checkpoint)) / manifest.STATE_FILE} holds no state of {key}, which would start afresh. "
                     f"{state.ANOTHER} To let it start afresh: --allow-changed-plugins "
-                    f"({state.ALLOW_CHANGED_VARIABLE}=1)."
+                    f"({state.ALLOW_CHANGED_VARIABLE}=1).",
+                    code="checkpoint-other-run",
                 )
 
 

@@ -33,7 +33,8 @@ class _Manager(pluggy.PluginManager):
             # pluggy never passes an argument that has a default: the technique would silently see the default.
             raise PluginError(
                 f"{plugin.name}: {name} gives {', '.join(defaults)} a default, and would always receive it. "
-                "Remove the default."
+                "Remove the default.",
+                code="plugin-broken",
             )
         return dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False) | {
             "specname": None
@@ -58,7 +59,8 @@ def manager(techniques: Sequence[Technique], trainer_class: type | None = None) 
             distribution, version = origin(technique)
             raise PluginError(
                 f"{technique.name} ({distribution} {version}): a hook does not fit the contract: "
-                f"{_misfit(technique) or f'{error}.'} The hooks and their arguments are in hf_ft_plugins/hookspecs.py."
+                f"{_misfit(technique) or f'{error}.'} The hooks and their arguments are in hf_ft_plugins/hookspecs.py.",
+                code="plugin-broken",
             ) from error
     for name, caller in vars(manager.hook).items():
         if name.startswith(hookspecs.PREFIX) and _is_owner_hook(caller):

@@ -212,7 +212,8 @@ class Inputs(Adapted):
         if self.args.accelerator_config.split_batches:
             raise PluginError(
                 "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
-                "batches of unequal size. Set it to False."
+                "batches of unequal size. Set it to False.",
+                code="training-arguments",
             )
         if isinstance(batches, IterableDataset):
             return self._streaming_loader(batches)
@@ -225,7 +226,8 @@ class Inputs(Adapted):
         if self.args.accelerator_config.dispatch_batches:
             raise PluginError(
                 "accelerator_config.dispatch_batches=True lets the first rank read for all, and a technique supplies "
-                "batches that every rank reads itself. Leave it unset."
+                "batches that every rank reads itself. Leave it unset.",
+                code="training-arguments",
             )
         return DataLoaderShard(
             batches,

@@ -53,7 +53,8 @@ class Stash:
         except KeyError:
             raise PluginError(
                 f"{key.name} is not known yet: the trainer was not built with the technique that finds it out. Build "
-                "it by with_plugins(...), or pass the value yourself."
+                "it by with_plugins(...), or pass the value yourself.",
+                code="part-misused",
             ) from None
 
     @overload
@@ -86,7 +87,8 @@ class Stash:
         if key in self.parts:
             raise PluginError(
                 f"{technique}: it supplies two parts of class {type(part).__name__} with state. "
-                "Give them different classes, so that a checkpoint can tell them apart."
+                "Give them different classes, so that a checkpoint can tell them apart.",
+                code="plugin-broken",
             )
         self.parts[key] = part
 

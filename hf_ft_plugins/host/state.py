@@ -75,7 +75,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
             f"{file}: its format is {content['format']!r} and this version reads {FORMAT}. "
-            "Resume with the version of hf-ft-plugins that wrote it."
+            "Resume with the version of hf-ft-plugins that wrote it.",
+            code="checkpoint-other-run",
         )
     wrong = _what_is_wrong(content)
     if wrong is not None:
@@ -119,7 +120,8 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise PluginError(
-                    f"{path}: the state has the key {key!r}; JSON keeps only text keys. Make it a string."
+                    f"{path}: the state has the key {key!r}; JSON keeps only text keys. Make it a string.",
+                    code="plugin-broken",
                 )
         return {key: _without_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, list):
@@ -131,7 +133,8 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         return {TENSOR_MARK: path}
     raise PluginError(
         f"{path}: the state holds a {type(value).__name__}, which a checkpoint cannot keep. "
-        "Return numbers, text, lists, dicts or torch tensors from state_dict()."
+        "Return numbers, text, lists, dicts or torch tensors from state_dict().",
+        code="plugin-broken",
     )
 
 
@@ -173,5 +176,6 @@ def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: 
             f"{folder} was made with other techniques than this run:\n  "
             + "\n  ".join(lines)
             + "\nUse the same techniques and options, start a new output_dir, or say --allow-changed-plugins "
-            f"({ALLOW_CHANGED_VARIABLE}=1) to go on: parts without a stored state then start afresh."
+            f"({ALLOW_CHANGED_VARIABLE}=1) to go on: parts without a stored state then start afresh.",
+            code="checkpoint-other-run",
         )

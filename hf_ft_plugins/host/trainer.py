@@ -140,18 +140,21 @@ class Host(Blame, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, L
             if not isinstance(supplied, Iterable):
                 raise PluginError(
                     f"{technique.name}: ft_callbacks answers one {type(supplied).__name__}, which is not iterable. "
-                    "Return a list of callbacks, here of one."
+                    "Return a list of callbacks, here of one.",
+                    code="plugin-broken",
                 )
             for callback in supplied:
                 if isinstance(callback, type):
                     raise PluginError(
                         f"{technique.name}: ft_callbacks answers the class {callback.__name__} instead of a callback. "
-                        f"Return [{callback.__name__}(...)]."
+                        f"Return [{callback.__name__}(...)].",
+                        code="plugin-broken",
                     )
                 if phase_of(callback) not in (None, *END_PHASES):
                     raise PluginError(
                         f"{technique.name}: {type(callback).__name__} has end_phase={phase_of(callback)!r}; there are "
-                        f"{', '.join(END_PHASES)}. Name one of these, or none."
+                        f"{', '.join(END_PHASES)}. Name one of these, or none.",
+                        code="plugin-broken",
                     )
                 callbacks.insert(position, callback)
                 self._ft_owners = (*self._ft_owners, (callback, technique))

@@ -170,14 +170,16 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
         if lower.peak <= budget:
             raise PluginError(
                 f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. It fits, with "
-                f"{lower.peak / GIB:.2f} GiB, by: {advice}."
+                f"{lower.peak / GIB:.2f} GiB, by: {advice}.",
+                code="memory-over-budget",
             )
         if lower.peak < lowest.peak:
             lowest, tried = lower, [advice]
     least = f"The least that was found is {lowest.peak / GIB:.2f} GiB, by: {tried[0]}. " if tried else ""
     raise PluginError(
         f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. {least}Train a smaller model, or "
-        "shorter rows; a model that is too large to be loaded whole can be loaded quantised by the script."
+        "shorter rows; a model that is too large to be loaded whole can be loaded quantised by the script.",
+        code="memory-over-budget",
     )
 
 

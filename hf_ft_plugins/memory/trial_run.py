@@ -259,7 +259,8 @@ def _optimizer(trained: list[Any], args: Any) -> tuple[Any, float]:
         return torch.optim.RMSprop(trained, lr=1e-3, foreach=False), 0.0
     raise OptionError(
         f"memory: the size of optim={name!r} is not known; known are adamw_torch, adamw_torch_fused, sgd, adafactor, "
-        f"adagrad, rmsprop, {', '.join(EIGHT_BIT)}."
+        f"adagrad, rmsprop, {', '.join(EIGHT_BIT)}.",
+        code="training-arguments",
     )
 
 
@@ -273,7 +274,10 @@ def _batch(model: Any, config: Any, size: int, length: int) -> dict[str, Any]:
     elif name == "input_ids":
         batch = {name: torch.zeros(size, length, dtype=torch.long)}
     else:
-        raise PluginError(f"memory: {type(model).__name__} takes {name}; input_ids and pixel_values are known here.")
+        raise PluginError(
+            f"memory: {type(model).__name__} takes {name}; input_ids and pixel_values are known here.",
+            code="model-unsuited",
+        )
     cls = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     if any(word in cls for word in A_LABEL_EACH_TOKEN):
         batch["labels"] = torch.zeros(size, length, dtype=torch.long)

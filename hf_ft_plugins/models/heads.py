@@ -170,7 +170,8 @@ def _layers_to_change(
     raise PluginError(
         f"{technique}: the data has {outputs} labels ({_shown(labels.names)}) and the model, a "
         f"{type(bare(model)).__name__}, {len(before)} outputs, {why}. Its outputs are {_shown(before)}. "
-        f"{_how_to_fit(labels, before, rows, adapted)}"
+        f"{_how_to_fit(labels, before, rows, adapted)}",
+        code="labels-unsuited",
     )
 
 

@@ -250,4 +250,4 @@ class LabelReader:
             )
 
     def _error(self, what: str) -> PluginError:
-        return PluginError(f"{self.technique}: {what}.")
+        return PluginError(f"{self.technique}: {what}.", code="labels-unsuited")

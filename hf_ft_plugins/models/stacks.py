@@ -157,7 +157,8 @@ def block_stacks(model: nn.Module, asker: str) -> dict[str, Stack]:
         return {"": found[-1]}
     raise PluginError(
         f"{asker}: {type(model).__name__} has no list of layers whose length its configuration tells "
-        f"({', '.join(COUNTS[''])}); layers of this architecture cannot be removed."
+        f"({', '.join(COUNTS[''])}); layers of this architecture cannot be removed.",
+        code="model-unsuited",
     )
 
 

@@ -38,7 +38,10 @@ def compare_runs(
             cannot be used.
     """
     if seeds < 1:
-        raise PluginError(f"compare: --seeds {seeds} runs nothing. Use 1 or more; 3 tell a difference from noise.")
+        raise PluginError(
+            f"compare: --seeds {seeds} runs nothing. Use 1 or more; 3 tell a difference from noise.",
+            code="command-line",
+        )
     with comparison_folder(output):
         outcomes = _both(techniques, command, output, seeds)
         compared = judge(outcomes, techniques)

@@ -90,7 +90,8 @@ class Runs:
             what = f"ended with status {process.returncode}" if process.returncode else "trained nothing"
             raise PluginError(
                 f"compare: the run {which} the techniques {what}. Its last lines ({log}):\n"
-                f"{''.join(lines[-LAST_LINES:])}"
+                f"{''.join(lines[-LAST_LINES:])}",
+                code="script-failed",
             )
         self.progress.update(bar, total=content["step"], completed=content["step"])
         return Outcome(
@@ -131,20 +132,23 @@ def comparison_folder(folder: Path) -> Iterator[Path]:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
             raise PluginError(
                 f"compare: {folder} holds files that no comparison wrote, and a comparison would write among them. "
-                "Name a new folder with --output, or empty this one."
+                "Name a new folder with --output, or empty this one.",
+                code="file-unusable",
             )
         folder.mkdir(parents=True, exist_ok=True)
         marker = (folder / MARKER).open("a+", encoding="utf-8")
     except OSError as error:
         raise PluginError(
-            f"compare: {folder} cannot be written ({error}). Name a folder that you may write with --output."
+            f"compare: {folder} cannot be written ({error}). Name a folder that you may write with --output.",
+            code="file-unusable",
         ) from error
     with marker:
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise PluginError(
-                f"compare: another comparison runs in {folder}. Wait for it, or name another --output."
+                f"compare: another comparison runs in {folder}. Wait for it, or name another --output.",
+                code="file-unusable",
             ) from error
         # The results of an earlier comparison must not be mistaken for this one's.
         for file in folder.iterdir():

@@ -27,6 +27,8 @@ SCALER_SEARCH = 16  # steps; fp16's scaler starts at 2**16 and halves its scale 
 class NonFiniteGradientsError(PluginError):
     """Too large a share of the steps had gradients that are not finite; the weights are those of the last good step."""
 
+    DEFAULT_CODE = "not-finite"
+
 
 @dataclass(frozen=True)
 class GuardState:

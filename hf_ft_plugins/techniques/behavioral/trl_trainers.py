@@ -36,7 +36,8 @@ def contract_of(trainer_class: type) -> str:
             return CONTRACTS[cls.__name__]
     raise PluginError(
         f"{NAME}: {trainer_class.__name__} is none of TRL's {', '.join(CONTRACTS)}, which learn from preferences. "
-        f"Use one of them, or leave out {NAME}."
+        f"Use one of them, or leave out {NAME}.",
+        code="trainer-unsuited",
     )
 
 
@@ -86,12 +87,14 @@ def refuse_unfit(trainer: Trainer, *, weights: bool, noise: Noise) -> None:
     if weighed and unserved:
         raise PluginError(
             f"{NAME}: rows have weights, and loss_type={'+'.join(unserved)} compares rows of a batch with each other: "
-            f"no row has a loss of its own. Take one of {', '.join(WEIGHED_LOSSES[:13])}, or set weights=false."
+            f"no row has a loss of its own. Take one of {', '.join(WEIGHED_LOSSES[:13])}, or set weights=false.",
+            code="training-arguments",
         )
     if weighed and contract == "sft" and (trainer.args.packing or getattr(trainer, "padding_free", False)):
         raise PluginError(
             f"{NAME}: rows have weights, and packing=True or padding_free=True joins rows. Set both to False, or set "
-            "weights=false."
+            "weights=false.",
+            code="training-arguments",
         )
     if contract == "kto" and isinstance(trainer.train_dataset, IterableDataset):
         logger.warning(
@@ -106,7 +109,8 @@ def refuse_unfit(trainer: Trainer, *, weights: bool, noise: Noise) -> None:
     ):
         raise PluginError(
             f"{NAME}: some completions hold turns of the user, which are not to be scored, and "
-            "precompute_ref_log_probs=True has scored them. Set it to False, or give completions of one turn."
+            "precompute_ref_log_probs=True has scored them. Set it to False, or give completions of one turn.",
+            code="training-arguments",
         )
 
 
@@ -119,7 +123,8 @@ def _choose_noise(trainer: Trainer, noise: Noise, has_flips: bool) -> None:
     if noise != "auto":
         raise PluginError(
             f"{NAME}: noise={noise} gives each pair a flip probability in the robust form of the sigmoid "
-            f"loss, and loss_type is {'+'.join(trainer.loss_types)}. Set loss_type to sigmoid or robust, or noise=off."
+            f"loss, and loss_type is {'+'.join(trainer.loss_types)}. Set loss_type to sigmoid or robust, or noise=off.",
+            code="training-arguments",
         )
     logger.warning(
         "%s: loss_type=%s has no flip probabilities; the column %s is not used.",
@@ -142,6 +147,9 @@ def shares_prefixes(trainer: Trainer, wanted: Literal["auto", "on", "off"]) -> b
     if reason is None:
         return True
     if wanted == "on":
-        raise PluginError(f"{NAME}: share_prefixes=on would not be exact: {reason}. Set share_prefixes=off.")
+        raise PluginError(
+            f"{NAME}: share_prefixes=on would not be exact: {reason}. Set share_prefixes=off.",
+            code="option-combination",
+        )
     logger.info("%s: prefixes are not shared: %s.", NAME, reason)
     return False

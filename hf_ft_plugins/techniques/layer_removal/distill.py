@@ -47,7 +47,8 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
             raise PluginError(
                 f"{NAME}: distill={weight} needs a model called with labels that gives loss and logits, and "
                 f"{type(module).__name__} did not: Trainer and Seq2SeqTrainer call it so, TRL's trainers do not. "
-                "Set distill=0."
+                "Set distill=0.",
+                code="trainer-unsuited",
             )
         given = {name: value for name, value in kwargs.items() if name not in ("labels", "num_items_in_batch")}
         if "decoder_input_ids" not in given and getattr(original.config, "is_encoder_decoder", False):
@@ -82,6 +83,7 @@ def refuse_other_losses(model: Any, batches: Any, weight: float) -> None:
         if missing is not None:
             raise PluginError(
                 f"{NAME}: distill={weight} compares `logits` where there are `labels`, and the loss of a "
-                f"{type(model).__name__} on this data ({', '.join(batch)}) is without {missing}. Set distill=0."
+                f"{type(model).__name__} on this data ({', '.join(batch)}) is without {missing}. Set distill=0.",
+                code="model-unsuited",
             )
         return

@@ -75,7 +75,8 @@ class GateCallback(WithTrainer, TrainerCallback):
         if surgery is not None and state and tuple(state["removed"]) != surgery.removed:
             raise PluginError(
                 f"{NAME}: the checkpoint's model is without layers {state['removed']}, and this run has removed "
-                f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}."
+                f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}.",
+                code="checkpoint-other-run",
             )
 
     def on_train_begin(
@@ -122,7 +123,8 @@ def close_run(trainer: Trainer, surgery: Surgery, limits: Limits, *, restore: bo
         raise PluginError(
             f"{NAME}: {'; '.join(report['failed'])}. The trainer's model is the original again; checkpoints "
             f"in {args.output_dir} hold the smaller one. Remove fewer layers, train for longer, or say "
-            "max_degradation=..., or on_fail=warn."
+            "max_degradation=..., or on_fail=warn.",
+            code="quality-gate",
         )
     return report
 

@@ -73,10 +73,13 @@ def removal_order(
     if not 1 <= number <= len(free):
         raise OptionError(
             f"{NAME}: {number} layers of {depth} cannot be removed with protect_first={protect_first} and "
-            f"protect_last={protect_last}: there are {len(free)} to choose from."
+            f"protect_last={protect_last}: there are {len(free)} to choose from.",
+            code="option-combination",
         )
     if method not in ("last", "random") and not len(batches):
-        raise OptionError(f"{NAME}: method={method!r} needs batches of data to choose by; there are none.")
+        raise OptionError(
+            f"{NAME}: method={method!r} needs batches of data to choose by; there are none.", code="data-missing"
+        )
     with unchanged_on_error(model), evaluating(model), torch.no_grad():
         return list(METHODS[method](model, batches, number, side, free, seed))
 

@@ -116,7 +116,8 @@ class LayerRemoval(Technique):
         _refuse_pieces(self.name, model, args)
         if hasattr(model, "peft_config"):
             raise PluginError(
-                f"{self.name}: the script's model has adapters already. Remove layers first: --with peft."
+                f"{self.name}: the script's model has adapters already. Remove layers first: --with peft.",
+                code="technique-conflict",
             )
         if SURGERY in stash:
             # Left by the model of an earlier trial.
@@ -144,7 +145,8 @@ class LayerRemoval(Technique):
         if self.distill and trainer.args.label_smoothing_factor:
             raise PluginError(
                 f"{self.name}: distill={self.distill} needs a model called with labels, and Trainer keeps them for "
-                f"label_smoothing_factor={trainer.args.label_smoothing_factor}. Set either to 0."
+                f"label_smoothing_factor={trainer.args.label_smoothing_factor}. Set either to 0.",
+                code="training-arguments",
             )
 
     def ft_loss(self, trainer: Trainer) -> AbstractContextManager[None] | None:
@@ -198,11 +200,13 @@ def _refuse_pieces(name: str, model: PreTrainedModel, args: TrainingArguments) -
         raise PluginError(
             f"{name}: from_pretrained(..., distributed_config=...) has cut the weights up over ranks, and layers are "
             "measured on whole ones. Leave distributed_config out and shard with TrainingArguments(fsdp=True), or "
-            "remove layers in a run before: the saved model can be loaded in pieces."
+            "remove layers in a run before: the saved model can be loaded in pieces.",
+            code="distributed-unsupported",
         )
     if args.deepspeed or fsdp_version() == 1:
         kind = "DeepSpeed" if args.deepspeed else "FSDP1"
         raise PluginError(
             f"{name}: {kind} keeps parameters in buffers of its own, of which the gate cannot measure the model when "
-            "training ends. Use FSDP2 (fsdp_config={'version': 2}), or remove layers in a run before."
+            "training ends. Use FSDP2 (fsdp_config={'version': 2}), or remove layers in a run before.",
+            code="distributed-unsupported",
         )

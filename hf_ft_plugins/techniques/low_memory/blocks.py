@@ -48,7 +48,8 @@ def blocks_of(model: Any, way: Way) -> list[Block]:
     if not paths:
         raise PluginError(
             f"{NAME}: algorithm={way} lets one layer learn after the other, and no stack of layers is found in a "
-            f"{type(base).__name__}. Use algorithm=script or adalomo."
+            f"{type(base).__name__}. Use algorithm=script or adalomo.",
+            code="model-unsuited",
         )
     if sum(len(stack.blocks) for stack in all_stacks(base)) == 1:
         # There is no order of layers to ask for.

@@ -49,7 +49,8 @@ def fuse(
     if folds and way == "two_pass" and trainer.args.max_grad_norm > 0:
         raise OptionError(
             f"{NAME}: clip=two_pass takes the norm of a whole step's gradient, which accumulation=fold never has. Use "
-            "clip=lagged or clip=per_tensor, or accumulation=buffer."
+            "clip=lagged or clip=per_tensor, or accumulation=buffer.",
+            code="option-combination",
         )
     clipping = None
     if kept is None and trainer.args.max_grad_norm > 0:
@@ -81,7 +82,8 @@ def why_gradients_are_kept(trainer: Trainer, accumulation: str) -> str | None:
     if steps > 1 and accumulation == "refuse":
         raise OptionError(
             f"{NAME}: accumulation=refuse, and gradient_accumulation_steps={steps}. Set it to 1 with a larger "
-            "per_device_train_batch_size, or accumulation=buffer."
+            "per_device_train_batch_size, or accumulation=buffer.",
+            code="option-combination",
         )
     owner = hooks.owner(getattr(trainer, "_ft_techniques", ()), "ft_training_step")
     if owner is not None:

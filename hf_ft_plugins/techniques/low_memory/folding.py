@@ -105,7 +105,8 @@ def folding_of(optimizer: torch.optim.Optimizer) -> Folding:
     if reason is not None:
         raise OptionError(
             f"{NAME}: accumulation=fold is for {FOLDABLE}, and {type(optimizer).__name__} {reason}. Use one of "
-            "these, or accumulation=buffer."
+            "these, or accumulation=buffer.",
+            code="option-combination",
         )
     assert isinstance(optimizer, torch.optim.Adam)
     return AdamFolding(optimizer)

@@ -207,7 +207,8 @@ class FusedBackward(torch.optim.Optimizer):
                 f"{NAME}: the gradient of {self._name(parameter)} came twice in one step, the second time after it was "
                 "applied. Checkpointing with use_reentrant=True does so to layers that are used several times, and so "
                 "does a second backward pass: set gradient_checkpointing_kwargs={'use_reentrant': False}, or "
-                "fused=false."
+                "fused=false.",
+                code="training-arguments",
             )
         if last:
             self._stepped.add(id(parameter))
@@ -221,7 +222,8 @@ class FusedBackward(torch.optim.Optimizer):
         if gradient.is_sparse:
             raise PluginError(
                 f"{NAME}: the gradient of {self._name(parameter)} is sparse, and what is computed of it here needs a "
-                "dense one. Make the layer with sparse=False."
+                "dense one. Make the layer with sparse=False.",
+                code="model-unsuited",
             )
         norm = norm_of(gradient)
         self._total = total_of(self._total, norm * count**0.5)

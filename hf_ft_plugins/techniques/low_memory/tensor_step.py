@@ -77,7 +77,8 @@ def refuse_inseparable(optimizer: torch.optim.Optimizer) -> None:
 def _refusal(kind: str, reason: str) -> PluginError:
     return PluginError(
         f"{NAME}: the optimizer {kind} {reason}, so it cannot step within the backward pass. Use another one, such as "
-        "optim=adamw_torch, or fused=false."
+        "optim=adamw_torch, or fused=false.",
+        code="optimizer-unsuited",
     )
 
 

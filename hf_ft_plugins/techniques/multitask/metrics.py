@@ -100,7 +100,9 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     try:
         from seqeval.metrics import f1_score, precision_score, recall_score
     except ImportError as error:
-        raise PluginError(f"{NAME}: entities are scored by seqeval, which is not installed. {INSTALL}") from error
+        raise PluginError(
+            f"{NAME}: entities are scored by seqeval, which is not installed. {INSTALL}", code="package-missing"
+        ) from error
     scorers = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
     return {name: float(score(list(gold), list(predicted), zero_division=0)) for name, score in scorers.items()}
 

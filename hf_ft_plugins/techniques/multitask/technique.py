@@ -143,7 +143,10 @@ class MultiTask(Technique):
             return None
         tokenizer = processing_class or getattr(collator, "tokenizer", None)
         if tokenizer is None:
-            raise PluginError(f"{self.name}: the trainer has no tokenizer. Pass processing_class=tokenizer.")
+            raise PluginError(
+                f"{self.name}: the trainer has no tokenizer. Pass processing_class=tokenizer.",
+                code="tokenizer-unsuited",
+            )
         return MultiTaskCollator(tokenizer, model, self.max_length, training=split == "train")
 
     def ft_metrics(self, model: PreTrainedModel, args: TrainingArguments) -> MultiTaskMetrics | None:

@@ -111,7 +111,8 @@ def make_config(
     if tied and method in MUTATING and targets is not None and _touched_tied(model, targets, ()):
         raise OptionError(
             f"{NAME}: method={method} takes its beginning out of the weights of {tied[0]}, which another layer shares, "
-            f"so that the model would begin as another one. Leave it out of targets, or use method=lora."
+            f"so that the model would begin as another one. Leave it out of targets, or use method=lora.",
+            code="option-combination",
         )
     # peft ties adapters of embeddings by these names only, and writes the embeddings' own name into the
     # configuration: of another name (GPT-2's wte), the saved adapter loads without the head's part. Of further layers
@@ -124,7 +125,7 @@ def make_config(
     try:
         return cls(task_type=task, **settings)
     except (ValueError, TypeError) as error:
-        raise OptionError(f"{NAME}: method={method} with {settings}: {error}") from error
+        raise OptionError(f"{NAME}: method={method} with {settings}: {error}", code="option-combination") from error
 
 
 def _paths(model: PreTrainedModel, targets: Any) -> list[str]:
@@ -138,7 +139,10 @@ def _parameters(method: str, fields: Mapping[str, Any], targets: Any) -> dict[st
     if not targets.parameters:
         return {}
     if "target_parameters" not in fields or method in ("dora", "pissa", "olora", "eva"):
-        raise OptionError(f"{NAME}: method={method} cannot adapt fused experts. Use method=lora, or moe=attention.")
+        raise OptionError(
+            f"{NAME}: method={method} cannot adapt fused experts. Use method=lora, or moe=attention.",
+            code="option-combination",
+        )
     return {"target_parameters": list(targets.parameters)}
 
 
@@ -156,7 +160,8 @@ def _rank(
     if "r" not in fields:
         if r is not None:
             raise OptionError(
-                f"{NAME}: method={method} has no rank. Leave out r={r}; its own options: {_named(fields)}."
+                f"{NAME}: method={method} has no rank. Leave out r={r}; its own options: {_named(fields)}.",
+                code="option-combination",
             )
         return {}
     if r is None and method in OWN_RANK:
@@ -182,7 +187,10 @@ def _alpha(method: str, fields: Mapping[str, Any], settings: Mapping[str, Any], 
     name = next((name for name in ("lora_alpha", "alpha", "psoft_alpha", "randlora_alpha") if name in fields), None)
     if name is None:
         if alpha is not None:
-            raise OptionError(f"{NAME}: method={method} has no alpha. Leave it out; its own options: {_named(fields)}.")
+            raise OptionError(
+                f"{NAME}: method={method} has no alpha. Leave it out; its own options: {_named(fields)}.",
+                code="option-combination",
+            )
         return {}
     per_rank = ALPHA_PER_RANK.get(method, ALPHA)
     if alpha is None and (per_rank is None or "r" not in settings):
@@ -196,7 +204,9 @@ def _dropout(method: str, fields: Mapping[str, Any], dropout: float) -> dict[str
     if name is not None:
         return {name: dropout}
     if dropout:
-        raise OptionError(f"{NAME}: method={method} has no dropout. Leave out dropout={dropout}.")
+        raise OptionError(
+            f"{NAME}: method={method} has no dropout. Leave out dropout={dropout}.", code="option-combination"
+        )
     return {}
 
 
@@ -239,7 +249,8 @@ def _refuse_prompts(method: str, model: PreTrainedModel, task: str | None) -> No
     if task is None and method in PROMPTS:
         raise OptionError(
             f"{NAME}: method={method} puts its own before embedded tokens, and peft knows no way into a "
-            f"{type(model).__name__}, whose input is {main_input_name(model)}. Use method=lora."
+            f"{type(model).__name__}, whose input is {main_input_name(model)}. Use method=lora.",
+            code="model-unsuited",
         )
 
 
@@ -248,10 +259,13 @@ def _own(method: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> 
     own = {}
     for name, value in options.items():
         if name in OWN_OPTIONS:
-            raise OptionError(f"{NAME}: say {OWN_OPTIONS[name]}=... instead of config={name}:{value}.")
+            raise OptionError(
+                f"{NAME}: say {OWN_OPTIONS[name]}=... instead of config={name}:{value}.", code="option-combination"
+            )
         if name not in fields:
             raise OptionError(
-                f"{NAME}: method={method} has no option {name!r}.{nearest(name, fields)} It has: {_named(fields)}."
+                f"{NAME}: method={method} has no option {name!r}.{nearest(name, fields)} It has: {_named(fields)}.",
+                code="option-unknown",
             )
         if name in NESTED and isinstance(value, Mapping):
             import peft

@@ -113,7 +113,9 @@ def config_class(method: str) -> Any:
     try:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
-        raise PluginError(f"{NAME}: peft is not installed: pip install 'peft>=0.21'.") from error
+        raise PluginError(
+            f"{NAME}: peft is not installed: pip install 'peft>=0.21'.", code="package-missing"
+        ) from error
     types = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = kind_of(method)
     if kind not in types:
@@ -146,10 +148,13 @@ def refuse_method(method: str, quant: str | None, merged: bool) -> None:
         also = f", method={method} with quant={other[0]}" if other else ""
         raise OptionError(
             f"{NAME}: method={method} on quant={quant} does not train, reload or merge right. Without quant it does"
-            f"{also}; quant={quant} goes with {', '.join(FITS[quant])}."
+            f"{also}; quant={quant} goes with {', '.join(FITS[quant])}.",
+            code="option-combination",
         )
     if merged and method in UNMERGEABLE:
-        raise OptionError(f"{NAME}: method={method} cannot be merged. Use export=adapter, or method=lora.")
+        raise OptionError(
+            f"{NAME}: method={method} cannot be merged. Use export=adapter, or method=lora.", code="option-combination"
+        )
 
 
 def read_options(pairs: Iterable[str]) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def trainable_rows(
     if left and "trainable_token_indices" not in fields:
         raise OptionError(
             f"{NAME}: option new_tokens=train is not for method={method}, which trains no single rows. Use "
-            f"method=lora, or modules_to_save={'+'.join(left)}."
+            f"method=lora, or modules_to_save={'+'.join(left)}.",
+            code="option-combination",
         )
     return left
 

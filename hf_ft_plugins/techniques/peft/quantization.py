@@ -51,7 +51,10 @@ def quantize(model: PreTrainedModel, kind: Kind, *, compute_dtype: torch.dtype |
     """
     bnb = _bitsandbytes()
     if getattr(model, "hf_quantizer", None) is not None:
-        raise PluginError(f"{NAME}: quant={kind}, and the script's model is quantised already. Leave out quant.")
+        raise PluginError(
+            f"{NAME}: quant={kind}, and the script's model is quantised already. Leave out quant.",
+            code="technique-conflict",
+        )
     dtype, turned = model.dtype, 0
     with unchanged_on_error(model, storages=False):
         block_stacks(model)
@@ -115,7 +118,8 @@ def _bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise PluginError(
-            f"{NAME}: quant needs bitsandbytes, which is not installed: pip install bitsandbytes>=0.50."
+            f"{NAME}: quant needs bitsandbytes, which is not installed: pip install bitsandbytes>=0.50.",
+            code="package-missing",
         ) from error
     return bitsandbytes
 

@@ -69,7 +69,8 @@ def verified_adapter(
         failure = failure or f"its logits differ by {error:.1%} from the trained model's"
         raise PluginError(
             f"{NAME}: the adapter is in {folder}, and loaded anew on its base it is not what was trained: {failure}. "
-            "Use export=merged, or other targets."
+            "Use export=merged, or other targets.",
+            code="quality-gate",
         )
     if not _is_there(base):
         return f"loaded anew on the base in memory its logits differ by {error:.2g} of their norm"

@@ -78,7 +78,8 @@ def find_targets(
         fitting = [path for path in (*layers, *fused) if _fits(path, name)]
         if not fitting:
             raise PluginError(
-                f"{NAME}: exclude={name} fits none of the layers that get an adapter.{_near(name, layers)}"
+                f"{NAME}: exclude={name} fits none of the layers that get an adapter.{_near(name, layers)}",
+                code="option-value",
             )
         layers = {path: module for path, module in layers.items() if path not in fitting}
         fused = [path for path in fused if path not in fitting]
@@ -87,11 +88,13 @@ def find_targets(
         if how is not None:
             raise PluginError(
                 f"{NAME}: the layers of this {type(model).__name__} are quantised by {how}, and are no linear layers "
-                f"of torch or bitsandbytes. Name those that get an adapter: targets=..., among: {some_names(model)}."
+                f"of torch or bitsandbytes. Name those that get an adapter: targets=..., among: {some_names(model)}.",
+                code="model-unsuited",
             )
         raise PluginError(
             f"{NAME}: no linear layer is found in the blocks of a {type(model).__name__} ({', '.join(stacks)}). Name "
-            f"its layers: targets=..., among: {some_names(model)}."
+            f"its layers: targets=..., among: {some_names(model)}.",
+            code="model-unsuited",
         )
     coverage = _coverage(model, stacks, layers, fused)
     if coverage < LEAST_COVERAGE and moe is None and not exclude:
@@ -103,7 +106,8 @@ def find_targets(
         )
         raise PluginError(
             f"{NAME}: the linear layers of a {type(model).__name__} hold {coverage:.1%} of its blocks' parameters; the "
-            f"others would stay frozen. {remedy}."
+            f"others would stay frozen. {remedy}.",
+            code="model-unsuited",
         )
     return Targets(
         modules=shortest_names(model, layers),
@@ -128,7 +132,8 @@ def named_targets(model: PreTrainedModel, names: Iterable[str]) -> Targets:
         fitting = {path: module for path, module in modules.items() if _fits(path, name)}
         if not fitting:
             raise PluginError(
-                f"{NAME}: targets={name} fits no layer of a {type(model).__name__}.{_near(name, modules)}"
+                f"{NAME}: targets={name} fits no layer of a {type(model).__name__}.{_near(name, modules)}",
+                code="option-value",
             )
         found |= fitting
     stacks = block_stacks(model)

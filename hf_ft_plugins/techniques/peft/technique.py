@@ -155,7 +155,8 @@ class Peft(Technique):
             raise PluginError(
                 f"{self.name}: method={self.method} changes the weights under the adapter, and a "
                 f"{type(trainer).__name__} without ref_model= takes them for its reference. Pass a ref_model, or use "
-                "method=lora."
+                "method=lora.",
+                code="trainer-unsuited",
             )
         if self._second_rate != 1.0:
             lr_scale.refuse_when_built(trainer, self.name, by_group=True)
@@ -239,7 +240,8 @@ class Peft(Technique):
         if other is not None and self.export in ("merged", "both"):
             raise PluginError(
                 f"{self.name}: export={self.export} is known for plain weights and bitsandbytes', and the script's "
-                f"model is quantised by {other}. Use export=adapter."
+                f"model is quantised by {other}. Use export=adapter.",
+                code="option-combination",
             )
         if kind is not None:
             refuse_method(self.method, kind, merged=False)

@@ -155,5 +155,6 @@ def refuse_shards(matrices: Iterable[torch.Tensor]) -> None:
     if any(hasattr(one, "full_tensor") for one in matrices):
         raise PluginError(
             f"{NAME}: ewc with LoRA needs whole matrices on each rank, and FSDP cuts them up. Train without FSDP, or "
-            "use l2sp, olora or replay."
+            "use l2sp, olora or replay.",
+            code="distributed-unsupported",
         )

@@ -70,7 +70,8 @@ class AnsweringModel:
         if questions and not ends:
             raise PluginError(
                 f"{NAME}: own_answers=True, and neither the tokenizer nor the model's generation_config has an "
-                "eos_token_id, so no answer ends. Set it there, or set own_answers=False."
+                "eos_token_id, so no answer ends. Set it there, or set own_answers=False.",
+                code="tokenizer-unsuited",
             )
         found: list[list[int] | None] = [None] * len(questions)
         order = sorted(range(len(questions)), key=lambda place: len(questions[place].prompt))

@@ -50,7 +50,10 @@ def matrix(
         known = sorted({name for stage in finished for values in stage.after.values() for name in values})
         raise PluginError(
             f"{NAME}: in {folder} nothing was measured{f' as {metric}' if metric else ''}. "
-            + (f"Of {len(finished)} stages there is {', '.join(known)}: --metric." if known else "Name stages' folder.")
+            + (
+                f"Of {len(finished)} stages there is {', '.join(known)}: --metric." if known else "Name stages' folder."
+            ),
+            code="metric-unknown",
         )
     picture = write_matrix(found, folder)
     if as_json:

@@ -100,7 +100,9 @@ def for_each_row(
             act()
             model.zero_grad(set_to_none=True)
     if count == 0:
-        raise PluginError(f"{NAME}: ewc needs rows of earlier stages, and there are none. Keep some, or set ewc=0.")
+        raise PluginError(
+            f"{NAME}: ewc needs rows of earlier stages, and there are none. Keep some, or set ewc=0.", code="stages"
+        )
     return count
 
 
@@ -115,7 +117,8 @@ def means(total: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]
         if not bool(torch.isfinite(whole_tensor(tensor.sum()))):
             raise PluginError(
                 f"{NAME}: ewc: the gradients of {name} on rows of earlier stages are not finite. Look for rows whose "
-                "loss is not a number, and prefer bf16 to fp16."
+                "loss is not a number, and prefer bf16 to fp16.",
+                code="not-finite",
             )
     return total
 
@@ -161,7 +164,8 @@ def _rows_of(batches: Batches, rows: int) -> Iterator[dict[str, Any]]:
             shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in tensors.items())
             raise PluginError(
                 f"{NAME}: ewc takes gradients of one row at a time, and this batch cannot be taken apart: {shapes}. "
-                "Collate one row a batch, or set ewc=0."
+                "Collate one row a batch, or set ewc=0.",
+                code="data-unsuited",
             )
         for index in range(min(size, left)):
             yield batch if size == 1 else {**batch, **{name: one[index : index + 1] for name, one in tensors.items()}}

@@ -41,7 +41,8 @@ def keep_rows(dataset: Any, count: int, seed: int) -> Any:
     size = refuse_stream(dataset)
     if count < 1 or size < 1:
         raise PluginError(
-            f"{NAME}: keep_rows={count} of {size} training rows leaves none. {MEND if size < 1 else 'Keep 1 or more.'}"
+            f"{NAME}: keep_rows={count} of {size} training rows leaves none. {MEND if size < 1 else 'Keep 1 or more.'}",
+            code="option-value",
         )
     chosen = np.sort(KeyedPermutation(size, (seed,))(np.arange(min(count, size))))
     if isinstance(dataset, datasets.Dataset):
@@ -57,7 +58,8 @@ def refuse_stream(dataset: Any) -> int:
     if streams or not hasattr(dataset, "__len__"):
         raise PluginError(
             f"{NAME}: replay needs training data that can be read by position, and a {type(dataset).__name__} is a "
-            "stream. Set replay=0, or download it: datasets.Dataset.from_list(list(stream.take(n)))."
+            "stream. Set replay=0, or download it: datasets.Dataset.from_list(list(stream.take(n))).",
+            code="data-unsuited",
         )
     return len(dataset)
 
@@ -81,5 +83,6 @@ def load_rows(folder: str | Path) -> Any:
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise PluginError(
             f"{NAME}: folder: no kept rows can be read at {folder} ({type(error).__name__}: {error}). Run that stage "
-            "again, or set replay=0."
+            "again, or set replay=0.",
+            code="file-unusable",
         ) from error

@@ -80,7 +80,8 @@ def with_own_answers(
     if not getattr(model, "can_generate", lambda: False)() and not hasattr(model, "peft_config"):
         raise PluginError(
             f"{NAME}: own_answers=True, and a {type(model).__name__} generates no answers. Set own_answers=False: rows "
-            "are replayed as they were."
+            "are replayed as they were.",
+            code="model-unsuited",
         )
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     ask = AnsweringModel(model, tokenizer, batch_size, seed, temperature)

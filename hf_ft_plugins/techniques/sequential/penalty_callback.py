@@ -173,13 +173,16 @@ class PenaltyCallback(WithTrainer, TrainerCallback):
         if name not in self._digests:
             raise CheckpointError(
                 f"{NAME}: the checkpoint to resume was made without this penalty (it knows nothing of the {name}). "
-                "Resume with the options that it was made with, or begin the stage anew."
+                "Resume with the options that it was made with, or begin the stage anew.",
+                code="checkpoint-other-run",
             )
         return self._digests[name]
 
     def _estimated(self, model: Any, layers: list[LoraLayer], loss_scale: float) -> dict[str, torch.Tensor]:
         if self.earlier_batches is None:
-            raise PluginError(f"{NAME}: ewc={self.ewc:g} needs rows of earlier stages: pass earlier_batches.")
+            raise PluginError(
+                f"{NAME}: ewc={self.ewc:g} needs rows of earlier stages: pass earlier_batches.", code="part-misused"
+            )
         how: dict[str, Any] = {
             "rows": self.fisher_rows,
             "kind": self.fisher,

@@ -55,12 +55,14 @@ class ReplaySampler(Sampler[int]):
         if not 0 < share < 1:
             raise PluginError(
                 f"{NAME}: replay={share} is the share of kept rows among all that are drawn: more than 0 and less than "
-                "1, such as 0.05. With replay=0 no ReplaySampler is needed."
+                "1, such as 0.05. With replay=0 no ReplaySampler is needed.",
+                code="option-value",
             )
         if new < 1 or not pools or min(pools) < 1:
             raise PluginError(
                 f"{NAME}: replay={share} draws from {new} new rows and {list(pools)} kept ones of the stages before, "
-                "and each must have a row. Leave out a stage that kept none, or set replay=0."
+                "and each must have a row. Leave out a stage that kept none, or set replay=0.",
+                code="data-missing",
             )
         self.new, self.seed, self.epoch = int(new), seed, 0
         self.replayed = max(round(new * share / (1 - share)), len(pools))
@@ -111,7 +113,8 @@ def refuse_own_order(trainer: Any, replay: float) -> None:
         if own and cls.__module__.partition(".")[0] not in ASKS_HOST and cls.__name__ not in HANDS_OVER:
             raise PluginError(
                 f"{NAME}: replay={replay} draws kept rows among the new ones, and {cls.__name__} has an order of its "
-                f"own ({', '.join(sorted(own))}). Set replay=0; l2sp and ewc need no kept rows."
+                f"own ({', '.join(sorted(own))}). Set replay=0; l2sp and ewc need no kept rows.",
+                code="trainer-unsuited",
             )
     strategy = getattr(trainer.args, "train_sampling_strategy", "random")
     if strategy != "random":

@@ -89,7 +89,8 @@ def _words(name: str, value: Any, previous: str | None, stage: str) -> list[str]
     if any(isinstance(one, str) and "{previous}" in one for one in values) and previous is None:
         raise PluginError(
             f"{NAME}: stage {stage} is the first, and its argument {name}={value} names the model of the stage before. "
-            "Say there what the first stage starts from."
+            "Say there what the first stage starts from.",
+            code="recipe-unreadable",
         )
     return [f"--{name}", *(str(one).replace("{previous}", str(previous)) for one in values)] if values else []
 
@@ -102,19 +103,22 @@ def read_stages(recipe: Path) -> tuple[StageRecords, list[ScriptStage]]:
     """
     content = read_yaml(recipe, FORM)
     if not isinstance(content, dict) or not {"folder", "stages"} <= set(content) <= {"folder", "stages", *COMMON}:
-        raise OptionError(f"{recipe}: {FORM}")
+        raise OptionError(f"{recipe}: {FORM}", code="recipe-unreadable")
     entries = content["stages"]
     if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
-        raise OptionError(f"{recipe}: {FORM}")
+        raise OptionError(f"{recipe}: {FORM}", code="recipe-unreadable")
     stages = [_stage(recipe, str(content["folder"]), content, entry) for entry in entries]
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
-        raise OptionError(f"{recipe}: two stages have one name, of {', '.join(names)}. Rename one.")
+        raise OptionError(
+            f"{recipe}: two stages have one name, of {', '.join(names)}. Rename one.", code="recipe-unreadable"
+        )
     folders = [str(stage.output_dir) for stage in stages]
     if len(set(folders)) < len(folders):
         raise OptionError(
             f"{recipe}: two stages have one output_dir, of {', '.join(folders)}, and each goes on from the checkpoints "
-            "in its own. Leave the argument out: they are kept in the folder of the stages."
+            "in its own. Leave the argument out: they are kept in the folder of the stages.",
+            code="recipe-unreadable",
         )
     sequential: Any = next(one for one in stages[0].techniques if one.name == NAME)
     return sequential.records, stages
@@ -122,14 +126,23 @@ def read_stages(recipe: Path) -> tuple[StageRecords, list[ScriptStage]]:
 
 def _stage(recipe: Path, folder: str, common: Mapping[str, Any], entry: Mapping[str, Any]) -> ScriptStage:
     if not {"name"} <= set(entry) <= {"name", *COMMON}:
-        raise OptionError(f"{recipe}: a stage has the keys {', '.join(map(str, entry))}. {FORM.capitalize()}")
+        raise OptionError(
+            f"{recipe}: a stage has the keys {', '.join(map(str, entry))}. {FORM.capitalize()}",
+            code="recipe-unreadable",
+        )
     script = entry.get("script", common.get("script"))
     given = [part.get("arguments") or {} for part in (common, entry)]
     listed = [part.get("techniques") or [] for part in (common, entry)]
     if script is None or not all(isinstance(one, dict) for one in given):
-        raise OptionError(f"{recipe}: stage {entry['name']}: it needs a script, and arguments by name. {FORM}")
+        raise OptionError(
+            f"{recipe}: stage {entry['name']}: it needs a script, and arguments by name. {FORM}",
+            code="recipe-unreadable",
+        )
     if not all(isinstance(one, list) for one in listed):
-        raise OptionError(f"{recipe}: stage {entry['name']}: its techniques must be a list. {FORM.capitalize()}")
+        raise OptionError(
+            f"{recipe}: stage {entry['name']}: its techniques must be a list. {FORM.capitalize()}",
+            code="recipe-unreadable",
+        )
     # A technique that a stage names itself replaces the one that all have.
     chosen = {one.name: one for part in listed for one in map(registry.resolve, part)}
     own = chosen.pop(NAME, None) or registry.resolve(NAME)
@@ -162,7 +175,8 @@ def run_scripts(recipe: Path, console: Console) -> None:
             what = f"ended with status {status}" if status else "ended, and its stage is not finished"
             raise PluginError(
                 f"{NAME}: {title} {what}. The stages before it are kept in {records.folder}; mend it and run the same "
-                "again."
+                "again.",
+                code="script-failed",
             )
     file = records.folder / "hf_ft_forgetting.png"
     if file.is_file():

@@ -65,7 +65,8 @@ def read_tensors(file: Path, digest: str | None = None) -> dict[str, torch.Tenso
         raise CheckpointError(
             f"{NAME}: {file} is not the one that the run to resume wrote when it began: another run has begun in this "
             "output_dir since, or the file was changed. Give each run an output_dir of its own, and begin this stage "
-            "anew."
+            "anew.",
+            code="checkpoint-other-run",
         )
     try:
         return load_file(file)

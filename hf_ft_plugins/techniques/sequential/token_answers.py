@@ -122,7 +122,8 @@ def refuse_unknown_columns(rows: Sequence[dict[str, Any]], *, causal: bool) -> N
         if (causal and lists and name not in PER_TOKEN) or (not causal and name in DECODER):
             raise PluginError(
                 f"{NAME}: own_answers=True replaces tokens, and the column {name!r} says something of those that were "
-                "there. Leave it out of the data, or set own_answers=False."
+                "there. Leave it out of the data, or set own_answers=False.",
+                code="data-columns",
             )
 
 

@@ -47,7 +47,8 @@ def choose_metric(trainer: Trainer, *, metric: str | None = None, greater_is_bet
     if greater is None:
         raise PluginError(
             f"{NAME}: the best checkpoint is to be the one of best {metric!r}, and nothing says whether more of it is "
-            f"better. Say {NAME}:greater_is_better=true or {NAME}:greater_is_better=false."
+            f"better. Say {NAME}:greater_is_better=true or {NAME}:greater_is_better=false.",
+            code="metric-unknown",
         )
     changes = {"metric_for_best_model": metric, "greater_is_better": greater}
     unfit = cannot_load_best(args)
@@ -168,7 +169,8 @@ class BestMetricCallback(WithTrainer, TrainerCallback):
             raise PluginError(
                 f"{NAME}: the best checkpoint is to be the one of best {key!r}, which is not among what the evaluation "
                 f"gave: {', '.join(sorted(self._seen))}. Name one of these: {NAME}:metric=..., or "
-                "metric_for_best_model."
+                "metric_for_best_model.",
+                code="metric-unknown",
             )
         # eval_on_start of a resumed run: the uninterrupted run had no such evaluation.
         if key in metrics and not state.global_step == self._began_at > 0:

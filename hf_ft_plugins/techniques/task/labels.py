@@ -43,13 +43,15 @@ def kind_of(model: Module) -> Kind:
     if not hasattr(config, "num_labels"):
         raise PluginError(
             f"{NAME}: the model, a {type(base).__name__}, has no config with num_labels. Use an "
-            "AutoModelFor...Classification, or leave out the technique."
+            "AutoModelFor...Classification, or leave out the technique.",
+            code="model-unsuited",
         )
     why = other_labels(model)
     if why is not None:
         raise PluginError(
             f"{NAME}: the model, a {type(base).__name__}, neither classifies nor regresses: {why}. Load it with "
-            "AutoModelForSequenceClassification or its like, or leave out the technique."
+            "AutoModelForSequenceClassification or its like, or leave out the technique.",
+            code="model-unsuited",
         )
     if classifies_tokens(model):
         return "token"
@@ -81,7 +83,8 @@ def read_labels(
             raise PluginError(
                 f"{NAME}: all {len(labels.values)} training rows have the label "
                 f"{labels.names[int(counts.argmax())]!r}, so there is nothing to learn. Was the data set sorted by "
-                "label before it was cut? Shuffle it first."
+                "label before it was cut? Shuffle it first.",
+                code="labels-unsuited",
             )
     return labels
 
@@ -130,7 +133,8 @@ def refuse_no_labels(dataset: Any, model: Module, args: TrainingArguments, first
             raise PluginError(
                 f"{NAME}: the training rows have no labels as they reach the model; their columns are "
                 f"{', '.join(columns)}. Name the column of labels so: dataset.rename_column({column!r}, 'labels'), or "
-                "have the collator give labels."
+                "have the collator give labels.",
+                code="data-columns",
             )
         return
     fractional = any(isinstance(value, float) for row in given for value in (row if isinstance(row, list) else [row]))

@@ -169,4 +169,7 @@ def refuse_loss_of_its_own(trainer: Trainer, imbalance: Imbalance) -> bool:
     if imbalance in ("none", "sampler"):
         logger.info("%s: the loss stays as it is: %s.", NAME, own.partition(". ")[0])
         return True
-    raise PluginError(f"{NAME}: imbalance={imbalance} changes the loss, and {own}, or use imbalance=sampler.")
+    raise PluginError(
+        f"{NAME}: imbalance={imbalance} changes the loss, and {own}, or use imbalance=sampler.",
+        code="technique-conflict",
+    )

@@ -27,7 +27,8 @@ def refuse_nan_labels(dataset: Any, labels: Labels) -> None:
     if len(bad):
         raise PluginError(
             f"{NAME}: row {bad[0]} of the training set has the label {values[bad[0]]} in column "
-            f"{labels.column!r} ({len(bad)} such rows). Drop or correct them."
+            f"{labels.column!r} ({len(bad)} such rows). Drop or correct them.",
+            code="not-finite",
         )
 
 
@@ -45,7 +46,8 @@ def refuse_not_a_number(dataset: Any, model: Module, args: TrainingArguments) ->
             if row is not None:
                 raise PluginError(
                     f"{NAME}: row {seen + row} of the training set holds NaN or infinity in column {column!r}. "
-                    "One such row ruins the weights: drop or correct it."
+                    "One such row ruins the weights: drop or correct it.",
+                    code="not-finite",
                 )
         seen += batch.num_rows
 

@@ -116,7 +116,8 @@ class Task(Technique):
         if any(cls.__name__ == "RewardTrainer" and cls.__module__.startswith("trl.") for cls in trainer_class.__mro__):
             raise PluginError(
                 f"{self.name}: a {trainer_class.__name__} learns from pairs which answer is better, with a loss and "
-                f"metrics of its own, and there are no labels. Leave out {self.name}."
+                f"metrics of its own, and there are no labels. Leave out {self.name}.",
+                code="trainer-unsuited",
             )
 
     def ft_loss(self, trainer: Trainer, inputs: dict[str, Any]) -> AbstractContextManager[None]:

@@ -121,7 +121,8 @@ def prompts_of(batch: dict[str, Any], pad_token_id: int | None) -> dict[str, Any
         raise PluginError(
             f"text2text: {int((lengths == 0).sum())} of {len(ids)} rows of an evaluation batch have no prompt to "
             "generate from: their first label is not -100. Set the labels of prompts to -100, or predict_with_generate "
-            "to False."
+            "to False.",
+            code="data-rows",
         )
     rest = {name: value for name, value in batch.items() if name not in NOT_OF_PROMPTS}
     cut, kept = _behind(rest, kept)

@@ -58,7 +58,10 @@ def parts_of_batches(trainer: Trainer, asked: int | None, pairs: int, most: int 
     whole = why_whole(trainer)
     if asked is not None:
         if asked > 1 and whole:
-            raise PluginError(f"{NAME}: option parts={asked} pads parts of a batch alone, and {whole}. Leave it out.")
+            raise PluginError(
+                f"{NAME}: option parts={asked} pads parts of a batch alone, and {whole}. Leave it out.",
+                code="option-combination",
+            )
         return asked
     args = trainer.args
     needed = min(pairs, math.ceil(MIXED / (args.gradient_accumulation_steps * max(1, args.world_size))))

@@ -50,7 +50,8 @@ def column(examples: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     if row is not None:
         raise PluginError(
             f"text2text: example {row} of the batch has no {name!r}, only {', '.join(examples[row])}. Name the "
-            "columns with source=... and target=..., and drop rows without a value."
+            "columns with source=... and target=..., and drop rows without a value.",
+            code="data-columns",
         )
     return values
 
@@ -65,7 +66,8 @@ def _labels(values: list[Any], sources: Ragged) -> Ragged:
     if single is not None:
         raise PluginError(
             f"text2text: a row's labels are {single!r}; they must be a list of token ids. Tokenize its target; where "
-            "the labels are classes, leave out text2text."
+            "the labels are classes, leave out text2text.",
+            code="labels-unsuited",
         )
     beside = all(value is None or len(value) == length for value, length in zip(values, sources.lengths, strict=True))
     return Ragged.from_rows(
@@ -97,10 +99,10 @@ def _read_column(rows: Rows, name: str, values: list[Any], takes: frozenset[str]
     if not taken or any(isinstance(value, (str, type(None))) for value in values):
         if name in REDUNDANT or all(np.ndim(value) == 0 for value in values):
             return
-        raise PluginError(_unknown(name))
+        raise PluginError(_unknown(name), code="data-columns")
     arrays = [np.asarray(value) for value in values]
     if not all(array.dtype.kind in "iubf" or array.size == 0 for array in arrays):
-        raise PluginError(_unknown(name))
+        raise PluginError(_unknown(name), code="data-columns")
     sizes = [array.shape for array in arrays]
     flat = all(array.ndim == 1 for array in arrays)
     if flat and not name.startswith("decoder_") and [size[0] for size in sizes] == rows.sources.lengths.tolist():
@@ -110,7 +112,7 @@ def _read_column(rows: Rows, name: str, values: list[Any], takes: frozenset[str]
     elif len(set(sizes)) == 1:
         rows.stacked[name] = _tensor(np.stack(arrays))
     else:
-        raise PluginError(_unknown(name))
+        raise PluginError(_unknown(name), code="data-columns")
 
 
 def _unknown(name: str) -> str:

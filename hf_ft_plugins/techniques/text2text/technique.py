@@ -146,7 +146,8 @@ class Text2Text(Technique):
             raise PluginError(
                 f"{self.name}: option objective={self.objective} needs a collator that has it, and the script's own is "
                 f"a {type(collator).__name__}. Leave it out, or pass TextPairCollator(..., objective="
-                f"{self.objective!r})."
+                f"{self.objective!r}).",
+                code="technique-conflict",
             )
         if isinstance(collator, TextPairCollator):
             return collator.evaluating() if split != "train" else None
@@ -156,7 +157,8 @@ class Text2Text(Technique):
         if tokenizer is None or model is None:
             raise PluginError(
                 f"{self.name}: the trainer has no {'model' if model is None else 'tokenizer'}. "
-                f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}."
+                f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}.",
+                code="tokenizer-unsuited",
             )
         form = self._pairs(model, tokenizer, getattr(collator, "pad_to_multiple_of", None))
         return form.collator(
@@ -250,7 +252,8 @@ class Text2Text(Technique):
         if any(cls.__module__.partition(".")[0] == "trl" for cls in type(trainer).__mro__):
             raise PluginError(
                 f"{self.name}: {type(trainer).__name__} is TRL's, which batches and weighs its own data. "
-                f"Use Trainer or Seq2SeqTrainer, or leave out {self.name}."
+                f"Use Trainer or Seq2SeqTrainer, or leave out {self.name}.",
+                code="trainer-unsuited",
             )
         if self.packing != "none":
             from .packing import refuse_unpacked

@@ -116,7 +116,9 @@ def _refuse_not_finite(output: Any, before: int) -> None:
     for value in output.values():
         if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
             row = before + int((~torch.isfinite(value.flatten(1)).all(1)).nonzero()[0])
-            raise PluginError(f"{NAME}: the features of row {row} are not finite. Look at that example.")
+            raise PluginError(
+                f"{NAME}: the features of row {row} are not finite. Look at that example.", code="not-finite"
+            )
 
 
 def refuse_moving_data(batches: Iterable[dict[str, torch.Tensor]]) -> None:

@@ -271,7 +271,9 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
 
     def _not_cached(self, reason: Any) -> None:
         if self.cache_features == "always":
-            raise PluginError(f"{NAME}: cache_features=always is not possible here: {reason}.")
+            raise PluginError(
+                f"{NAME}: cache_features=always is not possible here: {reason}.", code="option-combination"
+            )
         logger.warning("%s: the head is trained in the run's own steps: %s.", NAME, reason)
 
     def _has_read_out(self, args: TrainingArguments, model: Module) -> bool:

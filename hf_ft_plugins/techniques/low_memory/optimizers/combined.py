@@ -71,7 +71,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
             raise PluginError(
                 f"{NAME}: the checkpoint's optimizer state is that of {_listed(saved)}, and this run trains with "
                 f"{_listed(own)}. Resume with the algorithm that the checkpoint was made with, or load its weights "
-                "alone and start a new run."
+                "alone and start a new run.",
+                code="checkpoint-other-run",
             )
         super().load_state_dict(state_dict)
         exact = {name for name, member in self._members.items() if isinstance(member, PerTensorOptimizer)}

@@ -134,7 +134,8 @@ def last_shared(encoder: nn.Module) -> list[nn.Parameter]:
     if not found:
         raise PluginError(
             f"{NAME}: option balance=gradnorm compares the tasks in the encoder's last layer, and a "
-            f"{type(encoder).__name__} has none that learns. Use balance=uncertainty."
+            f"{type(encoder).__name__} has none that learns. Use balance=uncertainty.",
+            code="model-unsuited",
         )
     return found
 
