@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from . import mends
 from .errors import PluginError
 from .lr_probe import Unequal, Unprobed, deaf_groups
 
@@ -172,6 +173,9 @@ def refuse_when_built(trainer: Any, name: str, *, by_group: bool = False) -> Non
             f"{_who(name)}: optim={optim!r} {IN_BACKWARD if 'layerwise' in optim else ONE_RATE}, which no factor "
             f"reaches. {'Use the variant without layerwise' if 'layerwise' in optim else 'Use another optim='}.",
             code="training-arguments",
+            mend=[
+                mends.set_argument("optim", optim.replace("_layerwise", "") if "layerwise" in optim else "adamw_torch")
+            ],
         )
 
 
@@ -181,6 +185,7 @@ def _refusal(name: str, kind: str, reason: str) -> PluginError:
         f"{_who(name)}: the optimizer {kind} {reason}, so that a factor on the learning rate would stand in the log "
         f"and reach no weight. {advice}, or leave out what changes the rate.",
         code="optimizer-unsuited",
+        mend=[mends.remove_technique(_who(name))],
     )
 
 

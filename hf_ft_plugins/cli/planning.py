@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from .. import registry
+from .. import mends, registry
 from ..errors import MissingPackageError, OptionError, PluginError
-from ..technique import Technique, nearest
+from ..near import closest, nearest
+from ..technique import Technique
 
 
 def model_without_weights(name: str) -> Any:
@@ -50,7 +51,9 @@ def memory_estimate(
         )
     if length < 1:
         raise OptionError(
-            f"memory: --length {length} is no length of a row. Use 1 or more tokens.", code="command-line"
+            f"memory: --length {length} is no length of a row. Use 1 or more tokens.",
+            code="command-line",
+            mend=[mends.add_flag("--length", 512)],
         )
     if budget is not None and not budget > 0:
         raise OptionError(
@@ -85,6 +88,7 @@ def memory_estimate(
         raise PluginError(
             f"memory: a training step of {model} cannot be followed ({type(error).__name__}: {error}).{longest}",
             code="model-unsuited",
+            mend=[mends.add_flag("--length", limit)] if longest else [],
         ) from error
     if budget is not None:
         refuse_over_budget(estimate, round(budget * GIB), estimated, args)
@@ -111,10 +115,12 @@ def training_arguments(given: Sequence[str], folder: str) -> Any:
     for one in given:
         name, sign, _ = one.partition("=")
         if not sign or name not in known:
+            near = closest(name, known)
             raise OptionError(
                 f"memory: --arg {one}: write NAME=VALUE with the name of a TrainingArguments field."
                 f"{nearest(name, known)}",
                 code="training-arguments",
+                mend=[mends.rename_argument(name, near)] if near else [],
             )
     flags = [f"--{one}" for one in given]
     try:

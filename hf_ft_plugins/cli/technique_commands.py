@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from .. import registry
+from .. import mends, registry
 from ..errors import PluginError
 from ..technique import Technique
 
@@ -58,6 +58,7 @@ def _command_of(technique: type[Technique]) -> Any:
         raise PluginError(
             f"{technique.name}: ft_commands failed ({type(error).__name__}: {error}). Repair or uninstall its plug-in.",
             code="plugin-broken",
+            mend=[mends.remove_technique(technique.name)],
         ) from error
     if not isinstance(app, typer.Typer):
         raise PluginError(

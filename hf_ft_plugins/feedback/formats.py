@@ -13,7 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .. import mends
 from ..errors import OptionError, PluginError
+from ..near import closest
 from .adapters import (
     column_names as layouts,
 )
@@ -164,7 +166,11 @@ def messages_and_events(path: Path, format: str, reading: Reading) -> tuple[str,
         PluginError: there is no log, its format is unknown, or it is broken; the last while it is read.
     """
     if format != "auto" and format not in FORMATS:
-        raise OptionError(f"{NAME}: there is no format {format!r}; there are auto, {', '.join(FORMATS)}.")
+        near = closest(format, FORMATS)
+        raise OptionError(
+            f"{NAME}: there is no format {format!r}; there are auto, {', '.join(FORMATS)}.",
+            mend=[mends.add_flag("--format", near)] if near else [],
+        )
     files = files_of(path)
     name = detected(files) if format == "auto" else format
 

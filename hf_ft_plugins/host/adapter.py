@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.trainer import Trainer
 
+from .. import mends
 from ..errors import PluginError
 from ..models.unchanged import unchanged_on_error
 from ..shards import are_cut_up
@@ -64,6 +65,7 @@ class Adapted(CallsHooks):
                 f"{technique.name}: the script's model has adapters already, a {type(model).__name__}. Leave out the "
                 f"technique, or the script's own get_peft_model and peft_config=.",
                 code="technique-conflict",
+                mend=[mends.remove_technique(technique.name)],
             )
         config = self._ask_owner("ft_adapter", model=model, args=self.args, stash=self.ft_stash)
         if config is None:
@@ -118,6 +120,7 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
             f"{technique}: modules_to_save={list(whole)} are copied whole, and from_pretrained(distributed_config=...) "
             "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True).",
             code="distributed-unsupported",
+            mend=[mends.all_of(mends.set_model_argument("distributed_config", None), mends.set_argument("fsdp", True))],
         )
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     # peft adds an adapter layer by layer; PiSSA and similar methods change the weights under it.

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from .. import lr_scale, shards
+from .. import lr_scale, mends, shards
 from ..errors import CheckpointError
 from .hook_calls import CallsHooks
 from .manifest import read_json, write_atomically
@@ -90,6 +90,7 @@ class LoadedInPieces(CallsHooks):
                 f"{checkpoint} is of a model that from_pretrained(distributed_config=...) had cut up, and this run "
                 "shards by FSDP or DeepSpeed. Resume with distributed_config, or on one rank without it.",
                 code="checkpoint-other-run",
+                mend=[mends.use_checkpoint(None)],
             )
         state = _state_of(self.model, self.optimizer)
         _read(state, Path(checkpoint), OPTIMIZER)
@@ -144,6 +145,7 @@ def _read(into: dict[str, Any], folder: Path, name: str) -> None:
             f"had cut up{', but has ' + OPTIMIZER_NAME if (folder / OPTIMIZER_NAME).is_file() else ''}. Resume it as "
             "it was made, or load its weights into the model and train without resume_from_checkpoint.",
             code="checkpoint-other-run",
+            mend=[mends.use_checkpoint(None)],
         )
     tensors, others = _divided(into)
     kept = read_json(folder / name / OTHERS)

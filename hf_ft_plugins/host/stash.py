@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, overload
 
+from .. import mends
 from ..errors import PluginError
 
 T = TypeVar("T")
@@ -89,6 +90,7 @@ class Stash:
                 f"{technique}: it supplies two parts of class {type(part).__name__} with state. "
                 "Give them different classes, so that a checkpoint can tell them apart.",
                 code="plugin-broken",
+                mend=[mends.remove_technique(technique)],
             )
         self.parts[key] = part
 

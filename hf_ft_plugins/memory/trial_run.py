@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .. import mends
 from ..errors import OptionError, PluginError
 from ..host.surface_check import check_surface
 from ..models.linear_layers import linear_layers_of_blocks
@@ -261,6 +262,7 @@ def _optimizer(trained: list[Any], args: Any) -> tuple[Any, float]:
         f"memory: the size of optim={name!r} is not known; known are adamw_torch, adamw_torch_fused, sgd, adafactor, "
         f"adagrad, rmsprop, {', '.join(EIGHT_BIT)}.",
         code="training-arguments",
+        mend=[mends.set_argument("optim", "adamw_torch")],
     )
 
 

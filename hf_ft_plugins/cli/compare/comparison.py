@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ... import mends
 from ...errors import PluginError
 from ...technique import Technique
 from .outcomes import Outcome
@@ -41,6 +42,7 @@ def compare_runs(
         raise PluginError(
             f"compare: --seeds {seeds} runs nothing. Use 1 or more; 3 tell a difference from noise.",
             code="command-line",
+            mend=[mends.add_flag("--seeds", 3)],
         )
     with comparison_folder(output):
         outcomes = _both(techniques, command, output, seeds)

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from ... import mends
 from ...errors import PluginError
 from .outcomes import Outcome, trainings_of
 
@@ -134,6 +135,7 @@ def comparison_folder(folder: Path) -> Iterator[Path]:
                 f"compare: {folder} holds files that no comparison wrote, and a comparison would write among them. "
                 "Name a new folder with --output, or empty this one.",
                 code="file-unusable",
+                mend=[mends.add_flag("--output", f"{folder}-2")],
             )
         folder.mkdir(parents=True, exist_ok=True)
         marker = (folder / MARKER).open("a+", encoding="utf-8")
@@ -149,6 +151,7 @@ def comparison_folder(folder: Path) -> Iterator[Path]:
             raise PluginError(
                 f"compare: another comparison runs in {folder}. Wait for it, or name another --output.",
                 code="file-unusable",
+                mend=[mends.add_flag("--output", f"{folder}-2")],
             ) from error
         # The results of an earlier comparison must not be mistaken for this one's.
         for file in folder.iterdir():

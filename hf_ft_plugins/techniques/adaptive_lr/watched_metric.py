@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import PluginError
 from ...metrics import direction, evaluation_key, without_set_name
+from ...near import nearest_value
 from .settings import NAME, WatchSettings
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def refuse_absent_metric(metric: str, given: Iterable[str]) -> None:
         f"{NAME}: metric={metric!r} is not among what the evaluation gave: {', '.join(sorted(given))}. "
         f"Name one of these: {NAME}:metric=...",
         code="metric-unknown",
+        mend=[*nearest_value(NAME, "metric", metric, given), mends.remove_option(NAME, "metric")],
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import mends
 from ...errors import PluginError
 
 NAME = "behavioral"
@@ -106,5 +107,6 @@ def _column(examples: Sequence[Mapping[str, Any]], name: str, low: float, high: 
             + (f"holds {wrong[0]}, outside [{low:g}, {high:g})." if wrong else "is empty in some rows.")
             + " Give every row a number in that range, or leave the column out.",
             code="data-rows",
+            mend=[mends.remove_column(name)],
         )
     return torch.tensor(known, dtype=torch.float32)

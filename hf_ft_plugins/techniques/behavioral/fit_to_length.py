@@ -15,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ... import mends
 from ...errors import PluginError
 from ...feedback import label_of
+from ...near import nearest_column
 from .collator import MASK, NAME
 
 logger = logging.getLogger(__name__)
@@ -169,6 +171,7 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
             f"This trainer learns from rows of prompt, {', '.join(fitter.sides)}. Rows of other layouts, in JSON "
             f"lines, are read by load_feedback(file), and by the option {NAME}:log=FILE.",
             code="data-columns",
+            mend=nearest_column(missing[0], [column for column in first if column not in ("prompt", *fitter.sides)]),
         )
     if not isinstance(first["prompt"], str) and not getattr(fitter.processing_class, "chat_template", None):
         raise PluginError(
@@ -191,6 +194,7 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
         raise PluginError(
             f"{NAME}: no preference is left: {in_words(counts)}. Raise max_length, or look at the data.",
             code="data-missing",
+            mend=[mends.set_argument("max_length", 2 * fitter.max_length)],
         )
     return dataset.remove_columns([FITTED]), counts
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...shards import whole_tensor
 from .collator import NAME
@@ -35,6 +36,7 @@ def refuse_reference(trainer: Trainer, *, trained_adapter: str) -> None:
             "trainer.train(resume_from_checkpoint=...). If the adapter is where this run is to begin, say so with "
             "trained_adapter=reference.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "trained_adapter", "reference")],
         )
 
 

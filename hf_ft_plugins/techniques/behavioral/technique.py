@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
 
@@ -125,6 +126,7 @@ class Behavioral(Technique):
                 f"{self.name}: KTO estimates its KL term from the other completions of a batch, and "
                 f"per_device_train_batch_size {found}. Set it to 2 or more, and max_length lower if memory is short.",
                 code="training-arguments",
+                mend=[mends.set_argument("per_device_train_batch_size", 2)],
             )
         return MixedLabelSampler(dataset.with_format(None)["label"], size, data_seed(trainer.args))
 

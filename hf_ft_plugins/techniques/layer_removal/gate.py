@@ -17,6 +17,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer_callback import TrainerCallback
 
+from ... import mends
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import WithTrainer, stash_of
@@ -77,6 +78,7 @@ class GateCallback(WithTrainer, TrainerCallback):
                 f"{NAME}: the checkpoint's model is without layers {state['removed']}, and this run has removed "
                 f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}.",
                 code="checkpoint-other-run",
+                mend=[mends.set_option(NAME, "layers", state["removed"])],
             )
 
     def on_train_begin(

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import main_input_name
 from .choice import Choice, as_first_rank
@@ -118,6 +119,7 @@ def _refuse_other_calls(model: PreTrainedModel, batches: Rows) -> None:
             f"({failure}). If another technique makes the model fit the data (its head), list that one first; else "
             "name the layers: layers=..., or say method=last.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "method", "last")],
         ) from failure
 
 

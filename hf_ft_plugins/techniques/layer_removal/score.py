@@ -10,6 +10,7 @@ import torch
 
 from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating, unchanged_on_error
+from ...near import nearest_value
 from .remove import Removal, refuse_architecture, remove_layers
 from .stacks import NAME, Stack, find_stack
 from .trial_inputs import takes_cache
@@ -68,7 +69,10 @@ def removal_order(
     stack = find_stack(model, side)
     depth = len(stack.layers)
     if method not in METHODS:
-        raise OptionError(f"{NAME}: method={method!r}; there are {', '.join(METHODS)}.")
+        raise OptionError(
+            f"{NAME}: method={method!r}; there are {', '.join(METHODS)}.",
+            mend=nearest_value(NAME, "method", method, METHODS),
+        )
     free = _allowed(model, stack, side, range(protect_first, depth - protect_last))
     if not 1 <= number <= len(free):
         raise OptionError(

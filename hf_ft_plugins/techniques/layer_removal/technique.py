@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import Stash, stash_of
 from ...shards import are_cut_up, fsdp_version
@@ -118,6 +119,7 @@ class LayerRemoval(Technique):
             raise PluginError(
                 f"{self.name}: the script's model has adapters already. Remove layers first: --with peft.",
                 code="technique-conflict",
+                mend=[mends.remove_technique(self.name)],
             )
         if SURGERY in stash:
             # Left by the model of an earlier trial.
@@ -147,6 +149,7 @@ class LayerRemoval(Technique):
                 f"{self.name}: distill={self.distill} needs a model called with labels, and Trainer keeps them for "
                 f"label_smoothing_factor={trainer.args.label_smoothing_factor}. Set either to 0.",
                 code="training-arguments",
+                mend=[mends.set_option(self.name, "distill", 0), mends.set_argument("label_smoothing_factor", 0)],
             )
 
     def ft_loss(self, trainer: Trainer) -> AbstractContextManager[None] | None:
@@ -202,6 +205,7 @@ def _refuse_pieces(name: str, model: PreTrainedModel, args: TrainingArguments) -
             "measured on whole ones. Leave distributed_config out and shard with TrainingArguments(fsdp=True), or "
             "remove layers in a run before: the saved model can be loaded in pieces.",
             code="distributed-unsupported",
+            mend=[mends.all_of(mends.set_model_argument("distributed_config", None), mends.set_argument("fsdp", True))],
         )
     if args.deepspeed or fsdp_version() == 1:
         kind = "DeepSpeed" if args.deepspeed else "FSDP1"
@@ -209,4 +213,5 @@ def _refuse_pieces(name: str, model: PreTrainedModel, args: TrainingArguments) -
             f"{name}: {kind} keeps parameters in buffers of its own, of which the gate cannot measure the model when "
             "training ends. Use FSDP2 (fsdp_config={'version': 2}), or remove layers in a run before.",
             code="distributed-unsupported",
+            mend=[mends.set_argument("fsdp_config", {"version": 2})],
         )

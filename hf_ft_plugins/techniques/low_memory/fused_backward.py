@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from accelerate.state import GradientState
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from .clipping import Clipping, norm_of, total_of
 from .folding import Folding
@@ -209,6 +209,10 @@ class FusedBackward(torch.optim.Optimizer):
                 "does a second backward pass: set gradient_checkpointing_kwargs={'use_reentrant': False}, or "
                 "fused=false.",
                 code="training-arguments",
+                mend=[
+                    mends.set_argument("gradient_checkpointing_kwargs", {"use_reentrant": False}),
+                    mends.set_option(NAME, "fused", False),
+                ],
             )
         if last:
             self._stepped.add(id(parameter))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_callback import TrainerCallback
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from .blocks import Block, Way, badam_draw, blocks_of, lisa_draw
@@ -143,16 +143,19 @@ def refuse_unfit(model: Any, args: TrainingArguments, way: Way) -> None:
             f"{NAME}: algorithm={way} lets blocks of the model's own weights learn in turn, and under an adapter all "
             "of them are frozen. Leave the adapter out, or use algorithm=script.",
             code="option-combination",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     if args.fsdp or args.deepspeed:
         raise PluginError(
             f"{NAME}: algorithm={way} under {'FSDP' if args.fsdp else 'DeepSpeed'} has not been tested: its shards "
             "hold frozen and learning layers together. Use algorithm=script or adalomo.",
             code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     if args.world_size > 1:
         raise PluginError(
             f"{NAME}: algorithm={way} on {args.world_size} ranks: DDP decides once which parameters get a gradient, "
             "and waits for those of the layers that rest. Use one process, or algorithm=script or adalomo.",
             code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -121,6 +122,7 @@ class MeanOverRanks:
                 "ranks, so that gradients would be averaged twice or not at all. Leave out auto_find_batch_size and "
                 "wrappers of your own, make a new trainer for each run, or set fused=false.",
                 code="distributed-unsupported",
+                mend=[mends.set_option(NAME, "fused", False)],
             )
         self.end()
         self._handles = [one.register_post_accumulate_grad_hook(self._compare_order) for one in self.left]
@@ -149,6 +151,7 @@ class MeanOverRanks:
                 "their means over ranks would be those of other parameters. The model uses other layers for other "
                 "batches. Set fused=false, or accumulation=buffer with gradient_accumulation_steps of 2 or more.",
                 code="distributed-unsupported",
+                mend=[mends.set_option(NAME, "fused", False)],
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import PluginError
-from ...technique import nearest
+from ...near import nearest
 from .columns import class_names, column_names, column_values
 from .heads.trees import tree_error
 from .label_names import flat

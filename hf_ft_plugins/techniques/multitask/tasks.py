@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import PluginError
 from ...models.inputs import bare
-from ...technique import nearest
+from ...near import nearest
 
 NAME = "multitask"
 ABSENT = -100

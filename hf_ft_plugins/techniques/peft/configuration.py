@@ -15,7 +15,7 @@ from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings
 from ...models.inputs import main_input_name
 from ...models.text_part import text_config
-from ...technique import nearest
+from ...near import nearest
 from .known_methods import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .layers import shortest_names
 from .tasks import task_of

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...errors import OptionError, PluginError
-from ...technique import nearest
+from ...near import nearest
 
 NAME = "peft"
 # name: peft's type, the fields that make the variant of it.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ..settings import NAME
 from .per_tensor import PerTensorOptimizer
@@ -88,6 +89,7 @@ def precise(gradient: torch.Tensor) -> torch.Tensor:
             f"{NAME}: FSDP2 has cut up a matrix of shape {tuple(gradient.shape)}, and this algorithm needs whole ones. "
             "Train with DDP, or with an algorithm that steps each number alone, such as algorithm=script with AdamW.",
             code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     return gradient if gradient.dtype == torch.float64 else gradient.float()
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ..keyed_random import generator
 from ..settings import NAME
@@ -87,6 +88,7 @@ class MeZO(torch.optim.Optimizer):
                     f"{NAME}: MeZO perturbs weights in place, and those in {parameter.dtype} would lose more by that "
                     "than a step gives them. Load the model in float32; bf16=True still computes in bfloat16.",
                     code="model-unsuited",
+                    mend=[mends.set_model_argument("dtype", "float32")],
                 )
 
     @torch.no_grad()

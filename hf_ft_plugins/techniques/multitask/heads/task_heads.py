@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from transformers import initialization
 
 from ....errors import PluginError
-from ....technique import nearest
+from ....near import nearest
 from ..tasks import ABSENT, NAME
 from .biaffine import BiaffineScorer
 from .crf import LinearChain

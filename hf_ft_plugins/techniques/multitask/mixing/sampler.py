@@ -25,7 +25,7 @@ import torch
 
 from ....errors import PluginError
 from ....keyed_permutation import KeyedPermutation, key_of, permuted
-from ....technique import nearest
+from ....near import nearest
 from . import mixes
 from .quotas import FixedQuotas, LearnedQuotas
 
