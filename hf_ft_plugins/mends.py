@@ -13,11 +13,13 @@ script, its model and its data. `hf-ft explain --json` and docs/errors/README.md
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Step = dict[str, Any]
+MOST_ROWS = 1000
 
 __all__ = [
     "add_flag",
@@ -128,8 +130,11 @@ def set_model_argument(name: str, value: Any) -> Step:
 
 
 def drop_rows(split: str, rows: Iterable[int]) -> Step:
-    """Leave these rows, counted from 0, out of a split of the data (`train` or an evaluation set's name)."""
-    return {"do": "drop-rows", "split": split, "rows": [int(row) for row in rows]}
+    """Leave these rows, counted from 0, out of a split of the data (`train` or an evaluation set's name).
+
+    At most the first 1,000 of them: the next refusal names the next.
+    """
+    return {"do": "drop-rows", "split": split, "rows": [int(row) for row in itertools.islice(rows, MOST_ROWS)]}
 
 
 def rename_column(from_: str, to: str) -> Step:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ... import mends
 from ...errors import PluginError
 from ...host.stash import Stash, stash_of
+from ...near import closest
 from ...shards import are_cut_up, fsdp_version
 from ...technique import Change, Technique, option
 
@@ -62,15 +63,17 @@ class LayerRemoval(Technique):
         given += ["layers"] if self.layers else []
         self.require(len(given) <= 1, given[0] if given else "layers", f"say one of {', '.join(given)}.")
         self.require(self.fraction is None or 0 < self.fraction < 1, "fraction", "it must lie between 0 and 1.")
-        self.require(self.number is None or self.number >= 1, "number", "it must be 1 or more.")
+        self.require(self.number is None or self.number >= 1, "number", "it must be 1 or more.", use=1)
         self.require(all(layer >= 0 for layer in self.layers), "layers", "layers are numbered from 0.")
-        self.require(self.method in METHODS, "method", f"there are {', '.join(METHODS)}.")
+        self.require(
+            self.method in METHODS, "method", f"there are {', '.join(METHODS)}.", use=closest(self.method, METHODS)
+        )
         for name in ("protect_first", "protect_last", "distill"):
-            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.")
-        self.require(self.calibration >= 1, "calibration", "it must be 1 or more.")
+            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.", use=0)
+        self.require(self.calibration >= 1, "calibration", "it must be 1 or more.", use=1)
         for name in ("max_degradation", "max_repetition"):
             self.require(
-                getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none."
+                getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none.", use=0
             )
 
     def keeps_objective(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from ...errors import PluginError
+from ...near import nearest_column
 from .columns import column_names, plain
 from .labels import WORD_COLUMNS, declared_otherwise, named, refuse_bad_rows
 from .tasks import NAME, TaskSpec, columns_of, source_tasks
@@ -136,6 +137,13 @@ def multitask_dataset(
             f"{NAME}: no {split} data for task {idle[0]!r}: its labels are to stand in "
             f"{' and '.join(columns_of(idle[0], tasks[idle[0]]))}. Add them, or make the model without this task.",
             code="data-columns",
+            mend=[
+                step
+                for column in columns_of(idle[0], tasks[idle[0]])
+                for step in nearest_column(
+                    column, {name for source in sources.values() for name in column_names(source)}
+                )
+            ],
         )
     if not need_all and len(set(taught.values())) > 1:
         raise PluginError(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
+from ... import mends
 from ...errors import PluginError
 from .columns import class_names, column_names, column_values, plain
 from .tasks import ABSENT, FLOAT_KINDS, NAME, TaskSpec, columns_of, source_tasks
@@ -103,6 +104,7 @@ def _class(label: Any, task: str, column: str) -> Any:
             f"{NAME}: column {column!r} of task {task!r} holds {label!r}, a {type(label).__name__}, and a class is a "
             "text or a number. Make the column texts: dataset.map(lambda row: {column: str(row[column])}).",
             code="labels-unsuited",
+            mend=[mends.encode_column(column)],
         )
     return label
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import PluginError
 from ...models.inputs import bare
-from ...near import nearest
+from ...near import nearest, nearest_column
 
 NAME = "multitask"
 ABSENT = -100
@@ -142,6 +142,7 @@ def source_tasks(
                 f"{NAME}: the data set {source!r} has no column {missing[0]!r}, where the labels of task {name!r} are "
                 f"to stand; it has {', '.join(sorted(columns))}. Say TaskSpec(columns=...).",
                 code="data-columns",
+                mend=nearest_column(missing[0], columns),
             )
     if named:
         return tuple(name for name in named if columns.issuperset(columns_of(name, tasks[name])))

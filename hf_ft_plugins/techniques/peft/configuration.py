@@ -6,16 +6,18 @@ model = get_peft_model(model, config)
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings
 from ...models.inputs import main_input_name
 from ...models.text_part import text_config
-from ...near import nearest
+from ...near import closest, nearest
 from .known_methods import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .layers import shortest_names
 from .tasks import task_of
@@ -113,6 +115,7 @@ def make_config(
             f"{NAME}: method={method} takes its beginning out of the weights of {tied[0]}, which another layer shares, "
             f"so that the model would begin as another one. Leave it out of targets, or use method=lora.",
             code="option-combination",
+            mend=[mends.set_option(NAME, "method", "lora")],
         )
     # peft ties adapters of embeddings by these names only, and writes the embeddings' own name into the
     # configuration: of another name (GPT-2's wte), the saved adapter loads without the head's part. Of further layers
@@ -142,6 +145,7 @@ def _parameters(method: str, fields: Mapping[str, Any], targets: Any) -> dict[st
         raise OptionError(
             f"{NAME}: method={method} cannot adapt fused experts. Use method=lora, or moe=attention.",
             code="option-combination",
+            mend=[mends.set_option(NAME, "method", "lora"), mends.set_option(NAME, "moe", "attention")],
         )
     return {"target_parameters": list(targets.parameters)}
 
@@ -162,6 +166,7 @@ def _rank(
             raise OptionError(
                 f"{NAME}: method={method} has no rank. Leave out r={r}; its own options: {_named(fields)}.",
                 code="option-combination",
+                mend=[mends.remove_option(NAME, "r")],
             )
         return {}
     if r is None and method in OWN_RANK:
@@ -173,7 +178,8 @@ def _rank(
             continue
         raise OptionError(
             f"{NAME}: option r={rank} is above the size of {path}, {sizes[0]} inputs and {sizes[1]} outputs. Set r to "
-            f"{min(sizes)} or less, or leave such layers out of targets (of auto: exclude={path.rpartition('.')[2]})."
+            f"{min(sizes)} or less, or leave such layers out of targets (of auto: exclude={path.rpartition('.')[2]}).",
+            mend=[mends.set_option(NAME, "r", min(sizes))],
         )
     return {"r": rank}
 
@@ -190,6 +196,7 @@ def _alpha(method: str, fields: Mapping[str, Any], settings: Mapping[str, Any], 
             raise OptionError(
                 f"{NAME}: method={method} has no alpha. Leave it out; its own options: {_named(fields)}.",
                 code="option-combination",
+                mend=[mends.remove_option(NAME, "alpha")],
             )
         return {}
     per_rank = ALPHA_PER_RANK.get(method, ALPHA)
@@ -205,7 +212,9 @@ def _dropout(method: str, fields: Mapping[str, Any], dropout: float) -> dict[str
         return {name: dropout}
     if dropout:
         raise OptionError(
-            f"{NAME}: method={method} has no dropout. Leave out dropout={dropout}.", code="option-combination"
+            f"{NAME}: method={method} has no dropout. Leave out dropout={dropout}.",
+            code="option-combination",
+            mend=[mends.remove_option(NAME, "dropout")],
         )
     return {}
 
@@ -251,6 +260,7 @@ def _refuse_prompts(method: str, model: PreTrainedModel, task: str | None) -> No
             f"{NAME}: method={method} puts its own before embedded tokens, and peft knows no way into a "
             f"{type(model).__name__}, whose input is {main_input_name(model)}. Use method=lora.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "method", "lora")],
         )
 
 
@@ -260,12 +270,23 @@ def _own(method: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> 
     for name, value in options.items():
         if name in OWN_OPTIONS:
             raise OptionError(
-                f"{NAME}: say {OWN_OPTIONS[name]}=... instead of config={name}:{value}.", code="option-combination"
+                f"{NAME}: say {OWN_OPTIONS[name]}=... instead of config={name}:{value}.",
+                code="option-combination",
+                mend=[
+                    mends.all_of(
+                        mends.set_option(NAME, "config", _without(options, name)),
+                        mends.set_option(NAME, OWN_OPTIONS[name], value),
+                    )
+                ],
             )
         if name not in fields:
+            near = closest(name, fields)
             raise OptionError(
                 f"{NAME}: method={method} has no option {name!r}.{nearest(name, fields)} It has: {_named(fields)}.",
                 code="option-unknown",
+                mend=[mends.set_option(NAME, "config", [*_without(options, name), f"{near}:{json.dumps(value)}"])]
+                if near
+                else [],
             )
         if name in NESTED and isinstance(value, Mapping):
             import peft
@@ -273,6 +294,11 @@ def _own(method: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> 
             value = getattr(peft, NESTED[name])(**value)
         own[name] = value
     return own
+
+
+def _without(options: Mapping[str, Any], name: str) -> list[str]:
+    """The option `config` without one of its keys."""
+    return [f"{key}:{json.dumps(value)}" for key, value in options.items() if key != name]
 
 
 def _named(fields: Mapping[str, Any]) -> str:

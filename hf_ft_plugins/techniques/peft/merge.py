@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.embeddings import input_embeddings
 from .layers import NAME
@@ -69,7 +70,9 @@ def merge_exactly(model: Any) -> Any:
     except (ValueError, NotImplementedError, AttributeError) as error:
         kind = config.peft_type.value
         raise PluginError(
-            f"{NAME}: a {kind} adapter cannot be merged ({error}). Use export=adapter.", code="model-unsuited"
+            f"{NAME}: a {kind} adapter cannot be merged ({error}). Use export=adapter.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "export", "adapter")],
         ) from error
     for place, path in places.items():
         merged.set_submodule(place, merged.get_submodule(path))
@@ -144,6 +147,7 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processin
             f"{NAME}: the merged model's logits differ by {error:.2%} from the trained one's, more than {most:.1%}, so "
             "it is not saved. Keep the adapter: export=adapter.",
             code="quality-gate",
+            mend=[mends.set_option(NAME, "export", "adapter")],
         )
     with written_whole(folder) as scratch:
         merged.save_pretrained(scratch)
@@ -155,6 +159,7 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processin
                 f"{NAME}: saved and reloaded, the merged model's {changed[0]} is another, so it is not kept. Keep the "
                 "adapter: export=adapter.",
                 code="quality-gate",
+                mend=[mends.set_option(NAME, "export", "adapter")],
             )
         if processing_class is not None:
             processing_class.save_pretrained(scratch)

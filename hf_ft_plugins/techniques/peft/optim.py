@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import TrainerCallback
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from .layers import NAME
 
@@ -85,7 +85,9 @@ def loraplus(optimizer: Any, model: Any, ratio: float) -> None:
     faster = lr_scale.split_groups(optimizer, second)
     if not faster:
         raise PluginError(
-            f"{NAME}: loraplus_ratio={ratio} is for LoRA's B matrices, and none of them learns.", code="model-unsuited"
+            f"{NAME}: loraplus_ratio={ratio} is for LoRA's B matrices, and none of them learns.",
+            code="model-unsuited",
+            mend=[mends.remove_option(NAME, "loraplus_ratio")],
         )
     lr_scale.set_scale(optimizer, FACTOR, ratio, faster)
 
@@ -135,6 +137,7 @@ class AdaLoraCallback(TrainerCallback):
                 f"{NAME}: method=adalora has no step of {state.max_steps} left to move ranks in: the first "
                 f"{config.tinit} and the last {config.tfinal} keep them. Train for longer, or use method=lora.",
                 code="option-combination",
+                mend=[mends.set_option(NAME, "method", "lora")],
             )
         self._allocator.reset_ipt()
         if state.global_step == 0:
@@ -195,4 +198,5 @@ def _refuse_without_gradient(model: Any) -> None:
                 f"{NAME}: method=adalora scores ranks by their gradients, and {name} has none. Techniques that freeze "
                 "layers for a while do not go with it; use method=lora.",
                 code="technique-conflict",
+                mend=[mends.set_option(NAME, "method", "lora")],
             )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -36,6 +37,7 @@ def stored(rows: list[Any]) -> Any:
             raise PluginError(
                 f"{NAME}: replay keeps rows by column, and a training row is a {type(row).__name__}. {MEND}",
                 code="data-unsuited",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
         if set(row) != set(names):
             differing = ", ".join(sorted(map(str, set(row) ^ set(names))))
@@ -43,6 +45,7 @@ def stored(rows: list[Any]) -> Any:
                 f"{NAME}: replay keeps rows of the same columns, and some have {differing}, others not. Give every row "
                 "all columns (None where it has nothing), or set replay=0.",
                 code="data-columns",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
     columns = {name: _column(name, [row[name] for row in rows]) for name in names}
     features = Features({name: column.features[name] for name, column in columns.items()})
@@ -68,9 +71,17 @@ def _column(name: str, values: list[Any]) -> Any:
         # Arrow gives every mapping the keys of all, and JSON reads a text that is JSON as what it says.
         changed = not _same(list(column[name]), plain)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise PluginError(f"{refusal} ({type(error).__name__}: {error}). {MEND}", code="data-unsuited") from error
+        raise PluginError(
+            f"{refusal} ({type(error).__name__}: {error}). {MEND}",
+            code="data-unsuited",
+            mend=[mends.set_option(NAME, "replay", 0)],
+        ) from error
     if changed:
-        raise PluginError(f"{refusal}: it would come back as another value. {MEND}", code="data-unsuited")
+        raise PluginError(
+            f"{refusal}: it would come back as another value. {MEND}",
+            code="data-unsuited",
+            mend=[mends.set_option(NAME, "replay", 0)],
+        )
     return column
 
 
@@ -184,6 +195,7 @@ def _numbers(scalar: Any, name: str) -> np.ndarray:
             f"{NAME}: a kept row has None in the column {name!r}, where the new data have arrays. Set replay=0, or "
             "train each stage on rows without None.",
             code="data-rows",
+            mend=[mends.set_option(NAME, "replay", 0)],
         )
     return values.to_numpy(zero_copy_only=False).reshape(shape) if shape else np.asarray(values.as_py())
 

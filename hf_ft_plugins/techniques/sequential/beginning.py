@@ -6,6 +6,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import stash_of
@@ -69,6 +70,7 @@ def _refuse_adapter(trainer: Trainer, stage: str) -> None:
         raise PluginError(
             f"{NAME}: stage={stage} could not be kept as a whole model, since {reason}, or leave out folder=....",
             code="stages",
+            mend=[mends.remove_option(NAME, "folder")],
         )
 
 
@@ -86,6 +88,7 @@ def refuse_options(trainer: Trainer, technique: Sequential) -> None:
         raise PluginError(
             f"{NAME}: wise={technique.wise} averages weights, and DeepSpeed keeps its own. Leave it out.",
             code="distributed-unsupported",
+            mend=[mends.remove_option(NAME, "wise")],
         )
     data = stash_of(trainer).get(STAGE_DATA)
     if data is not None and data.replayed:
@@ -95,6 +98,7 @@ def refuse_options(trainer: Trainer, technique: Sequential) -> None:
                 f"{NAME}: replay={technique.replay} and precompute_ref_log_probs=True: the rows of earlier stages have "
                 "the log-probabilities of those stages' reference. Set precompute_ref_log_probs=False, or replay=0.",
                 code="training-arguments",
+                mend=[mends.set_argument("precompute_ref_log_probs", False), mends.set_option(NAME, "replay", 0)],
             )
 
 

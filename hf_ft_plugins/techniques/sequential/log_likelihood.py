@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import cross_entropy
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -45,6 +46,7 @@ def negative_log_likelihood(
             f"{NAME}: ewc needs the loss of rows of earlier stages, and a {type(model).__name__} called with "
             f"{', '.join(row)} gives none. Keep rows with labels, or set ewc=0.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "ewc", 0)],
         )
     read = _scored(model, _entry(outputs, "logits"), labels, loss)
     if kind == "empirical":
@@ -55,6 +57,7 @@ def negative_log_likelihood(
             "not the cross-entropy of its logits with classes of rows or tokens alone (regression, several labels a "
             "row, a fused loss, an auxiliary one). Set fisher=empirical, which takes the labels of the data.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "fisher", "empirical")],
         )
     logits, _ = read
     return cross_entropy(logits, _drawn(logits.detach(), generator), reduction="sum")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...shards import whole_tensor
 from .lora_layers import has_adapter, lora_layers, matrix
@@ -76,6 +77,7 @@ def read_earlier(model: Any, folders: Sequence[Path], weight: float, *, begins: 
         raise PluginError(
             f"{NAME}: {option} is for LoRA, and the model has no adapter. Add peft, or set olora=0.",
             code="model-unsuited",
+            mend=[mends.add_technique("peft"), mends.set_option(NAME, "olora", 0)],
         )
     learned = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     names = {layer.a: _saved_name(layer.a) for layer in lora_layers(model, option)}
@@ -88,6 +90,7 @@ def read_earlier(model: Any, folders: Sequence[Path], weight: float, *, begins: 
                 f"{NAME}: {option}: none of the layers of the adapter in {folder} has a LoRA in this model "
                 f"(it has {next(iter(saved), 'no tensors')}). Train the same layers in each stage, or set olora=0.",
                 code="model-unsuited",
+                mend=[mends.set_option(NAME, "olora", 0)],
             )
         for name, rows in found.items():
             if rows is None:
@@ -98,6 +101,7 @@ def read_earlier(model: Any, folders: Sequence[Path], weight: float, *, begins: 
                     f"{NAME}: {option}: {name} takes {learned[name].shape[1]} numbers, and in {folder} "
                     f"{rows.shape[1]}. Begin all stages from one base model, or set olora=0.",
                     code="model-unsuited",
+                    mend=[mends.set_option(NAME, "olora", 0)],
                 )
             earlier[name].append(matrix(rows).to(learned[name].device))
     kept = {name: torch.cat(rows) for name, rows in earlier.items() if rows}
@@ -106,6 +110,7 @@ def read_earlier(model: Any, folders: Sequence[Path], weight: float, *, begins: 
             f"{NAME}: {option} wants a new adapter for each stage, and the one to train is an earlier stage's. Merge "
             "that into the base model first, or set olora=0.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "olora", 0)],
         )
     return kept
 
@@ -119,6 +124,7 @@ def _adapter(folder: Path, option: str) -> dict[str, torch.Tensor]:
             f"{NAME}: {option} needs the adapter of each earlier stage, and there is no {ADAPTER_FILE} in {folder}. "
             "Keep the adapters of the stages, or set olora=0.",
             code="file-unusable",
+            mend=[mends.set_option(NAME, "olora", 0)],
         )
     loaded: dict[str, torch.Tensor] = load_file(file)
     return loaded

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ... import mends
 from ...errors import PluginError
 from .answering_model import AnsweringModel, Question
 from .settings import NAME
@@ -82,6 +83,7 @@ def with_own_answers(
             f"{NAME}: own_answers=True, and a {type(model).__name__} generates no answers. Set own_answers=False: rows "
             "are replayed as they were.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "own_answers", False)],
         )
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     ask = AnsweringModel(model, tokenizer, batch_size, seed, temperature)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -26,6 +27,7 @@ def refuse_unsupported(trainer: Trainer) -> None:
             f"{NAME}: l2sp, ewc and olora know parameters by name, and FSDP1 joins them into flat ones. Use FSDP2: "
             "fsdp_config={'version': 2}.",
             code="distributed-unsupported",
+            mend=[mends.set_argument("fsdp_config", {"version": 2})],
         )
     optim = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     if "layerwise" in optim or "lomo" in optim:
@@ -33,12 +35,14 @@ def refuse_unsupported(trainer: Trainer) -> None:
             f"{NAME}: l2sp, ewc and olora add to gradients before the optimizer steps, and optim={optim!r} steps "
             "within the backward pass. Use another optim=, or protect earlier stages by replay.",
             code="training-arguments",
+            mend=[mends.set_argument("optim", "adamw_torch")],
         )
     if trainer.args.fp16 and getattr(trainer, "is_distributed_loading_by_transformers", False):
         raise PluginError(
             f"{NAME}: l2sp, ewc and olora add to gradients, which fp16=True leaves scaled where a model was "
             "sharded when it was loaded. Use bf16=True.",
             code="training-arguments",
+            mend=[mends.all_of(mends.set_argument("fp16", False), mends.set_argument("bf16", True))],
         )
     for name, module in trainer.model.named_modules():
         if isinstance(module, torch.nn.Embedding) and module.sparse:
@@ -59,5 +63,6 @@ def refuse_steps_in_backward(optimizer: Any) -> None:
                 f"{type(optimizer).__name__} steps within the backward pass, or without one. Set "
                 "low-memory:fused=false and another algorithm than mezo, or protect earlier stages by replay.",
                 code="optimizer-unsuited",
+                mend=[mends.set_option("low-memory", "fused", False)],
             )
         optimizer = getattr(optimizer, "optimizer", None)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.divergence import divergence, divisor_of_loss
 from ...models.inputs import bare, decoder_inputs
@@ -150,6 +151,7 @@ def _refuse_no_classes(model: Any, outputs: Any, weight: float, *, has_loss: boo
             f"{NAME}: lwf={weight} needs a model called with labels that gives loss and logits, and "
             f"{type(model).__name__} did not. Set lwf=0.",
             code="trainer-unsuited",
+            mend=[mends.set_option(NAME, "lwf", 0)],
         )
     kind = getattr(bare(model).config, "problem_type", None)
     if logits.shape[-1] < 2 or kind in ("regression", "multi_label_classification"):
@@ -158,4 +160,5 @@ def _refuse_no_classes(model: Any, outputs: Any, weight: float, *, has_loss: boo
             f"{type(model).__name__} ({logits.shape[-1]}, problem_type={kind}) are none. Set lwf=0 and use replay or "
             "l2sp.",
             code="model-unsuited",
+            mend=[mends.set_option(NAME, "lwf", 0)],
         )

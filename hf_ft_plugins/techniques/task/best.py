@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import WithTrainer
 from ...metrics import direction, set_names
+from ...near import nearest_value
 from . import NAME
 from .labels import has_no_labels
 from .metrics import BEST_METRIC, TaskMetrics
@@ -171,6 +173,7 @@ class BestMetricCallback(WithTrainer, TrainerCallback):
                 f"gave: {', '.join(sorted(self._seen))}. Name one of these: {NAME}:metric=..., or "
                 "metric_for_best_model.",
                 code="metric-unknown",
+                mend=[*nearest_value(NAME, "metric", key, self._seen), mends.remove_option(NAME, "metric")],
             )
         # eval_on_start of a resumed run: the uninterrupted run had no such evaluation.
         if key in metrics and not state.global_step == self._began_at > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import PluginError
 from ...models.class_names import are_placeholders, match
 from ...models.heads import head_names
@@ -34,6 +35,7 @@ def refuse_unfit(trainer: Trainer, labels: Labels | None, imbalance: Imbalance) 
                 f"{NAME}: imbalance={imbalance} counts the labels before training, and the training set {why}. Pass a "
                 "datasets.Dataset with a ClassLabel column, or use imbalance=focal.",
                 code="data-unsuited",
+                mend=[mends.set_option(NAME, "imbalance", "focal")],
             )
         if labels.kind == "regression" or (imbalance == "sampler" and labels.kind != "single_label"):
             raise PluginError(
@@ -41,11 +43,13 @@ def refuse_unfit(trainer: Trainer, labels: Labels | None, imbalance: Imbalance) 
                 f"{'numbers' if labels.kind == 'regression' else 'several'}. Use "
                 f"imbalance={'none' if labels.kind == 'regression' else 'weights'}.",
                 code="labels-unsuited",
+                mend=[mends.set_option(NAME, "imbalance", "none" if labels.kind == "regression" else "weights")],
             )
     if imbalance == "focal" and labels is not None and labels.kind == "regression":
         raise PluginError(
             f"{NAME}: imbalance=focal needs classes, and the labels are numbers. Use imbalance=none.",
             code="labels-unsuited",
+            mend=[mends.set_option(NAME, "imbalance", "none")],
         )
     if labels is not None and labels.kind != "regression" and hasattr(trainer.train_dataset, "__len__"):
         _judge_counts(trainer.train_dataset, labels, imbalance)
@@ -63,6 +67,7 @@ def _judge_counts(dataset: Any, labels: Labels, imbalance: Imbalance) -> None:
             f"{NAME}: imbalance={imbalance}, and no training row has the label {absent[0]!r} "
             f"({len(absent)} of {len(counts)} labels have none). Add rows, or drop the label from the column's names.",
             code="labels-unsuited",
+            mend=[mends.set_option(NAME, "imbalance", "none")],
         )
     single = [name for name, count in zip(labels.names, counts, strict=True) if count == 1]
     for names, how_many in ((absent, "no example"), (single, "a single example")):
@@ -116,6 +121,7 @@ def _refuse_other_evaluation_labels(trainer: Trainer, labels: Labels | None) -> 
                     f"{NAME}: row {wrong[0]} of the {split} set has the label {found[wrong[0]]}, and the "
                     f"training set has {len(labels.names)} classes. Drop such rows, or train on them too.",
                     code="labels-unsuited",
+                    mend=[mends.drop_rows(split, wrong)],
                 )
 
 

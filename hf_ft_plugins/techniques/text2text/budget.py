@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import stash_of
 from ...technique import data_seed
@@ -79,7 +80,7 @@ def lengths_of(dataset: Any, collator: Any, *, causal: bool) -> Lengths | None:
         return Lengths(sources, targets, sources, targets)
     if "input_ids" not in names:
         if ours:
-            raise PluginError(no_column(collator.source, names), code="data-columns")
+            raise no_column("source", collator.source, names)
         return targets_alone(dataset) if "labels" in names else None
     limits = (collator.max_source, collator.max_target) if ours else (None, None)
     packed = ours and collator.packing != "none"
@@ -165,6 +166,7 @@ def pooled(trainer: Trainer, stream: Any, budget: TokenBudget) -> PooledBudgetBa
             f"{NAME}: dataloader_num_workers={args.dataloader_num_workers} with streaming data: workers would each "
             "read the whole stream, or each another part of it. Set it to 1: it reads and tokenizes ahead.",
             code="training-arguments",
+            mend=[mends.set_argument("dataloader_num_workers", 1)],
         )
     world_size = max(1, args.world_size)
     pairs, share = pairs_in_batch(trainer)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .architecture import DecoderStart, inputs_of, is_causal, new_decoder_start
 from .arrays import Ragged
@@ -117,7 +118,9 @@ class TextPairCollator:
             longest = getattr(self, option)
             if longest is not None and longest < 1:
                 raise PluginError(
-                    f"text2text: option {option}={longest} is not allowed: it must be 1 or more.", code="option-value"
+                    f"text2text: option {option}={longest} is not allowed: it must be 1 or more.",
+                    code="option-value",
+                    mend=[mends.remove_option("text2text", option)],
                 )
         if self.tokenizer.pad_token_id is None:
             raise PluginError(
@@ -234,6 +237,7 @@ class TextPairCollator:
                 f"text2text: source_prefix={self.source_prefix!r} would be corrupted by objective={name}. Leave it "
                 "out.",
                 code="option-combination",
+                mend=[mends.remove_option("text2text", "source_prefix")],
             )
         self.text_objective = TextObjective(
             name,

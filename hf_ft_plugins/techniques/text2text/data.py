@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import main_input_name
 from . import objectives
@@ -45,7 +46,7 @@ def prepared(dataset: Any, split: str, pairs: PairFormat) -> Any:
         if "labels" in names or main_input_name(pairs.model) in names or not is_arrow(dataset):
             # Sounds, pictures, or what only the script's own collator can read.
             return dataset
-        raise PluginError(no_column(pairs.source, names), code="data-columns")
+        raise no_column("source", pairs.source, names)
     if pairs.objective != "seq2seq":
         tokenize = partial(_text_ids, source=pairs.source, tokenizer=pairs.tokenizer)
         return dataset if "input_ids" in names else TokenizedRows(dataset, tokenize)
@@ -77,7 +78,7 @@ def reads_other_columns(collator: Any, dataset: Any) -> bool:
 def _tokenized(dataset: Any, pairs: PairFormat, *, training: bool) -> Any:
     names = columns_of(dataset)
     if training and pairs.target not in names:
-        raise PluginError(no_column(pairs.target, names), code="data-columns")
+        raise no_column("target", pairs.target, names)
     if pairs.tokenizer is None:
         raise PluginError(
             f"{NAME}: there is no tokenizer to make token ids with; the data has {', '.join(names)}. Pass "
@@ -200,6 +201,7 @@ def _without_empty(dataset: Any, empty: np.ndarray, share: float, max_empty_shar
             f"{NAME}: {count} targets of the train set are empty (rows {rows}, ...), more than "
             f"max_empty_share={max_empty_share}. Look at the data, or raise the option to drop them.",
             code="data-rows",
+            mend=[] if empty.all() else [mends.set_option(NAME, "max_empty_share", share)],
         )
     logger.warning("%s: dropped %s pairs, whose target is empty (rows %s).", NAME, count, rows)
     kept = np.flatnonzero(~empty)
@@ -283,6 +285,7 @@ def prepared_texts(dataset: Any, split: str, pairs: PairFormat) -> Any:
             f"{rows}, ...), more than max_empty_share={pairs.max_empty_share}. Look at the data, or raise the option "
             "to drop them.",
             code="data-rows",
+            mend=[mends.drop_rows(split, np.flatnonzero(short))],
         )
     logger.warning("text2text: dropped %d of %d texts, of fewer than two tokens.", int(short.sum()), len(short))
     return dataset.select(np.flatnonzero(~short))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import StashKey
 from ...shards import are_cut_up
@@ -61,6 +62,7 @@ def parts_of_batches(trainer: Trainer, asked: int | None, pairs: int, most: int 
             raise PluginError(
                 f"{NAME}: option parts={asked} pads parts of a batch alone, and {whole}. Leave it out.",
                 code="option-combination",
+                mend=[mends.remove_option(NAME, "parts")],
             )
         return asked
     args = trainer.args

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .arrays import Ragged, positions
 from .loss import IGNORED
@@ -238,6 +239,7 @@ def refuse_packed(rows: Rows, *, holes: bool = False) -> None:
             f"text2text: packing puts several pairs into one row, and the rows' {', '.join(names)} would be lost. "
             "Remove the column, or use packing='none'.",
             code="data-columns",
+            mend=[mends.set_option("text2text", "packing", "none")],
         )
     if not holes and rows.mask is not None:
         counted = rows.real()
@@ -247,6 +249,7 @@ def refuse_packed(rows: Rows, *, holes: bool = False) -> None:
                 f"text2text: the attention_mask of example {int(inside.argmax())} of the batch hides tokens between "
                 "others, and packing='flatten' gives its rows no mask. Remove these tokens, or use packing='none'.",
                 code="data-rows",
+                mend=[mends.set_option("text2text", "packing", "none")],
             )
 
 

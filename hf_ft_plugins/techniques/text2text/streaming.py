@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .batches import in_a_row, in_so_many, joined, least_padded, mixed, mixed_pools, padded_tokens
 from .collator import TextPairCollator
@@ -179,6 +180,7 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
                 f"{NAME}: {worker.num_workers} workers would each read the whole stream, or each another part of it. "
                 "Set dataloader_num_workers to 1: it reads and tokenizes ahead of the training.",
                 code="training-arguments",
+                mend=[mends.set_argument("dataloader_num_workers", 1)],
             )
         for waiting, batches in self._planned(int(self._epoch)):
             for batch in batches[self.rank :: self.world_size]:
@@ -229,6 +231,7 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
                 f"{first}, ...), more than max_empty_share={self.max_empty_share}. Look at the data, or raise the "
                 "option to drop them.",
                 code="data-rows",
+                mend=[mends.drop_rows("train", tally.empty)],
             )
         if empty.any() and self.rank == 0:
             logger.warning(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ... import mends
 from ...errors import PluginError
 from . import objectives
 from .arrays import Ragged, positions
@@ -68,6 +69,7 @@ class TextObjective:
                 "text2text: objective=span_corruption is for encoder-decoders: a causal model does not see what stands "
                 "after a sentinel. Use objective=prefix_lm, or a T5-like model.",
                 code="model-unsuited",
+                mend=[mends.set_option("text2text", "objective", "prefix_lm")],
             )
         object.__setattr__(self, "sentinels", _sentinels(self.tokenizer) if self.name == "span_corruption" else None)
         begun = np.ones(1, dtype=np.int64)

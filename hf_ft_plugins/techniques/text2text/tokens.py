@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .arrays import Ragged, positions
 from .reading import rows_of
@@ -143,11 +144,14 @@ def _column(dataset: Any, column: str, *, missing: bool = False) -> Any:
             f"text2text: the column {column!r} is of type {array.type}; it must hold lists of token ids. Tokenize its "
             "texts; where they are classes, leave out text2text.",
             code="data-columns",
+            mend=[mends.remove_technique("text2text")],
         )
     if array.null_count and not missing:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise PluginError(
-            f"text2text: row {row} has {column}=None. Drop such rows, or give them a text.", code="data-rows"
+            f"text2text: row {row} has {column}=None. Drop such rows, or give them a text.",
+            code="data-rows",
+            mend=[mends.drop_rows("train", [row])],
         )
     return array
 
@@ -205,4 +209,5 @@ def _refuse_missing(example: Mapping[str, Any], row: int, ids: str, *, labels: b
         raise PluginError(
             f"text2text: row {row} has no {lacks}, only {', '.join(example)}. Drop such rows, or give them a text.",
             code="data-rows",
+            mend=[mends.drop_rows("train", [row])],
         )

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .... import mends
 from ....errors import PluginError
+from ....near import nearest_value
 from ..tasks import NAME
 
 METHODS = ("pcgrad", "cagrad")
@@ -44,7 +46,9 @@ def surgery_weights(method: str, gramian: Tensor, seed: int) -> Tensor:
     """
     if method not in METHODS:
         raise PluginError(
-            f"{NAME}: there is no gradient surgery {method!r}. Use {' or '.join(METHODS)}.", code="option-value"
+            f"{NAME}: there is no gradient surgery {method!r}. Use {' or '.join(METHODS)}.",
+            code="option-value",
+            mend=nearest_value(NAME, "balance", method, METHODS),
         )
     weights = torch.ones(len(gramian), dtype=torch.float64)
     moving = gramian.diagonal() > 0
@@ -59,7 +63,9 @@ def _pcgrad(gramian: Tensor, seed: int) -> Tensor:
         from torchjd.aggregation import PCGradWeighting
     except ImportError as error:
         raise PluginError(
-            f"{NAME}: option balance=pcgrad needs torchjd, which is not installed. {INSTALL}", code="package-missing"
+            f"{NAME}: option balance=pcgrad needs torchjd, which is not installed. {INSTALL}",
+            code="package-missing",
+            mend=[mends.install("torchjd>=0.18,<1")],
         ) from error
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed every GPU, whose states are not put back.
@@ -73,7 +79,9 @@ def _cagrad(gramian: Tensor, c: float = CAGRAD_C) -> Tensor:
         from scipy.optimize import minimize
     except ImportError as error:
         raise PluginError(
-            f"{NAME}: option balance=cagrad needs scipy, which is not installed. {INSTALL}", code="package-missing"
+            f"{NAME}: option balance=cagrad needs scipy, which is not installed. {INSTALL}",
+            code="package-missing",
+            mend=[mends.install("scipy")],
         ) from error
 
     count = len(gramian)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .... import mends
 from ....errors import PluginError
 
 MIXES = (
@@ -68,7 +69,9 @@ def temperature(sizes: Sequence[int], temperature: float) -> np.ndarray:
     """
     if not temperature > 0:
         raise PluginError(
-            f"multitask: temperature={temperature} must be above 0; 1 is proportional.", code="option-value"
+            f"multitask: temperature={temperature} must be above 0; 1 is proportional.",
+            code="option-value",
+            mend=[mends.set_option("multitask", "temperature", 1)],
         )
     return _powers(sizes, 1 / temperature)
 

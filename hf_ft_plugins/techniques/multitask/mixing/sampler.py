@@ -23,9 +23,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ....keyed_permutation import KeyedPermutation, key_of, permuted
-from ....near import nearest
+from ....near import nearest, nearest_value
 from . import mixes
 from .quotas import FixedQuotas, LearnedQuotas
 
@@ -98,11 +99,18 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
         for option, text, known in (("mix", mix, mixes.MIXES), ("unit", unit, get_args(Unit))):
             if text not in known:
                 hint = nearest(text, known) or f" Take one of {', '.join(known)}."
-                raise PluginError(f"multitask: {option}={text!r} is unknown.{hint}", code="option-value")
+                raise PluginError(
+                    f"multitask: {option}={text!r} is unknown.{hint}",
+                    code="option-value",
+                    mend=nearest_value("multitask", option, text, known),
+                )
         if (mix == "weights") != (weights is not None):
             raise PluginError(
                 f"multitask: mix={mix!r} with weights={weights}. Give weights with mix='weights' alone.",
                 code="option-combination",
+                mend=[mends.remove_option("multitask", "weights")]
+                if weights
+                else [mends.remove_option("multitask", "mix")],
             )
         self.sizes = [int(size) for size in sizes]
         self.names = list(names) if names is not None else [str(number) for number in range(len(sizes))]
@@ -290,6 +298,7 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
                     f"multitask: update_every={self._quotas.update_every}, but the checkpoint's mix was learned with "
                     f"{state['update_every']}. Resume with that.",
                     code="checkpoint-other-run",
+                    mend=[mends.set_option("multitask", "update_every", state["update_every"])],
                 )
             self._quotas.load(state["told"])
         self._looked_up = None
