@@ -64,7 +64,7 @@ def rename_option(technique: str, from_: str, to: str) -> Step:
 
 
 def add_technique(technique: str, options: Mapping[str, Any] | None = None) -> Step:
-    """Name this technique, with these options, behind the others."""
+    """Name this technique, with these options, behind the others; one that is named already gets these options."""
     return {"do": "add-technique", "technique": technique, "options": _plain(options or {})}
 
 
@@ -107,7 +107,7 @@ def set_variable(name: str, value: str) -> Step:
 
 
 def launch_with(*command: str) -> Step:
-    """Start the run with these words in place of `hf-ft` or `python`."""
+    """Start the run by this launcher: its words, then `-m hf_ft_plugins run ...`, or the script."""
     return {"do": "launch-with", "command": list(command)}
 
 

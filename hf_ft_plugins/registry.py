@@ -105,6 +105,11 @@ def is_on(variable: str) -> bool:
     return word in TRUE_WORDS
 
 
+def names() -> frozenset[str]:
+    """The names of all techniques that are offered, those that are hidden among them."""
+    return frozenset(offer.name for offer in _all_offers())
+
+
 def _all_offers() -> tuple[Offer, ...]:
     return _offers_on(tuple((folder, _changed_at(folder)) for folder in sys.path))
 

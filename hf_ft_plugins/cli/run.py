@@ -13,7 +13,6 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-import traceback
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,10 +132,3 @@ def _new_main(file: str, package: str | None) -> types.ModuleType:
     main.__cached__ = None  # type: ignore[attr-defined]
     main.__builtins__ = sys.modules["builtins"]  # type: ignore[attr-defined]
     return main
-
-
-def one_paragraph(error: PluginError, *, debug: bool) -> str:
-    """An error as `hf-ft` prints it: its text and notes; with `debug`, the traceback before them."""
-    notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
-    text = f"hf-ft: {error}{notes}"
-    return f"{''.join(traceback.format_exception(error))}\n{text}" if debug else text

@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .. import mends
 from ..errors import OptionError, PluginError
+from ..mends import add_flag
 from ..near import closest
 from .adapters import (
     column_names as layouts,
@@ -169,7 +169,7 @@ def messages_and_events(path: Path, format: str, reading: Reading) -> tuple[str,
         near = closest(format, FORMATS)
         raise OptionError(
             f"{NAME}: there is no format {format!r}; there are auto, {', '.join(FORMATS)}.",
-            mend=[mends.add_flag("--format", near)] if near else [],
+            mend=[add_flag("--format", near)] if near else [],
         )
     files = files_of(path)
     name = detected(files) if format == "auto" else format

@@ -23,6 +23,7 @@ from rich.progress import Progress
 
 from ... import mends
 from ...errors import PluginError
+from ..refusals import object_at_the_end
 from .outcomes import Outcome, trainings_of
 
 MARKER = ".hf-ft-compare"
@@ -72,7 +73,7 @@ class Runs:
         environment = {"PYTHONHASHSEED": "0", **os.environ}
         with log.open("w", encoding="utf-8") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hf_ft_plugins", "run", *chosen, *options, *self.command],
+                [sys.executable, "-m", "hf_ft_plugins", "run", "--json", *chosen, *options, *self.command],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -87,8 +88,15 @@ class Runs:
         wall = time.monotonic() - start
         content = merged_record(record)
         if process.returncode != 0 or not content.get("trainings"):
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             what = f"ended with status {process.returncode}" if process.returncode else "trained nothing"
+            refusal = object_at_the_end(log)
+            if refusal is not None:
+                raise PluginError(
+                    f"compare: the run {which} the techniques {what}: {refusal['error']}",
+                    code=refusal["code"],
+                    mend=refusal["mend"],
+                )
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             raise PluginError(
                 f"compare: the run {which} the techniques {what}. Its last lines ({log}):\n"
                 f"{''.join(lines[-LAST_LINES:])}",

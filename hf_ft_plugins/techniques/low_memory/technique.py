@@ -76,7 +76,7 @@ class LowMemory(Technique):
     perturbation: float = option(1e-3, help="mezo: how far the weights are moved along a direction to find its slope")
 
     def check(self) -> None:
-        self.require(self.rank >= 1, "rank", "set it to 1 or more, such as a fourth of the model's width.", use=1)
+        self.require(self.rank >= 1, "rank", "set it to 1 or more, such as a fourth of the model's width.")
         self.require(self.update_gap >= 1, "update_gap", "set it to 1 or more.", use=1)
         self.require(self.scale is None or self.scale > 0, "scale", "set it above 0, or to none.")
         self.require(self.active_layers >= 1, "active_layers", "it must be 1 or more.", use=1)

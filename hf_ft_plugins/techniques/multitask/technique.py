@@ -78,7 +78,7 @@ class MultiTask(Technique):
         self.require(self.max_passes > 0, "max_passes", "it must be above 0.")
         self.require(self.update_every >= 1, "update_every", "it must be 1 or more.", use=1)
         self.require(self.head_rate is None or self.head_rate > 0, "head_rate", "it must be above 0.")
-        self.require(self.max_length is None or self.max_length >= 1, "max_length", "it must be 1 or more.", use=1)
+        self.require(self.max_length is None or self.max_length >= 1, "max_length", "it must be 1 or more.")
         self.require(
             self.steps_per_epoch is None or self.steps_per_epoch >= 1, "steps_per_epoch", "it must be 1 or more.", use=1
         )

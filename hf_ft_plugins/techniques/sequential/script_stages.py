@@ -69,14 +69,15 @@ class ScriptStage:
         sequential: Any = next(one for one in self.techniques if one.name == NAME)
         return str(self.arguments.get("output_dir") or Path(sequential.folder) / "runs" / self.name)
 
-    def command(self, records: StageRecords, previous: str | None) -> list[str]:
+    def command(self, records: StageRecords, previous: str | None, *, as_json: bool = False) -> list[str]:
         """The command line of this stage."""
         launch = shlex.split(self.launch) or [sys.executable]
         chosen = [word for technique in self.techniques for word in ("--with", str(technique))]
         given = {**self.arguments, "output_dir": self.output_dir}
         model = None if previous is None else str(records.model_of(previous))
         words = [word for name, value in given.items() for word in _words(name, value, model, self.name)]
-        return [*launch, "-m", "hf_ft_plugins", "run", *chosen, *shlex.split(self.script), *words]
+        said = ["--json"] if as_json else []
+        return [*launch, "-m", "hf_ft_plugins", "run", *said, *chosen, *shlex.split(self.script), *words]
 
     def described(self) -> dict[str, Any]:
         """What it is, as JSON can hold it."""
@@ -153,8 +154,15 @@ def _stage(recipe: Path, folder: str, common: Mapping[str, Any], entry: Mapping[
     return ScriptStage(str(entry["name"]), str(script), {**given[0], **given[1]}, techniques, str(launch))
 
 
-def run_scripts(recipe: Path, console: Console) -> None:
+def run_scripts(recipe: Path, console: Console, *, as_json: bool = False) -> dict[str, Any]:
     """Run the stages of a recipe that are not finished.
+
+    Args:
+        as_json: whether stdout is for the result alone: what the scripts print goes to stderr, and a refusal is JSON on
+            its last line.
+
+    Returns:
+        `folder`, `stages` with the name and the model's folder of each, and `picture`, the file or None.
 
     Raises:
         PluginError: see `read_stages`; a stage that began as another, or whose script fails or trains nothing.
@@ -162,7 +170,7 @@ def run_scripts(recipe: Path, console: Console) -> None:
     records, stages = read_stages(recipe)
     plan = [stage.described() for stage in stages]
     for number, stage in enumerate(stages):
-        command = stage.command(records, stages[number - 1].name if number else None)
+        command = stage.command(records, stages[number - 1].name if number else None, as_json=as_json)
         stage_plan.begin(records.folder, number, plan)
         title = f"stage {number + 1} of {len(stages)}: {stage.name}"
         if stage.name in _finished(records):
@@ -170,7 +178,7 @@ def run_scripts(recipe: Path, console: Console) -> None:
             continue
         console.rule(title)
         console.print(shlex.join(command), markup=False, highlight=False)
-        status = _ended(command)
+        status = _ended(command, as_json=as_json)
         if status != 0 or stage.name not in _finished(records):
             what = f"ended with status {status}" if status else "ended, and its stage is not finished"
             raise PluginError(
@@ -181,11 +189,14 @@ def run_scripts(recipe: Path, console: Console) -> None:
     file = records.folder / "hf_ft_forgetting.png"
     if file.is_file():
         console.print(f"what was learned and forgotten: {file}", highlight=False)
+    models = [{"name": stage.name, "model": str(records.model_of(stage.name))} for stage in stages]
+    return {"folder": str(records.folder), "stages": models, "picture": str(file) if file.is_file() else None}
 
 
-def _ended(command: Sequence[str]) -> int:
+def _ended(command: Sequence[str], *, as_json: bool = False) -> int:
     """The exit status of a process that is told to end (SIGTERM) when this one is."""
-    with subprocess.Popen(command, env={**os.environ, RESUME_VARIABLE: "1"}) as process:
+    out = sys.stderr if as_json else None
+    with subprocess.Popen(command, env={**os.environ, RESUME_VARIABLE: "1"}, stdout=out) as process:
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             return process.wait()

@@ -83,7 +83,7 @@ class Text2Text(Technique):
             "parts",
         ):
             value = getattr(self, name)
-            self.require(value is None or value >= 1, name, "it must be 1 or more.", use=1)
+            self.require(value is None or value >= 1, name, "it must be 1 or more.")
         self.require(self.examples >= 0, "examples", "it must be 0 or more.", use=0)
         self.require(0 <= self.max_empty_share <= 1, "max_empty_share", "it must lie in [0, 1].")
         self.require(0 < self.noise_density < 1, "noise_density", "it must lie between 0 and 1.")
