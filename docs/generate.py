@@ -1,7 +1,8 @@
 """Writes what the documentation says of the code, from the code: `python docs/generate.py`, or with `--check`.
 
 In a page, whatever stands between `<!-- generated: WHAT -->` and `<!-- end -->` is written anew; WHAT is `hooks`,
-`options NAME` of a technique, or `techniques`. `--check` writes nothing and exits 1 if a page is out of date.
+`options NAME` of a technique, `techniques`, `errors`, `error CODE` or `mends`. A code without a page gets one.
+`--check` writes nothing and exits 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_ft_plugins import hookspecs, registry
+from hf_ft_plugins import error_codes, hookspecs, mends, registry
 from hf_ft_plugins.option_text import default_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,41 @@ def techniques() -> str:
     return "\n".join(rows) + "\n"
 
 
-GENERATORS: dict[str, Callable[..., str]] = {"hooks": hooks, "options": options, "techniques": techniques}
+def errors() -> str:
+    """A table of the codes of refusals."""
+    rows = ["| code | what it means |", "| --- | --- |"]
+    rows += [f"| [`{code}`]({code}.md) | {_cell(found.meaning)} |" for code, found in error_codes.table().items()]
+    return "\n".join(rows) + "\n"
+
+
+def error(code: str) -> str:
+    """One code: its meaning, causes and mends."""
+    return error_codes.table()[code].as_text()
+
+
+def steps() -> str:
+    """A table of the steps that a mend is made of."""
+    rows = ["| `do` | its keys | what to do |", "| --- | --- | --- |"]
+    for name, (keys, means) in mends.vocabulary().items():
+        rows.append(f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} | {_cell(' '.join(means.split()))} |")
+    return "\n".join(rows) + "\n"
+
+
+GENERATORS: dict[str, Callable[..., str]] = {
+    "hooks": hooks,
+    "options": options,
+    "techniques": techniques,
+    "errors": errors,
+    "error": error,
+    "mends": steps,
+}
+ERROR_PAGE = """# `{code}`
+
+<!-- generated: error {code} -->
+<!-- end -->
+
+[All codes](README.md), and what a program does with them: [agents](../guide/agents.md).
+"""
 
 
 def pages() -> list[Path]:
@@ -70,10 +105,11 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     stale = []
-    for page in pages():
-        text = page.read_text(encoding="utf-8")
+    new_pages = {ROOT / found.page: ERROR_PAGE.format(code=code) for code, found in error_codes.table().items()}
+    for page in dict.fromkeys((*pages(), *new_pages)):
+        text = page.read_text(encoding="utf-8") if page.is_file() else new_pages[page]
         new = generated(text)
-        if new != text:
+        if new != text or not page.is_file():
             stale.append(page)
             if "--check" not in sys.argv:
                 page.write_text(new, encoding="utf-8")

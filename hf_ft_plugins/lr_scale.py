@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from . import mends
 from .errors import PluginError
 from .lr_probe import Unequal, Unprobed, deaf_groups
 
@@ -100,7 +101,8 @@ def _refuse_empty(name: str, factor: float, groups: list[dict[str, Any]]) -> Non
         held = f"the {len(groups)} parameter groups given hold no weights" if groups else "no parameter group is given"
         raise PluginError(
             f"{_who(name)}: {held}, so that the factor {name}={factor!r} on the learning rate would have no effect. "
-            "Pass groups of the optimizer's param_groups that hold weights, or leave out groups= for all of them."
+            "Pass groups of the optimizer's param_groups that hold weights, or leave out groups= for all of them.",
+            code="part-misused",
         )
 
 
@@ -169,7 +171,11 @@ def refuse_when_built(trainer: Any, name: str, *, by_group: bool = False) -> Non
     if "layerwise" in optim or (by_group and "lomo" in optim):
         raise PluginError(
             f"{_who(name)}: optim={optim!r} {IN_BACKWARD if 'layerwise' in optim else ONE_RATE}, which no factor "
-            f"reaches. {'Use the variant without layerwise' if 'layerwise' in optim else 'Use another optim='}."
+            f"reaches. {'Use the variant without layerwise' if 'layerwise' in optim else 'Use another optim='}.",
+            code="training-arguments",
+            mend=[
+                mends.set_argument("optim", optim.replace("_layerwise", "") if "layerwise" in optim else "adamw_torch")
+            ],
         )
 
 
@@ -177,7 +183,9 @@ def _refusal(name: str, kind: str, reason: str) -> PluginError:
     advice = ADVICE.get(kind, "Use another optimizer, such as torch.optim.AdamW")
     return PluginError(
         f"{_who(name)}: the optimizer {kind} {reason}, so that a factor on the learning rate would stand in the log "
-        f"and reach no weight. {advice}, or leave out what changes the rate."
+        f"and reach no weight. {advice}, or leave out what changes the rate.",
+        code="optimizer-unsuited",
+        mend=[mends.remove_technique(_who(name))],
     )
 
 

@@ -39,12 +39,15 @@ def parse_spec(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
                 if not isinstance(key, str):
                     raise OptionError(
                         f"cannot read the technique {shown(spec)}: {shown(key)} is a {type(key).__name__} where a name "
-                        f'is expected; YAML reads bare no, yes, on, off, null and numbers so. Quote it: "{shown(key)}".'
+                        "is expected; YAML reads bare no, yes, on, off, null and numbers so. Quote it: "
+                        f'"{shown(key)}".',
+                        code="recipe-unreadable",
                     )
             return name, dict(options or {})
     raise OptionError(
         f"cannot read the technique {shown(spec)}: write 'name', 'name:option=value,option=value' "
-        "or a mapping {name: {option: value}}."
+        "or a mapping {name: {option: value}}.",
+        code="recipe-unreadable",
     )
 
 
@@ -80,19 +83,24 @@ def _assignments(text: str, spec: str) -> dict[str, str]:
         part = text[position:].partition(",")[0]
         name, sign, _ = part.partition("=")
         if not sign:
-            raise OptionError(f"cannot read {shown(part)} in {shown(spec)}: write option=value. {QUOTES}")
+            raise OptionError(
+                f"cannot read {shown(part)} in {shown(spec)}: write option=value. {QUOTES}", code="recipe-unreadable"
+            )
         value, position = _value(text, position + len(name) + 1, spec)
         name = name.strip()
         if name in options:
             raise OptionError(
                 f"{shown(spec)}: option {name} is given twice, as {shown(options[name])} and as {shown(value)}. "
-                "Keep one of them."
+                "Keep one of them.",
+                code="recipe-unreadable",
             )
         options[name] = value
         if position < len(text):
             position += 1
             if position == len(text):
-                raise OptionError(f"cannot read {shown(spec)}: it ends in a comma. Remove it. {QUOTES}")
+                raise OptionError(
+                    f"cannot read {shown(spec)}: it ends in a comma. Remove it. {QUOTES}", code="recipe-unreadable"
+                )
     return options
 
 
@@ -106,7 +114,8 @@ def _value(text: str, start: int, spec: str) -> tuple[str, int]:
             if text[first] == '"':
                 raise OptionError(
                     f"cannot read the value {shown(text[first:])} in {shown(spec)}: it begins with a double quote and "
-                    'is no quoted text. Close the quote, and write \\" for a quote inside.'
+                    'is no quoted text. Close the quote, and write \\" for a quote inside.',
+                    code="recipe-unreadable",
                 ) from error
         else:
             end += len(text[end:]) - len(text[end:].lstrip())
@@ -114,7 +123,8 @@ def _value(text: str, start: int, spec: str) -> tuple[str, int]:
                 return (found if isinstance(found, str) else text[first:end].rstrip()), end
             if isinstance(found, str):
                 raise OptionError(
-                    f"cannot read {shown(text[first:])} in {shown(spec)}: there is text behind the quotes. {QUOTES}"
+                    f"cannot read {shown(text[first:])} in {shown(spec)}: there is text behind the quotes. {QUOTES}",
+                    code="recipe-unreadable",
                 )
     return _unquoted(text, start, spec)
 
@@ -128,7 +138,13 @@ def _unquoted(text: str, start: int, spec: str) -> tuple[str, int]:
         if character in CLOSING.values():
             open_brackets.append(character)
         elif character in CLOSING and (not open_brackets or open_brackets.pop() != CLOSING[character]):
-            raise OptionError(f"cannot read {shown(spec)}: a bracket {character!r} is not opened before. {QUOTES}")
+            raise OptionError(
+                f"cannot read {shown(spec)}: a bracket {character!r} is not opened before. {QUOTES}",
+                code="recipe-unreadable",
+            )
     if open_brackets:
-        raise OptionError(f"cannot read {shown(spec)}: the bracket {open_brackets[-1]!r} is not closed. {QUOTES}")
+        raise OptionError(
+            f"cannot read {shown(spec)}: the bracket {open_brackets[-1]!r} is not closed. {QUOTES}",
+            code="recipe-unreadable",
+        )
     return text[start:], len(text)

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from . import mends
 from .errors import ConflictError, MissingPackageError, OptionError, PluginError, UnknownTechniqueError
-from .technique import FALSE_WORDS, TRUE_WORDS, Technique, nearest, parse_spec
+from .near import closest, nearest
+from .technique import FALSE_WORDS, TRUE_WORDS, Technique, parse_spec
 
 GROUP = "hf_ft_plugins"
 DISTRIBUTION = "hf-ft-plugins"
@@ -48,17 +50,23 @@ class Offer:
             raise PluginError(
                 f"{self.name}: the plugin {self.distribution} {self.version} cannot be imported "
                 f"({type(error).__name__}: {error}). Repair or uninstall {self.distribution}, "
-                f"or leave {self.name} out of this run."
+                f"or leave {self.name} out of this run.",
+                code="plugin-broken",
+                mend=[mends.remove_technique(self.name)],
             ) from error
         if not (isinstance(found, type) and issubclass(found, Technique)):
             raise PluginError(
                 f"{self.name}: {self.entry.value} in {self.distribution} {self.version} is not a Technique. "
-                "Its entry point must name a subclass of hf_ft_plugins.Technique."
+                "Its entry point must name a subclass of hf_ft_plugins.Technique.",
+                code="plugin-broken",
+                mend=[mends.remove_technique(self.name)],
             )
         if found.name != self.name:
             raise PluginError(
                 f"{self.name}: {self.entry.value} in {self.distribution} {self.version} calls itself "
-                f"{found.name!r}. The entry point's name and the class's `name` must be equal."
+                f"{found.name!r}. The entry point's name and the class's `name` must be equal.",
+                code="plugin-broken",
+                mend=[mends.remove_technique(self.name)],
             )
         try:
             found.option_infos()
@@ -66,7 +74,9 @@ class Offer:
             raise PluginError(
                 f"{self.name}: the options that {self.entry.value} in {self.distribution} {self.version} declares "
                 f"cannot be read ({type(error).__name__}: {error}). Their annotations must name types that its module "
-                "imports."
+                "imports.",
+                code="plugin-broken",
+                mend=[mends.remove_technique(self.name)],
             ) from error
         return found
 
@@ -89,8 +99,15 @@ def is_on(variable: str) -> bool:
     """
     word = os.environ.get(variable, "").strip().lower()
     if word and word not in (*TRUE_WORDS, *FALSE_WORDS):
-        raise OptionError(f"{variable}={word} is neither on nor off. Set it to 1 or 0.")
+        raise OptionError(
+            f"{variable}={word} is neither on nor off. Set it to 1 or 0.", mend=[mends.set_variable(variable, "0")]
+        )
     return word in TRUE_WORDS
+
+
+def names() -> frozenset[str]:
+    """The names of all techniques that are offered, those that are hidden among them."""
+    return frozenset(offer.name for offer in _all_offers())
 
 
 def _all_offers() -> tuple[Offer, ...]:
@@ -142,15 +159,20 @@ def find(name: str) -> Offer:
         hidden = [reason for offer in _all_offers() if offer.name == name if (reason := _hidden_by(offer, True))]
         if hidden:
             raise UnknownTechniqueError(
-                f"the technique {name!r} is installed, and switched off: {hidden[0]}. Switch it on, or leave it out."
+                f"the technique {name!r} is installed, and switched off: {hidden[0]}. Switch it on, or leave it out.",
+                mend=[mends.remove_technique(name)],
             )
+        near = closest(name, (offer.name for offer in known))
         raise UnknownTechniqueError(
             f"unknown technique {name!r}.{nearest(name, (offer.name for offer in known))} "
-            f"Installed: {', '.join(offer.name for offer in known) or '(none)'}."
+            f"Installed: {', '.join(offer.name for offer in known) or '(none)'}.",
+            mend=[mends.rename_technique(name, near)] if near else [],
         )
     if len(matches) > 1:
         owners = " and ".join(f"{offer.distribution} {offer.version}" for offer in matches)
-        raise ConflictError(f"{name}: two distributions offer this technique: {owners}. Uninstall one of them.")
+        raise ConflictError(
+            f"{name}: two distributions offer this technique: {owners}. Uninstall one of them.", code="plugin-broken"
+        )
     return matches[0]
 
 
@@ -179,7 +201,8 @@ def refuse_missing_packages(technique: Technique) -> None:
             clone = ' From a clone of hf-ft-plugins: pip install -e ".[all]".' if ours else ""
             raise MissingPackageError(
                 f"{technique.name}: {technique} needs the package {module}, which is not installed. "
-                f"pip install '{requirement}'.{clone}"
+                f"pip install '{requirement}'.{clone}",
+                mend=[mends.install(requirement)],
             )
 
 
@@ -199,12 +222,15 @@ def refuse_conflicts(techniques: Iterable[Technique]) -> None:
         for other in listed[:position]:
             if other.name == technique.name:
                 raise ConflictError(
-                    f"{technique.name}: named twice, as '{other}' and as '{technique}'. Keep one of them."
+                    f"{technique.name}: named twice, as '{other}' and as '{technique}'. Keep one of them.",
+                    # What is named later comes from nearer: --with stands behind a recipe.
+                    mend=[mends.name_once(one.name, one.changed_options()) for one in (technique, other)],
                 )
             reason = _reason_against(technique, other) or _reason_against(other, technique)
             if reason:
                 raise ConflictError(
-                    f"{other.name} and {technique.name} cannot run together: {reason} Remove one of them."
+                    f"{other.name} and {technique.name} cannot run together: {reason} Remove one of them.",
+                    mend=[mends.remove_technique(technique.name), mends.remove_technique(other.name)],
                 )
 
 

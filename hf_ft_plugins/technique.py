@@ -14,18 +14,18 @@ The same technique can be said in three ways, which mean the same thing:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self, Union
 
-from . import hookspecs
+from . import hookspecs, mends
 from .errors import OptionError
+from .near import closest, nearest, nearest_value
 from .option_text import parse_spec, shown, written
 
 __all__ = ["OptionInfo", "Technique", "convert", "data_seed", "nearest", "option", "parse_spec"]
@@ -35,9 +35,6 @@ FALSE_WORDS = ("false", "no", "off", "0")
 NONE_WORDS = ("none", "null", "")
 # What counts, sizes and seeds are kept in by torch and by files.
 LARGEST_NUMBER = 2**63 - 1
-# Of difflib's ratio: `wieghts` is 0.86 of `weights`, and `mixture` 0.57 of `mixed`.
-NEAR = 0.7
-BEGINNING = 3  # letters of a name that may stand for it
 
 
 def option(default: Any, *, help: str) -> Any:
@@ -89,7 +86,8 @@ class Technique:
         if "__dataclass_fields__" not in type(self).__dict__:
             raise OptionError(
                 f"{type(self).__name__} is not a dataclass, so its options cannot be read. "
-                "Decorate it with @dataclass(frozen=True, kw_only=True)."
+                "Decorate it with @dataclass(frozen=True, kw_only=True).",
+                code="plugin-broken",
             )
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
@@ -100,10 +98,20 @@ class Technique:
     def check(self) -> None:
         """Refuse values that are out of range, with `require`. Called when the technique is made."""
 
-    def require(self, holds: bool, name: str, mend: str) -> None:
-        """Raise an `OptionError` about option `name` unless `holds`; `mend` says which values are allowed."""
+    def require(self, holds: bool, name: str, mend: str, *, use: Any = None) -> None:
+        """Raise an `OptionError` about option `name` unless `holds`; `mend` says which values are allowed.
+
+        Args:
+            use: an allowed value that is near to what people ask for: the bound that was crossed. None: there is none
+                but the default.
+        """
         if not holds:
-            raise OptionError(f"{self.name}: option {name}={written(getattr(self, name))} is not allowed: {mend}")
+            given = [mends.set_option(self.name, name, use)] if use is not None else []
+            changed = [mends.remove_option(self.name, name)] if name in self.changed_options() else []
+            raise OptionError(
+                f"{self.name}: option {name}={written(getattr(self, name))} is not allowed: {mend}",
+                mend=[*given, *changed],
+            )
 
     def conflict(self, other: Technique) -> str | None:
         """Why this technique cannot run together with `other`, or None. Asked when the trainer is built."""
@@ -212,9 +220,13 @@ class Technique:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
+                near = closest(str(name), known)
+                renamed = [mends.rename_option(cls.name, str(name), near)] if near and near not in options else []
                 raise OptionError(
                     f"{cls.name}: unknown option {shown(name)}.{nearest(str(name), known)} "
-                    f"Its options are: {', '.join(known) or '(none)'}."
+                    f"Its options are: {', '.join(known) or '(none)'}.",
+                    code="option-unknown",
+                    mend=renamed,
                 )
         return cls(**options)
 
@@ -225,24 +237,22 @@ def data_seed(args: Any) -> int:
     return seed
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the closest of `known`, or an empty string where none is near."""
-    # Two names that differ in their separators, or their case, are written alike.
-    plain = {str(name).lower().replace("_", "-"): name for name in known}
-    wanted = word.lower().replace("_", "-")
-    begun = [name for name in plain if len(wanted) >= BEGINNING and name.startswith(wanted)]
-    matches = difflib.get_close_matches(wanted, list(plain), n=1, cutoff=NEAR) or (begun if len(begun) == 1 else [])
-    return f" Did you mean {plain[matches[0]]!r}?" if matches else ""
-
-
 def _converted(value: Any, hint: Any, technique: str, name: str) -> Any:
     try:
         return convert(value, hint)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         quote = ' YAML reads bare yes, no, on and off so; quote them: "off".' if isinstance(value, bool) else ""
+        word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
         raise OptionError(
-            f"{technique}: option {name}={shown(value)} has the wrong type: it must be {_type_name(hint)}.{quote}"
+            f"{technique}: option {name}={shown(value)} has the wrong type: it must be {_type_name(hint)}.{quote}",
+            mend=[*nearest_value(technique, name, word, _words_of(hint)), mends.remove_option(technique, name)],
         ) from error
+
+
+def _words_of(hint: Any) -> list[str]:
+    """The words that an option of this type takes."""
+    parts = (hint, *typing.get_args(hint))
+    return [str(word) for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part)]
 
 
 def convert(value: Any, hint: Any) -> Any:

@@ -1,4 +1,5 @@
 import gc
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,26 @@ def pytest_runtest_setup(item):
         gc.collect()
         gc.freeze()
         modules_frozen = len(sys.modules)
+
+
+@pytest.fixture(autouse=True)
+def _refusals_can_be_read_by_programs(monkeypatch):
+    """Of every refusal that a test meets: its code is of the table, its mend of the vocabulary, and JSON holds both."""
+    from hf_ft_plugins import mends
+    from hf_ft_plugins.error_codes import table
+    from hf_ft_plugins.errors import PluginError
+
+    made, initialise = [], PluginError.__init__
+
+    def init(error, *args, **kwargs):
+        initialise(error, *args, **kwargs)
+        made.append(error)
+
+    monkeypatch.setattr(PluginError, "__init__", init)
+    yield
+    for error in made:
+        assert error.code in table()
+        mends.refuse_strangers(json.loads(json.dumps(error.mend)))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`hf-ft`: list, show, check, run and compare techniques, and start a new one."""
+"""`hf-ft`: list, show, check, run and compare techniques, explain what is refused, and start a new one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..host import state
 from ..option_text import default_text
 from ..technique import Technique
 from .checkpoint import app as checkpoint
+from .explaining import explain
 from .hosting import Hosting
 from .options import (
     AllowChanged,
@@ -29,17 +30,17 @@ from .options import (
     Only,
     OnlyBuiltin,
     Recipe,
+    RefusalAsJson,
     Script,
     ScriptArguments,
     With,
     keep_third_parties_out,
     log_to_stderr,
-    show_error,
-    wants_json,
 )
 from .planning import memory_estimate, model_without_weights
 from .recipes import chosen_techniques
 from .record import Watch
+from .refusals import Asked, show_complaint, show_refusal
 from .run import run as run_script
 from .technique_commands import WithTechniqueCommands
 
@@ -185,13 +186,17 @@ def run(
     output_subfolder: Annotated[str | None, typer.Option(hidden=True)] = None,
     comparison: Annotated[str, typer.Option(hidden=True)] = "",
     seed_shift: Annotated[int, typer.Option(hidden=True)] = 0,
+    as_json: RefusalAsJson = False,
     debug: Debug = False,
 ) -> Any:
     """Run a Trainer script that nobody edited, with techniques."""
     keep_third_parties_out(only_builtin)
     techniques = chosen_techniques(with_, recipe)
     if not techniques and record is None:
-        raise PluginError("run: no technique is named. Add --with NAME or --recipe FILE; `hf-ft list` shows the names.")
+        raise PluginError(
+            "run: no technique is named. Add --with NAME or --recipe FILE; `hf-ft list` shows the names.",
+            code="command-line",
+        )
     if allow_changed_plugins:
         os.environ[state.ALLOW_CHANGED_VARIABLE] = "1"
     if resume:
@@ -227,7 +232,7 @@ def compare(
     keep_third_parties_out(only_builtin)
     techniques = chosen_techniques(with_, recipe)
     if not techniques:
-        raise PluginError("compare: no technique is named. Add --with NAME or --recipe FILE.")
+        raise PluginError("compare: no technique is named. Add --with NAME or --recipe FILE.", code="command-line")
     extra = (["--module"] if as_module else []) + (["--only", only] if only else [])
     compare_runs(
         techniques, [*extra, script, *(arguments or [])], output, console=console, as_json=as_json, seeds=seeds
@@ -256,32 +261,39 @@ def report(
 def new(
     name: Annotated[str, typer.Argument(help="The new technique's name, for example freeze-embeddings.")],
     folder: Annotated[Path, typer.Option(help="Where to put the package's folder.")] = Path("."),
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Start a package with a technique of your own: it installs, is listed, and passes its own tests."""
     from .new import scaffold
 
     made = scaffold(name, folder)
+    if as_json:
+        print(json.dumps({"package": str(made)}))
+        return
     package = escape(str(made))
     console.print(f"made {package}\nNext: [bold]pip install -e {package}[/] and [bold]pytest {package}[/]")
 
 
+app.command()(explain)
+
+
 def main() -> None:
     """The command's entry point; turns our errors into one paragraph and exit status 2."""
+    # The script that a command runs gets an argv of its own.
+    arguments = sys.argv[1:]
+    Asked.debug = Asked.as_json = False
     try:
-        todo = app(args=sys.argv[1:], prog_name="hf-ft", standalone_mode=False)
+        todo = app(args=arguments, prog_name="hf-ft", standalone_mode=False)
         status = todo() if callable(todo) else todo
     except PluginError as error:
-        show_error(error)
+        show_refusal(error, arguments)
         status = 2
     except Exception as error:
         # click's own complaints about the command line; it is vendored by typer, so it is known by its method only.
         if not hasattr(error, "format_message"):
             raise
-        if wants_json(sys.argv[1:]):
-            print(json.dumps({"error": error.format_message()}))
-        else:
-            error.show()  # type: ignore[attr-defined]
+        show_complaint(error, arguments)
         status = getattr(error, "exit_code", 2)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from ..host.manifest import (
     write_manifest,
 )
 from ..host.state import read_state
+from .options import AsJson, Debug
 
 app = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True)
 console = Console()
@@ -37,9 +39,14 @@ def sign_command(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="output_dir/checkpoint-N, or a finished stage's folder.")
     ],
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Take a checkpoint that you changed on purpose for whole, as it is; the state of its techniques stays."""
     changed = sign(folder)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "changed": changed}))
+        return
     for line in changed:
         console.print(line, markup=False, highlight=False)
     console.print(f"{folder} is signed: {len(changed)} changes", markup=False, highlight=False)
@@ -56,7 +63,9 @@ def sign(folder: Path) -> list[str]:
             be read. Nothing is written.
     """
     is_stock = (folder / LAST_STOCK_FILE).is_file()
-    no_checkpoint = CheckpointError(f"{folder} is no checkpoint: there is no {LAST_STOCK_FILE} in it. Name its folder.")
+    no_checkpoint = CheckpointError(
+        f"{folder} is no checkpoint: there is no {LAST_STOCK_FILE} in it. Name its folder.", code="checkpoint-missing"
+    )
     if not is_stock and not (folder / MANIFEST_FILE).is_file():
         raise no_checkpoint
     try:

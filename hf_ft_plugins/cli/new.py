@@ -51,14 +51,18 @@ def scaffold(name: str, folder: Path) -> Path:
     package = folder / f"hf-ft-{name}"
     contents = rendered(name)
     if package.exists():
-        raise PluginError(f"new: {package} exists already. Choose another name or --folder, or remove it.")
+        raise PluginError(
+            f"new: {package} exists already. Choose another name or --folder, or remove it.", code="file-unusable"
+        )
     try:
         for path, text in contents.items():
             file = package / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise PluginError(f"new: {package} cannot be written ({error}). Choose another --folder.") from error
+        raise PluginError(
+            f"new: {package} cannot be written ({error}). Choose another --folder.", code="file-unusable"
+        ) from error
     return package
 
 
@@ -92,23 +96,29 @@ def refuse_name(name: str) -> None:
         likely = re.sub(r"[^a-z0-9]+", "-", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()).strip("-0123456789")
         raise PluginError(
             f"new: the name {name!r} is not allowed: use lower-case words and digits joined by hyphens, a letter "
-            f"first, for example {likely or 'my-idea'!r}."
+            f"first, for example {likely or 'my-idea'!r}.",
+            code="command-line",
         )
     if len(name) > LONGEST_NAME:
-        raise PluginError(f"new: the name {name!r} has {len(name)} characters. Use at most {LONGEST_NAME}.")
+        raise PluginError(
+            f"new: the name {name!r} has {len(name)} characters. Use at most {LONGEST_NAME}.", code="command-line"
+        )
     cls = class_name(name)
     if cls in IMPORTED_CLASSES or keyword.iskeyword(cls):
         raise PluginError(
             f"new: the name {name!r} would make a class {cls}, which its module imports or Python keeps for itself. "
-            "Add a word to it."
+            "Add a word to it.",
+            code="command-line",
         )
     for offer in registry.offers():
         if offer.name == name:
             raise PluginError(
-                f"new: the name {name!r} is taken: {offer.distribution} {offer.version} offers it. Choose another."
+                f"new: the name {name!r} is taken: {offer.distribution} {offer.version} offers it. Choose another.",
+                code="command-line",
             )
     if importlib.util.find_spec(module_name(name)) is not None:
         raise PluginError(
             f"new: the name {name!r} would make a module {module_name(name)}, which is installed already. "
-            "Choose another."
+            "Choose another.",
+            code="command-line",
         )

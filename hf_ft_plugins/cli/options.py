@@ -1,31 +1,16 @@
-"""The options that several commands of `hf-ft` share, and how their errors are shown."""
+"""The options that several commands of `hf-ft` share."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from .. import registry
-from ..errors import PluginError
-from .run import one_paragraph
-
-COMMANDS_WITH_A_SCRIPT = ("run", "compare")
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-class Asked:
-    """How errors are to be shown: set while `hf-ft`'s own options are parsed, so that a script's are not mistaken for
-    them.
-    """
-
-    debug = False
-    as_json = False
+from .refusals import Asked
 
 
 def _debug(value: bool) -> bool:
@@ -55,24 +40,15 @@ AllowChanged = Annotated[
 Script = Annotated[str, typer.Argument(metavar="SCRIPT", help="The training script (or module, with -m).")]
 ScriptArguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="Its own arguments.")]
 AsJson = Annotated[
-    bool, typer.Option("--json", callback=_json, is_eager=True, help="Print JSON, an error as {'error': ...}.")
+    bool, typer.Option("--json", callback=_json, is_eager=True, help="Print JSON, a refusal with its code and mend.")
+]
+RefusalAsJson = Annotated[
+    bool,
+    typer.Option("--json", callback=_json, is_eager=True, help="Put a refusal, as JSON, on the last line of stderr."),
 ]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show our own traceback with an error.")
 ]
-
-
-def wants_json(arguments: list[str]) -> bool:
-    """Whether an error is to be printed as JSON, also if parsing the command line failed."""
-    return Asked.as_json or ("--json" in arguments and arguments[0] not in COMMANDS_WITH_A_SCRIPT)
-
-
-def show_error(error: PluginError) -> None:
-    """One paragraph on stderr; with `--json`, an object on stdout."""
-    if Asked.as_json:
-        print(json.dumps({"error": one_paragraph(error, debug=Asked.debug)}))
-    else:
-        errors.print(one_paragraph(error, debug=Asked.debug), markup=False)
 
 
 def log_to_stderr() -> None:

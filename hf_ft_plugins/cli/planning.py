@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from .. import registry
+from .. import mends, registry
 from ..errors import MissingPackageError, OptionError, PluginError
-from ..technique import Technique, nearest
+from ..near import closest, nearest
+from ..technique import Technique
 
 
 def model_without_weights(name: str) -> Any:
@@ -30,7 +31,8 @@ def model_without_weights(name: str) -> Any:
     except Exception as error:
         raise PluginError(
             f"check: no {cls.__name__} can be made of the configuration of {name} ({type(error).__name__}: "
-            f"{error}). Correct its config.json, or name another model with --model."
+            f"{error}). Correct its config.json, or name another model with --model.",
+            code="model-unreadable",
         ) from error
 
 
@@ -44,11 +46,19 @@ def memory_estimate(
             into the budget, or nothing can be estimated.
     """
     if model is None:
-        raise PluginError("memory: --memory estimates a model; name its folder or hub name with --model.")
+        raise PluginError(
+            "memory: --memory estimates a model; name its folder or hub name with --model.", code="command-line"
+        )
     if length < 1:
-        raise OptionError(f"memory: --length {length} is no length of a row. Use 1 or more tokens.")
+        raise OptionError(
+            f"memory: --length {length} is no length of a row. Use 1 or more tokens.",
+            code="command-line",
+            mend=[mends.add_flag("--length", 512)],
+        )
     if budget is not None and not budget > 0:
-        raise OptionError(f"memory: --budget {budget} is no amount of memory. Use GiB, more than 0.")
+        raise OptionError(
+            f"memory: --budget {budget} is no amount of memory. Use GiB, more than 0.", code="command-line"
+        )
     import torch
 
     from ..memory.estimate import GIB, estimate_memory, refuse_over_budget
@@ -76,7 +86,9 @@ def memory_estimate(
         limit = getattr(config, "max_position_embeddings", None)
         longest = f" It takes rows of {limit} tokens, and --length is {length}." if limit and length > limit else ""
         raise PluginError(
-            f"memory: a training step of {model} cannot be followed ({type(error).__name__}: {error}).{longest}"
+            f"memory: a training step of {model} cannot be followed ({type(error).__name__}: {error}).{longest}",
+            code="model-unsuited",
+            mend=[mends.add_flag("--length", limit)] if longest else [],
         ) from error
     if budget is not None:
         refuse_over_budget(estimate, round(budget * GIB), estimated, args)
@@ -95,15 +107,20 @@ def training_arguments(given: Sequence[str], folder: str) -> Any:
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> Any:
-            raise OptionError(f"memory: --arg cannot be read: {message}. Write --arg NAME=VALUE.")
+            raise OptionError(
+                f"memory: --arg cannot be read: {message}. Write --arg NAME=VALUE.", code="training-arguments"
+            )
 
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for one in given:
         name, sign, _ = one.partition("=")
         if not sign or name not in known:
+            near = closest(name, known)
             raise OptionError(
                 f"memory: --arg {one}: write NAME=VALUE with the name of a TrainingArguments field."
-                f"{nearest(name, known)}"
+                f"{nearest(name, known)}",
+                code="training-arguments",
+                mend=[mends.rename_argument(name, near)] if near else [],
             )
     flags = [f"--{one}" for one in given]
     try:
@@ -113,7 +130,9 @@ def training_arguments(given: Sequence[str], folder: str) -> Any:
     except PluginError:
         raise
     except Exception as error:
-        raise OptionError(f"memory: TrainingArguments refuses {' '.join(given)}: {error}") from error
+        raise OptionError(
+            f"memory: TrainingArguments refuses {' '.join(given)}: {error}", code="training-arguments"
+        ) from error
     return args
 
 
@@ -126,5 +145,6 @@ def _config_of(name: str) -> Any:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise PluginError(
             f"check: there is no model {name!r} that can be read ({type(error).__name__}: {reason}). Name a folder "
-            "with a config.json, or a model of the hub, with --model."
+            "with a config.json, or a model of the hub, with --model.",
+            code="model-unreadable",
         ) from error

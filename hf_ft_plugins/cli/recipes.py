@@ -66,7 +66,7 @@ def read_recipe(file: Path) -> list[Any]:
     """
     content = read_yaml(file, FORM)
     if not isinstance(content, dict) or set(content) != {"techniques"} or not isinstance(content["techniques"], list):
-        raise OptionError(f"{file}: {FORM}")
+        raise OptionError(f"{file}: {FORM}", code="recipe-unreadable")
     return content["techniques"]
 
 
@@ -80,15 +80,21 @@ def read_yaml(file: Path, form: str) -> Any:
         PluginError: there is no such file, or it is no YAML.
     """
     if not file.is_file():
-        raise PluginError(f"there is no recipe {str(file)!r}. Name a YAML file: {form}")
+        raise PluginError(f"there is no recipe {str(file)!r}. Name a YAML file: {form}", code="file-unusable")
     try:
         return _UniqueKeys(file.read_bytes()).get_single_data()
     except yaml.reader.ReaderError as error:
-        raise PluginError(f"{file} cannot be read as text ({error.reason}). Save it in UTF-8.") from error
+        raise PluginError(
+            f"{file} cannot be read as text ({error.reason}). Save it in UTF-8.", code="file-unusable"
+        ) from error
     except yaml.YAMLError as error:
-        raise PluginError(f"{file} is not YAML: {error}. {form.capitalize()}") from error
+        raise PluginError(f"{file} is not YAML: {error}. {form.capitalize()}", code="recipe-unreadable") from error
     except OSError as error:
-        raise PluginError(f"{file} cannot be read ({error}). Name a file that you may read.") from error
+        raise PluginError(
+            f"{file} cannot be read ({error}). Name a file that you may read.", code="file-unusable"
+        ) from error
     except Exception as error:
         # Impossible dates, numbers of too many digits, lists nested too deep.
-        raise PluginError(f"{file} holds a value that YAML cannot read ({type(error).__name__}: {error}).") from error
+        raise PluginError(
+            f"{file} holds a value that YAML cannot read ({type(error).__name__}: {error}).", code="recipe-unreadable"
+        ) from error

@@ -78,7 +78,8 @@ class Watch:
             if ours is None and folder.is_dir() and any(folder.iterdir()):
                 raise PluginError(
                     f"compare: the run would write into {folder}, which holds files that no comparison wrote, and "
-                    "might resume from them. Remove them, or give the script another output_dir."
+                    "might resume from them. Remove them, or give the script another output_dir.",
+                    code="file-unusable",
                 )
             if folder.is_dir():
                 shutil.rmtree(folder)

@@ -13,7 +13,6 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-import traceback
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,7 +70,8 @@ def run(
         raise PluginError(
             f"{target} ended, but {built}, so {', '.join(t.name for t in hosting.techniques)} had nothing to act on. "
             "Name a script that trains with a transformers.Trainer or a subclass of it, in this process or in those of "
-            "multiprocessing; of a program that it starts by itself, name the script."
+            "multiprocessing; of a program that it starts by itself, name the script.",
+            code="script-failed",
         )
     return 0
 
@@ -91,7 +91,9 @@ def _script_code(target: str) -> tuple[types.CodeType, types.ModuleType, str]:
     if file.is_dir():
         file = file / "__main__.py"
     if not file.is_file():
-        raise PluginError(f"there is no script {target!r}. Name an existing file, or a module with -m.")
+        raise PluginError(
+            f"there is no script {target!r}. Name an existing file, or a module with -m.", code="script-failed"
+        )
     main = _new_main(os.path.abspath(file), package=None)
     main.__loader__ = importlib.machinery.SourceFileLoader("__main__", str(file))
     first_path = os.path.dirname(os.path.realpath(file))
@@ -107,12 +109,15 @@ def _module_code(target: str) -> tuple[types.CodeType, types.ModuleType, str]:
             spec = importlib.util.find_spec(f"{target}.__main__")
     except ModuleNotFoundError as error:
         raise PluginError(
-            f"there is no module {target!r} ({error}). Name a script, or a module on sys.path."
+            f"there is no module {target!r} ({error}). Name a script, or a module on sys.path.", code="script-failed"
         ) from error
     finally:
         sys.path.pop(0)
     if spec is None or spec.origin is None or not hasattr(spec.loader, "get_code"):
-        raise PluginError(f"there is no module {target!r} that can be run. Name a script, or a module on sys.path.")
+        raise PluginError(
+            f"there is no module {target!r} that can be run. Name a script, or a module on sys.path.",
+            code="script-failed",
+        )
     main = _new_main(spec.origin, package=spec.parent)
     main.__spec__, main.__loader__, main.__cached__ = spec, spec.loader, spec.cached  # type: ignore[attr-defined]
     code = spec.loader.get_code(spec.name)  # type: ignore[union-attr]
@@ -127,10 +132,3 @@ def _new_main(file: str, package: str | None) -> types.ModuleType:
     main.__cached__ = None  # type: ignore[attr-defined]
     main.__builtins__ = sys.modules["builtins"]  # type: ignore[attr-defined]
     return main
-
-
-def one_paragraph(error: PluginError, *, debug: bool) -> str:
-    """An error as `hf-ft` prints it: its text and notes; with `debug`, the traceback before them."""
-    notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
-    text = f"hf-ft: {error}{notes}"
-    return f"{''.join(traceback.format_exception(error))}\n{text}" if debug else text

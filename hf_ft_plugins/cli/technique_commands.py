@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from .. import registry
+from .. import mends, registry
 from ..errors import PluginError
 from ..technique import Technique
 
@@ -56,12 +56,15 @@ def _command_of(technique: type[Technique]) -> Any:
         app = technique.ft_commands()  # type: ignore[attr-defined]
     except Exception as error:
         raise PluginError(
-            f"{technique.name}: ft_commands failed ({type(error).__name__}: {error}). Repair or uninstall its plug-in."
+            f"{technique.name}: ft_commands failed ({type(error).__name__}: {error}). Repair or uninstall its plug-in.",
+            code="plugin-broken",
+            mend=[mends.remove_technique(technique.name)],
         ) from error
     if not isinstance(app, typer.Typer):
         raise PluginError(
             f"{technique.name}: ft_commands gave a {type(app).__name__}; it must give a typer.Typer with the "
-            f"sub-commands of `hf-ft {technique.name}`."
+            f"sub-commands of `hf-ft {technique.name}`.",
+            code="plugin-broken",
         )
     command = typer.main.get_command(app)
     command.name = technique.name

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, PluginError
+from ..mends import add_flag
+from ..near import closest
 from .adapters import (
     column_names as layouts,
 )
@@ -138,14 +140,16 @@ def detected(files: list[Path]) -> str:
     if not seen:
         raise PluginError(
             f"{NAME}: {', '.join(file.name for file in files)} holds no JSON object. Export the log as JSON or JSON "
-            "lines; `datasets` writes a table of any other kind so by Dataset.to_json(FILE)."
+            "lines; `datasets` writes a table of any other kind so by Dataset.to_json(FILE).",
+            code="data-unsuited",
         )
     looked_for = "; ".join(f"{name}: {known.looks_for}" for name, known in FORMATS.items())
     found = " / ".join(sorted(seen)[:3])
     raise PluginError(
         f"{NAME}: the log's format is unknown. Looked for {looked_for}. Found records with the keys {found}. Name the "
         "columns prompt, chosen and rejected (or prompt, completion and label), name a known format with `--format`, "
-        "or write the log as the two tables of `events.py`."
+        "or write the log as the two tables of `events.py`.",
+        code="data-columns",
     )
 
 
@@ -162,7 +166,11 @@ def messages_and_events(path: Path, format: str, reading: Reading) -> tuple[str,
         PluginError: there is no log, its format is unknown, or it is broken; the last while it is read.
     """
     if format != "auto" and format not in FORMATS:
-        raise OptionError(f"{NAME}: there is no format {format!r}; there are auto, {', '.join(FORMATS)}.")
+        near = closest(format, FORMATS)
+        raise OptionError(
+            f"{NAME}: there is no format {format!r}; there are auto, {', '.join(FORMATS)}.",
+            mend=[add_flag("--format", near)] if near else [],
+        )
     files = files_of(path)
     name = detected(files) if format == "auto" else format
 

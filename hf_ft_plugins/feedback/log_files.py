@@ -62,7 +62,8 @@ class Reading:
             raise PluginError(
                 f"{NAME}: {self.broken} of {self.lines} lines of the log are broken, more than {MOST_BROKEN:.0%}. "
                 f"The first: {'; '.join(self.quoted)}. Mend the export, or name its format (`--format`) if another "
-                "was detected."
+                "was detected.",
+                code="data-rows",
             )
 
 
@@ -75,13 +76,15 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise PluginError(f"{NAME}: there is no log at {str(path)!r}. Name a file or a folder.")
+        raise PluginError(f"{NAME}: there is no log at {str(path)!r}. Name a file or a folder.", code="data-missing")
     files = sorted(file for file in path.iterdir() if file.name.endswith(ENDINGS))
     # The reports of an earlier run, where somebody wrote them beside the log.
     files = [file for file in files if not file.name.startswith("behavior_report")]
     if not files:
         there = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise PluginError(f"{NAME}: {path} holds no log; looked for {', '.join(ENDINGS)}, found {there}.")
+        raise PluginError(
+            f"{NAME}: {path} holds no log; looked for {', '.join(ENDINGS)}, found {there}.", code="data-missing"
+        )
     return files
 
 
@@ -99,10 +102,14 @@ def records_of(files: list[Path], reading: Reading | None = None) -> Iterator[tu
         try:
             yield from _records(file, reading, strict)
         except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise PluginError(f"{NAME}: {file} cannot be read ({error}). Export it again.") from error
+            raise PluginError(
+                f"{NAME}: {file} cannot be read ({error}). Export it again.", code="file-unusable"
+            ) from error
     if strict:
         if not reading.lines:
-            raise PluginError(f"{NAME}: {', '.join(map(str, files))} is empty. Export the log again.")
+            raise PluginError(
+                f"{NAME}: {', '.join(map(str, files))} is empty. Export the log again.", code="data-missing"
+            )
         reading.check()
 
 
@@ -199,7 +206,8 @@ def _listed(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
         except RecursionError:
             raise PluginError(
                 f"{NAME}: item {number + 1} of {file} is nested too deeply to be read. Leave it out, or write one "
-                "record a line (.jsonl), where it costs itself alone."
+                "record a line (.jsonl), where it costs itself alone.",
+                code="data-rows",
             ) from None
         except ValueError:
             whole = False
@@ -211,7 +219,8 @@ def _listed(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
         if not more:
             raise PluginError(
                 f"{NAME}: {file} is a list that breaks off or breaks in item {number + 1}. Export it again, or write "
-                "one record a line (.jsonl), where a broken one costs itself alone."
+                "one record a line (.jsonl), where a broken one costs itself alone.",
+                code="file-unusable",
             )
         # Doubled, so that one large item is not decoded again for each megabyte of it.
         buffer, place, wanted = buffer[place:] + more, 0, 2 * wanted

@@ -119,7 +119,8 @@ def load_good_answers(log: str | Path, split: str | None = None, **options: Any)
     if not weights or (split is not None and split not in weights):
         raise PluginError(
             f"{NAME}: {log} holds no answer that somebody called good{f' in the split {split!r}' if split else ''}. "
-            f"{reasons(found.report)} Look at it with `hf-ft behavioral inspect`."
+            f"{reasons(found.report)} Look at it with `hf-ft behavioral inspect`.",
+            code="data-missing",
         )
     mean = {name: sum(given) / len(given) for name, given in weights.items()}
     file = found.folder / "answers.jsonl"
@@ -265,14 +266,16 @@ def _refuse_one_sided(report: dict[str, Any], kind: Kind, split: str | None, log
         raise PluginError(
             f"{NAME}: {log} gives no {kind}{of_split}."
             + (f" {why}" if why else "")
-            + (advice or " Look at it with `hf-ft behavioral inspect`; more signals or another eval_share may help.")
+            + (advice or " Look at it with `hf-ft behavioral inspect`; more signals or another eval_share may help."),
+            code="data-missing",
         )
     if kind == "labels" and 0 in (counted["positives"], counted["negatives"]):
         only = "good" if counted["positives"] else "bad"
         raise PluginError(
             f"{NAME}: all {counted['rows']} labels of {log} are {only}; from one side alone a model learns to say "
             f"{'anything' if only == 'good' else 'nothing'}. Log the other side too, or add signals "
-            f"(regenerate, correction; copy, accept).{advice}"
+            f"(regenerate, correction; copy, accept).{advice}",
+            code="labels-unsuited",
         )
 
 

@@ -34,7 +34,9 @@ def token_lengths(folder: Path, tokenizer: str, max_length: int) -> dict[str, An
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
-        raise PluginError(f"{NAME}: {tokenizer!r} holds no tokenizer ({error}). Name a model's folder.") from error
+        raise PluginError(
+            f"{NAME}: {tokenizer!r} holds no tokenizer ({error}). Name a model's folder.", code="model-unreadable"
+        ) from error
     found: dict[str, Any] = {"tokenizer": tokenizer, "max_length": max_length}
     found["chat_template"] = bool(loaded.chat_template)
     for kind, sides in (("pairs", ("chosen", "rejected")), ("labels", ("completion",))):

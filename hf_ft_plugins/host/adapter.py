@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.trainer import Trainer
 
+from .. import mends
 from ..errors import PluginError
 from ..models.unchanged import unchanged_on_error
 from ..shards import are_cut_up
@@ -62,7 +63,9 @@ class Adapted(CallsHooks):
         if hasattr(model, "peft_config"):
             raise PluginError(
                 f"{technique.name}: the script's model has adapters already, a {type(model).__name__}. Leave out the "
-                f"technique, or the script's own get_peft_model and peft_config=."
+                f"technique, or the script's own get_peft_model and peft_config=.",
+                code="technique-conflict",
+                mend=[mends.remove_technique(technique.name)],
             )
         config = self._ask_owner("ft_adapter", model=model, args=self.args, stash=self.ft_stash)
         if config is None:
@@ -97,7 +100,8 @@ def refuse_stranger(optimizer: Any, model: Any, technique: str) -> None:
         raise PluginError(
             f"{technique}: the script's optimizers=({type(optimizer).__name__}, ...) holds none of the adapter's "
             "parameters, which alone learn. Let the Trainer make the optimizer: optim=..., or "
-            "optimizer_cls_and_kwargs=(class, {...})."
+            "optimizer_cls_and_kwargs=(class, {...}).",
+            code="optimizer-unsuited",
         )
 
 
@@ -114,7 +118,9 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
     if whole and are_cut_up(model):
         raise PluginError(
             f"{technique}: modules_to_save={list(whole)} are copied whole, and from_pretrained(distributed_config=...) "
-            "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True)."
+            "has cut them up. Leave that out, and shard with TrainingArguments(fsdp=True).",
+            code="distributed-unsupported",
+            mend=[mends.all_of(mends.set_model_argument("distributed_config", None), mends.set_argument("fsdp", True))],
         )
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     # peft adds an adapter layer by layer; PiSSA and similar methods change the weights under it.
@@ -124,5 +130,6 @@ def with_adapter(model: Any, config: Any, seed: int, technique: str) -> Any:
             return get_peft_model(model, config)
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise PluginError(
-                f"{technique}: peft cannot put a {config.peft_type.value} adapter on a {type(model).__name__}: {error}"
+                f"{technique}: peft cannot put a {config.peft_type.value} adapter on a {type(model).__name__}: {error}",
+                code="model-unsuited",
             ) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .. import lr_scale, shards
+from .. import lr_scale, mends, shards
 from ..errors import CheckpointError, PluginError
 from ..registry import is_on
 from . import machines, manifest, state
@@ -152,7 +152,7 @@ class WholeCheckpoints(CallsHooks):
         try:
             return self._chosen_checkpoint(wanted)
         except OSError as error:
-            raise CheckpointError(str(error)) from error
+            raise CheckpointError(str(error), code="file-unusable") from error
 
     def _chosen_checkpoint(self, wanted: str | bool) -> str:
         if wanted is True:
@@ -181,7 +181,9 @@ class WholeCheckpoints(CallsHooks):
         return CheckpointError(
             f"resume_from_checkpoint=True: No valid checkpoint found in output directory "
             f"({self.args.output_dir}).{reasons or ' It holds none at all.'}\n"
-            "Start afresh without resume_from_checkpoint."
+            "Start afresh without resume_from_checkpoint.",
+            code="checkpoint-missing",
+            mend=[mends.use_checkpoint(None)],
         )
 
     def _checkpoint_of_machines(self, disks: machines.Machines, wanted: str | bool) -> str:
@@ -220,7 +222,9 @@ class WholeCheckpoints(CallsHooks):
             raise CheckpointError(
                 f"{checkpoint}: its optimizer cannot be taken over ({error}). The techniques of then and now divide "
                 "the parameters differently, which --allow-changed-plugins cannot bridge. Resume with the techniques "
-                "that it was made with, or load its weights into the model and train without resume_from_checkpoint."
+                "that it was made with, or load its weights into the model and train without resume_from_checkpoint.",
+                code="checkpoint-other-run",
+                mend=[*state.back_to(content, self._ft_techniques), mends.use_checkpoint(None)],
             ) from error
         if checkpoint is not None and self.optimizer is not None:
             lr_scale.take_up(self.optimizer, (technique.name for technique in self._ft_techniques))
@@ -232,7 +236,9 @@ class WholeCheckpoints(CallsHooks):
                 raise CheckpointError(
                     f"{Path(str(checkpoint)) / manifest.STATE_FILE} holds no state of {key}, which would start afresh. "
                     f"{state.ANOTHER} To let it start afresh: --allow-changed-plugins "
-                    f"({state.ALLOW_CHANGED_VARIABLE}=1)."
+                    f"({state.ALLOW_CHANGED_VARIABLE}=1).",
+                    code="checkpoint-other-run",
+                    mend=[mends.add_flag("--allow-changed-plugins")],
                 )
 
 
@@ -240,8 +246,19 @@ def _broken(folder: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"Can't find a valid checkpoint at {folder}: {folder} cannot be resumed: {reason}. Resume from another "
         "checkpoint, or with resume_from_checkpoint=True, which takes the newest whole one. If it was changed on "
-        f"purpose: hf-ft checkpoint sign {folder}"
+        f"purpose: hf-ft checkpoint sign {folder}",
+        mend=_others(folder),
     )
+
+
+def _others(folder: Path) -> list[mends.Step]:
+    """What to resume instead of a checkpoint: the newest whole one beside it, or none."""
+    try:
+        newest, _ = manifest.newest_whole_checkpoint(folder.parent, also=_unreadable_state)
+    except OSError:
+        # The error that this is for is what went wrong first.
+        newest = None
+    return [*([mends.use_checkpoint(str(newest))] if newest else []), mends.use_checkpoint(None)]
 
 
 def has_whole_checkpoint(trainer: Any) -> bool:
@@ -277,5 +294,6 @@ def _load(part: Any, key: str, stored: dict[str, Any], folder: Path) -> None:
     except Exception as error:
         raise CheckpointError(
             f"{folder / manifest.STATE_FILE}: the state of {key} is not of its form ({type(error).__name__}: {error}). "
-            "Resume from another checkpoint, or with the version of its plug-in that wrote it."
+            "Resume from another checkpoint, or with the version of its plug-in that wrote it.",
+            mend=_others(folder),
         ) from error

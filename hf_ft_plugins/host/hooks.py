@@ -12,10 +12,11 @@ from typing import Any
 
 import pluggy
 
-from .. import hookspecs
+from .. import hookspecs, mends
 from ..errors import ConflictError, PluginError
+from ..near import nearest
 from ..registry import origin, refuse_conflicts
-from ..technique import Technique, nearest
+from ..technique import Technique
 
 
 class _Manager(pluggy.PluginManager):
@@ -33,7 +34,9 @@ class _Manager(pluggy.PluginManager):
             # pluggy never passes an argument that has a default: the technique would silently see the default.
             raise PluginError(
                 f"{plugin.name}: {name} gives {', '.join(defaults)} a default, and would always receive it. "
-                "Remove the default."
+                "Remove the default.",
+                code="plugin-broken",
+                mend=[mends.remove_technique(plugin.name)],
             )
         return dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False) | {
             "specname": None
@@ -58,7 +61,9 @@ def manager(techniques: Sequence[Technique], trainer_class: type | None = None) 
             distribution, version = origin(technique)
             raise PluginError(
                 f"{technique.name} ({distribution} {version}): a hook does not fit the contract: "
-                f"{_misfit(technique) or f'{error}.'} The hooks and their arguments are in hf_ft_plugins/hookspecs.py."
+                f"{_misfit(technique) or f'{error}.'} The hooks and their arguments are in hf_ft_plugins/hookspecs.py.",
+                code="plugin-broken",
+                mend=[mends.remove_technique(technique.name)],
             ) from error
     for name, caller in vars(manager.hook).items():
         if name.startswith(hookspecs.PREFIX) and _is_owner_hook(caller):
@@ -98,7 +103,8 @@ def owner(techniques: Sequence[Technique], hook: str, trainer_class: type | None
     if len(owners) > 1:
         raise ConflictError(
             f"{' and '.join(owner.name for owner in owners)} both answer {hook}, which only one technique may. "
-            "Remove one of them."
+            "Remove one of them.",
+            mend=[mends.remove_technique(owner.name) for owner in reversed(owners)],
         )
     return owners[0] if owners else None
 

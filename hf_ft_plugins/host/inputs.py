@@ -18,6 +18,7 @@ from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
 
+from .. import mends
 from ..errors import PluginError
 from ..technique import data_seed
 from .adapter import Adapted
@@ -212,7 +213,9 @@ class Inputs(Adapted):
         if self.args.accelerator_config.split_batches:
             raise PluginError(
                 "accelerator_config.split_batches=True cuts every batch into equal parts, and a technique supplies "
-                "batches of unequal size. Set it to False."
+                "batches of unequal size. Set it to False.",
+                code="training-arguments",
+                mend=[mends.set_argument("accelerator_config", {"split_batches": False})],
             )
         if isinstance(batches, IterableDataset):
             return self._streaming_loader(batches)
@@ -225,7 +228,9 @@ class Inputs(Adapted):
         if self.args.accelerator_config.dispatch_batches:
             raise PluginError(
                 "accelerator_config.dispatch_batches=True lets the first rank read for all, and a technique supplies "
-                "batches that every rank reads itself. Leave it unset."
+                "batches that every rank reads itself. Leave it unset.",
+                code="training-arguments",
+                mend=[mends.set_argument("accelerator_config", {"dispatch_batches": None})],
             )
         return DataLoaderShard(
             batches,

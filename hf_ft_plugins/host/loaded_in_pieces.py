@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from .. import lr_scale, shards
+from .. import lr_scale, mends, shards
 from ..errors import CheckpointError
 from .hook_calls import CallsHooks
 from .manifest import read_json, write_atomically
@@ -88,7 +88,9 @@ class LoadedInPieces(CallsHooks):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise CheckpointError(
                 f"{checkpoint} is of a model that from_pretrained(distributed_config=...) had cut up, and this run "
-                "shards by FSDP or DeepSpeed. Resume with distributed_config, or on one rank without it."
+                "shards by FSDP or DeepSpeed. Resume with distributed_config, or on one rank without it.",
+                code="checkpoint-other-run",
+                mend=[mends.use_checkpoint(None)],
             )
         state = _state_of(self.model, self.optimizer)
         _read(state, Path(checkpoint), OPTIMIZER)
@@ -141,7 +143,9 @@ def _read(into: dict[str, Any], folder: Path, name: str) -> None:
         raise CheckpointError(
             f"{folder} has no {name}: it was not written by a run whose model from_pretrained(distributed_config=...) "
             f"had cut up{', but has ' + OPTIMIZER_NAME if (folder / OPTIMIZER_NAME).is_file() else ''}. Resume it as "
-            "it was made, or load its weights into the model and train without resume_from_checkpoint."
+            "it was made, or load its weights into the model and train without resume_from_checkpoint.",
+            code="checkpoint-other-run",
+            mend=[mends.use_checkpoint(None)],
         )
     tensors, others = _divided(into)
     kept = read_json(folder / name / OTHERS)
@@ -155,7 +159,8 @@ def _read(into: dict[str, Any], folder: Path, name: str) -> None:
     if missing is not None:
         raise CheckpointError(
             f"{folder / name} cannot be read into this run's model: {missing}. Resume with the model and the "
-            "techniques that it was made with."
+            "techniques that it was made with.",
+            code="checkpoint-other-run",
         )
     into |= tensors | {key: _of_its_kind(kept[key], value) for key, value in others.items()}
 

@@ -97,7 +97,10 @@ def machines_of(args: Any) -> Machines | None:
     try:
         failures = [reason for _, reason in told if reason is not None]
         if failures:
-            raise CheckpointError("; ".join(failures) + ". Give the run an output_dir that every machine can write to.")
+            raise CheckpointError(
+                "; ".join(failures) + ". Give the run an output_dir that every machine can write to.",
+                code="file-unusable",
+            )
         sees = next(rank for rank, (other, _) in enumerate(told) if (folder / other).exists())
         seen: list[Any] = [None] * args.world_size
         dist.all_gather_object(seen, sees)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, overload
 
+from .. import mends
 from ..errors import PluginError
 
 T = TypeVar("T")
@@ -53,7 +54,8 @@ class Stash:
         except KeyError:
             raise PluginError(
                 f"{key.name} is not known yet: the trainer was not built with the technique that finds it out. Build "
-                "it by with_plugins(...), or pass the value yourself."
+                "it by with_plugins(...), or pass the value yourself.",
+                code="part-misused",
             ) from None
 
     @overload
@@ -86,7 +88,9 @@ class Stash:
         if key in self.parts:
             raise PluginError(
                 f"{technique}: it supplies two parts of class {type(part).__name__} with state. "
-                "Give them different classes, so that a checkpoint can tell them apart."
+                "Give them different classes, so that a checkpoint can tell them apart.",
+                code="plugin-broken",
+                mend=[mends.remove_technique(technique)],
             )
         self.parts[key] = part
 

@@ -7,10 +7,11 @@ were written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import mends
 from ..errors import CheckpointError, PluginError
 from ..registry import is_on, origin
 from ..technique import Technique
@@ -75,7 +76,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
             f"{file}: its format is {content['format']!r} and this version reads {FORMAT}. "
-            "Resume with the version of hf-ft-plugins that wrote it."
+            "Resume with the version of hf-ft-plugins that wrote it.",
+            code="checkpoint-other-run",
         )
     wrong = _what_is_wrong(content)
     if wrong is not None:
@@ -119,7 +121,8 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise PluginError(
-                    f"{path}: the state has the key {key!r}; JSON keeps only text keys. Make it a string."
+                    f"{path}: the state has the key {key!r}; JSON keeps only text keys. Make it a string.",
+                    code="plugin-broken",
                 )
         return {key: _without_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, list):
@@ -131,7 +134,8 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         return {TENSOR_MARK: path}
     raise PluginError(
         f"{path}: the state holds a {type(value).__name__}, which a checkpoint cannot keep. "
-        "Return numbers, text, lists, dicts or torch tensors from state_dict()."
+        "Return numbers, text, lists, dicts or torch tensors from state_dict().",
+        code="plugin-broken",
     )
 
 
@@ -153,14 +157,12 @@ def allow_changed_by_environment() -> bool:
     return is_on(ALLOW_CHANGED_VARIABLE)
 
 
-def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: Iterable[Technique]) -> None:
+def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: Sequence[Technique]) -> None:
     """Raise `CheckpointError` with a diff unless the checkpoint was made with the same techniques and options.
 
     The order in which techniques were listed does not count, nor does a plugin's version.
     """
-    stored = {item["name"]: item["options"] for item in (content or {}).get("techniques", [])}
-    # Through JSON, so that a tuple here equals the list that it became in the file.
-    present = {item.name: json.loads(json.dumps(item.options())) for item in techniques}
+    stored, present = _options_then(content), _options_now(techniques)
     lines = [f"- {name} (only in the checkpoint)" for name in stored if name not in present]
     lines += [f"+ {name} (only in this run)" for name in present if name not in stored]
     for name in stored.keys() & present.keys():
@@ -173,5 +175,28 @@ def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: 
             f"{folder} was made with other techniques than this run:\n  "
             + "\n  ".join(lines)
             + "\nUse the same techniques and options, start a new output_dir, or say --allow-changed-plugins "
-            f"({ALLOW_CHANGED_VARIABLE}=1) to go on: parts without a stored state then start afresh."
+            f"({ALLOW_CHANGED_VARIABLE}=1) to go on: parts without a stored state then start afresh.",
+            code="checkpoint-other-run",
+            mend=[*back_to(content, techniques), mends.add_flag("--allow-changed-plugins")],
         )
+
+
+def back_to(content: Mapping[str, Any] | None, techniques: Sequence[Technique]) -> list[mends.Step]:
+    """The mend that gives a run the techniques and options that a checkpoint was made with."""
+    stored, present = _options_then(content), _options_now(techniques)
+    steps = [mends.remove_technique(name) for name in present if name not in stored]
+    steps += [mends.add_technique(name, options) for name, options in stored.items() if name not in present]
+    for name in stored.keys() & present.keys():
+        was, now = stored[name], present[name]
+        steps += [mends.set_option(name, option, value) for option, value in was.items() if now.get(option) != value]
+        steps += [mends.remove_option(name, option) for option in now if option not in was]
+    return [mends.all_of(*steps)] if steps else []
+
+
+def _options_then(content: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    return {item["name"]: item["options"] for item in (content or {}).get("techniques", [])}
+
+
+def _options_now(techniques: Sequence[Technique]) -> dict[str, dict[str, Any]]:
+    # Through JSON, so that a tuple here equals the list that it became in the file.
+    return {item.name: json.loads(json.dumps(item.options())) for item in techniques}

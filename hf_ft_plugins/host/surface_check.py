@@ -40,7 +40,9 @@ def check_surface(parts: Iterable[str]) -> None:
         logger.warning("%s", message(problems))
         _as_expected.update(problems)
         return
-    raise PluginError(f"{message(problems)} Or go on without these promises: {ALLOW_VARIABLE}=1.")
+    raise PluginError(
+        f"{message(problems)} Or go on without these promises: {ALLOW_VARIABLE}=1.", code="library-changed"
+    )
 
 
 def message(problems: Mapping[Name, str]) -> str:

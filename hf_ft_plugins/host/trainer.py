@@ -23,7 +23,7 @@ import torch.distributed as dist
 from transformers.trainer import Trainer
 from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
-from .. import lr_scale, shards
+from .. import lr_scale, mends, shards
 from ..errors import ConflictError, PluginError
 from ..registry import origin, refuse_conflicts, resolve
 from ..technique import Technique
@@ -144,18 +144,24 @@ class Host(Blame, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeChe
             if not isinstance(supplied, Iterable):
                 raise PluginError(
                     f"{technique.name}: ft_callbacks answers one {type(supplied).__name__}, which is not iterable. "
-                    "Return a list of callbacks, here of one."
+                    "Return a list of callbacks, here of one.",
+                    code="plugin-broken",
+                    mend=[mends.remove_technique(technique.name)],
                 )
             for callback in supplied:
                 if isinstance(callback, type):
                     raise PluginError(
                         f"{technique.name}: ft_callbacks answers the class {callback.__name__} instead of a callback. "
-                        f"Return [{callback.__name__}(...)]."
+                        f"Return [{callback.__name__}(...)].",
+                        code="plugin-broken",
+                        mend=[mends.remove_technique(technique.name)],
                     )
                 if phase_of(callback) not in (None, *END_PHASES):
                     raise PluginError(
                         f"{technique.name}: {type(callback).__name__} has end_phase={phase_of(callback)!r}; there are "
-                        f"{', '.join(END_PHASES)}. Name one of these, or none."
+                        f"{', '.join(END_PHASES)}. Name one of these, or none.",
+                        code="plugin-broken",
+                        mend=[mends.remove_technique(technique.name)],
                     )
                 callbacks.insert(position, callback)
                 self._ft_owners = (*self._ft_owners, (callback, technique))
@@ -189,7 +195,8 @@ class Host(Blame, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeChe
             raise ConflictError(
                 f"{owner.name}: it supplies the learning-rate scheduler (hook ft_scheduler), and the script has its "
                 f"own, a {type(self.lr_scheduler).__name__}, from optimizers=(...) or its class's create_scheduler. "
-                "Leave out one of them."
+                "Leave out one of them.",
+                mend=[mends.remove_technique(owner.name)],
             )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

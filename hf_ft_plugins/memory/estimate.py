@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .. import mends
 from ..errors import OptionError, PluginError
 from ..models.classes import class_of
+from ..option_text import parse_spec
 from ..registry import offers
 from ..technique import Technique
 from .fewer_layers import kinds_of, stack_of, trial_depths, with_layers
@@ -170,14 +172,17 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
         if lower.peak <= budget:
             raise PluginError(
                 f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. It fits, with "
-                f"{lower.peak / GIB:.2f} GiB, by: {advice}."
+                f"{lower.peak / GIB:.2f} GiB, by: {advice}.",
+                code="memory-over-budget",
+                mend=[mends.all_of(*_steps(changes, technique))],
             )
         if lower.peak < lowest.peak:
             lowest, tried = lower, [advice]
     least = f"The least that was found is {lowest.peak / GIB:.2f} GiB, by: {tried[0]}. " if tried else ""
     raise PluginError(
         f"memory: the run needs {estimate}, and the budget is {budget / GIB:.2f} GiB. {least}Train a smaller model, or "
-        "shorter rows; a model that is too large to be loaded whole can be loaded quantised by the script."
+        "shorter rows; a model that is too large to be loaded whole can be loaded quantised by the script.",
+        code="memory-over-budget",
     )
 
 
@@ -202,6 +207,13 @@ def _savings(args: Any) -> Iterator[tuple[str, dict[str, Any], str | None]]:
         yield f"--with {technique}", {}, technique
         if advice:
             yield "; ".join((f"--with {technique}", *advice)), changes, technique
+
+
+def _steps(changes: dict[str, Any], technique: str | None) -> list[mends.Step]:
+    """What `_savings` changes, as steps of a mend."""
+    name, options = parse_spec(technique) if technique is not None else ("", {})
+    added = [mends.add_technique(name, options)] if name else []
+    return [*added, *(mends.set_argument(*change) for change in changes.items())]
 
 
 def _offered_savings() -> Iterator[str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .. import mends
 from ..errors import OptionError, PluginError
 from ..host.surface_check import check_surface
 from ..models.linear_layers import linear_layers_of_blocks
@@ -259,7 +260,9 @@ def _optimizer(trained: list[Any], args: Any) -> tuple[Any, float]:
         return torch.optim.RMSprop(trained, lr=1e-3, foreach=False), 0.0
     raise OptionError(
         f"memory: the size of optim={name!r} is not known; known are adamw_torch, adamw_torch_fused, sgd, adafactor, "
-        f"adagrad, rmsprop, {', '.join(EIGHT_BIT)}."
+        f"adagrad, rmsprop, {', '.join(EIGHT_BIT)}.",
+        code="training-arguments",
+        mend=[mends.set_argument("optim", "adamw_torch")],
     )
 
 
@@ -273,7 +276,10 @@ def _batch(model: Any, config: Any, size: int, length: int) -> dict[str, Any]:
     elif name == "input_ids":
         batch = {name: torch.zeros(size, length, dtype=torch.long)}
     else:
-        raise PluginError(f"memory: {type(model).__name__} takes {name}; input_ids and pixel_values are known here.")
+        raise PluginError(
+            f"memory: {type(model).__name__} takes {name}; input_ids and pixel_values are known here.",
+            code="model-unsuited",
+        )
     cls = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     if any(word in cls for word in A_LABEL_EACH_TOKEN):
         batch["labels"] = torch.zeros(size, length, dtype=torch.long)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .. import mends
 from ..errors import PluginError
 from .class_names import are_placeholders, match, names_in, written_alike
 from .inputs import bare
@@ -170,7 +171,9 @@ def _layers_to_change(
     raise PluginError(
         f"{technique}: the data has {outputs} labels ({_shown(labels.names)}) and the model, a "
         f"{type(bare(model)).__name__}, {len(before)} outputs, {why}. Its outputs are {_shown(before)}. "
-        f"{_how_to_fit(labels, before, rows, adapted)}"
+        f"{_how_to_fit(labels, before, rows, adapted)}",
+        code="labels-unsuited",
+        mend=[] if outputs == len(before) else [mends.set_model_argument("num_labels", outputs)],
     )
 
 

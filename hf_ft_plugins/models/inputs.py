@@ -42,7 +42,8 @@ def decoder_inputs(model: Any, labels: Any, asker: str) -> Any:
     if shift is None:
         raise PluginError(
             f"{asker}: a {type(model).__name__} tells no way to make decoder_input_ids of labels. Have the script's "
-            "collator give decoder_input_ids."
+            "collator give decoder_input_ids.",
+            code="model-unsuited",
         )
     config = model.config
     known = {"pad_token_id": config.pad_token_id, "decoder_start_token_id": config.decoder_start_token_id}

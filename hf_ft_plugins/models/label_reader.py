@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import mends
 from ..errors import PluginError
 from .class_names import are_placeholders, match, names_in, placeholder
 from .inputs import bare
@@ -65,7 +66,8 @@ class LabelReader:
         if kind == "multi_label":
             raise self._error(
                 f"problem_type=multi_label_classification, and the column {self.column!r} holds one number a row. Make "
-                "it a list of 0.0 or 1.0 for each class, or leave problem_type out"
+                "it a list of 0.0 or 1.0 for each class, or leave problem_type out",
+                mends.set_model_argument("problem_type", None),
             )
         return self._classes(self.values)
 
@@ -92,7 +94,10 @@ class LabelReader:
             raise self._error(
                 f"problem_type={self.configured.kind}_classification, and row {broken[0]} has the label "
                 f"{numbers[broken[0]]:g} in column {self.column!r}, which is no class. Use num_labels=1, "
-                "problem_type='regression' for numbers"
+                "problem_type='regression' for numbers",
+                mends.all_of(
+                    mends.set_model_argument("num_labels", 1), mends.set_model_argument("problem_type", "regression")
+                ),
             )
         classes = numbers.astype(np.int64)
         names = self._class_names() if self.names else self._unnamed(classes[classes != IGNORED])
@@ -128,7 +133,9 @@ class LabelReader:
         raise self._error(
             f"the labels in column {self.column!r} are {shown}, ...{model}; they must be 0 to classes - 1. {keep}"
             f"{'or number' if keep else 'Number'} them anew: dataset.class_encode_column({self.column!r}); or, where "
-            "they are ratings, regress on them: num_labels=1, problem_type='regression'"
+            "they are ratings, regress on them: num_labels=1, problem_type='regression'",
+            *([mends.set_model_argument("num_labels", int(seen.max()) + 1)] if keep else []),
+            mends.encode_column(self.column),
         )
 
     def _refuse_outside(self, values: np.ndarray, names: tuple[str, ...]) -> None:
@@ -136,7 +143,8 @@ class LabelReader:
         if len(wrong):
             raise self._error(
                 f"row {wrong[0]} has the label {values[wrong[0]]}, and there are {len(names)} classes "
-                f"({', '.join(names[:6])}). Drop such rows, or give the column the right ClassLabel"
+                f"({', '.join(names[:6])}). Drop such rows, or give the column the right ClassLabel",
+                mends.drop_rows("train", wrong),
             )
 
     # ---- a list a row ----
@@ -160,7 +168,8 @@ class LabelReader:
             if width > 1:
                 raise self._error(
                     f"problem_type=single_label_classification, and the column {self.column!r} holds {width} numbers a "
-                    "row. Use problem_type='multi_label_classification', or make it the number of one class"
+                    "row. Use problem_type='multi_label_classification', or make it the number of one class",
+                    mends.set_model_argument("problem_type", "multi_label_classification"),
                 )
             return self._classes([row[0] for row in self.values])
         outside = np.flatnonzero(~((flat >= 0) & (flat <= 1)))
@@ -168,7 +177,8 @@ class LabelReader:
             row = outside[0] // width
             raise self._error(
                 f"problem_type=multi_label_classification, and row {row} holds {self.values[row]} in column "
-                f"{self.column!r}; each must be 0.0 to 1.0. For numbers use problem_type='regression'"
+                f"{self.column!r}; each must be 0.0 to 1.0. For numbers use problem_type='regression'",
+                mends.set_model_argument("problem_type", "regression"),
             )
         return Labels(self.column, kind, self._outputs(width))
 
@@ -185,7 +195,10 @@ class LabelReader:
         raise self._error(
             f"the column {self.column!r} holds {width} numbers a row, such as {self.values[0]}, and nothing says what "
             "they are. Where they are numbers to predict, load the model with problem_type='regression', "
-            f"num_labels={width}; where they are classes, make them a list of 0.0 or 1.0 for each class"
+            f"num_labels={width}; where they are classes, make them a list of 0.0 or 1.0 for each class",
+            mends.all_of(
+                mends.set_model_argument("problem_type", "regression"), mends.set_model_argument("num_labels", width)
+            ),
         )
 
     def _no_list_of_classes(self, width: int) -> PluginError:
@@ -221,7 +234,8 @@ class LabelReader:
                 raise self._error(
                     f"the column {self.column!r} holds the label {wrong[0]}, and there are {len(names)} classes "
                     f"({', '.join(names[:6])}). Load the model with num_labels={int(found.max()) + 1}, or mark what is "
-                    f"to be ignored with {IGNORED}"
+                    f"to be ignored with {IGNORED}",
+                    mends.set_model_argument("num_labels", int(found.max()) + 1),
                 )
         return Labels(self.column, "token", names)
 
@@ -241,13 +255,17 @@ class LabelReader:
 
     def _refuse_no_number(self) -> None:
         if None in self.values:
-            raise self._error(f"row {self.values.index(None)} has no {self.column!r}. Drop such rows, or label them")
+            raise self._error(
+                f"row {self.values.index(None)} has no {self.column!r}. Drop such rows, or label them",
+                mends.drop_rows("train", (row for row, value in enumerate(self.values) if value is None)),
+            )
         first = next((value for row in self.values for value in (row if isinstance(row, list) else [row])), None)
         if isinstance(first, str):
             raise self._error(
                 f"the column {self.column!r} holds texts, such as {first!r}. Number them: "
-                f"dataset.class_encode_column({self.column!r})"
+                f"dataset.class_encode_column({self.column!r})",
+                mends.encode_column(self.column),
             )
 
-    def _error(self, what: str) -> PluginError:
-        return PluginError(f"{self.technique}: {what}.")
+    def _error(self, what: str, *mend: mends.Step) -> PluginError:
+        return PluginError(f"{self.technique}: {what}.", code="labels-unsuited", mend=mend)

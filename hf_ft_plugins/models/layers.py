@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .. import mends
 from ..errors import PluginError
 from .heads import backbone_of, head_names
 from .inputs import bare
@@ -71,7 +72,9 @@ def layer_groups(model: Any, asker: str, *, at_most: int = 12) -> list[LayerGrou
     if len(blocks) < 2:
         raise PluginError(
             f"{asker}: no stack of layers is found in a {type(base).__name__}, so they have no order. Use "
-            "layer_decay=1 and a strategy other than gradual."
+            "layer_decay=1 and a strategy other than gradual.",
+            code="model-unsuited",
+            mend=[mends.set_option(asker, "layer_decay", 1)],
         )
     size = -(-len(blocks) // at_most)
     runs = [blocks[start : start + size] for start in range(0, len(blocks), size)]

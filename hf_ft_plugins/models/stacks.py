@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import OptionError, PluginError
+from ..near import nearest_value
 from .text_part import text_config
 
 # The configuration's names for the number of layers, by half of an encoder-decoder ("" for all other models).
@@ -157,7 +158,8 @@ def block_stacks(model: nn.Module, asker: str) -> dict[str, Stack]:
         return {"": found[-1]}
     raise PluginError(
         f"{asker}: {type(model).__name__} has no list of layers whose length its configuration tells "
-        f"({', '.join(COUNTS[''])}); layers of this architecture cannot be removed."
+        f"({', '.join(COUNTS[''])}); layers of this architecture cannot be removed.",
+        code="model-unsuited",
     )
 
 
@@ -172,7 +174,10 @@ def find_stack(model: nn.Module, side: str, asker: str) -> Stack:
     if not side and len(stacks) == 1:
         return next(iter(stacks.values()))
     if side not in stacks:
-        raise OptionError(f"{asker}: side={side!r}; this model has {', '.join(map(repr, stacks))}.")
+        raise OptionError(
+            f"{asker}: side={side!r}; this model has {', '.join(map(repr, stacks))}.",
+            mend=nearest_value(asker, "side", side, stacks),
+        )
     return stacks[side]
 
 

@@ -28,7 +28,8 @@ def hidden_size(config: Any, asker: str) -> int:
     if size is not None:
         return int(size)
     raise PluginError(
-        f"{asker}: the config of the encoder, a {type(config).__name__}, does not say its width: hidden_size."
+        f"{asker}: the config of the encoder, a {type(config).__name__}, does not say its width: hidden_size.",
+        code="model-unsuited",
     )
 
 

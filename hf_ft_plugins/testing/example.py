@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..errors import UnknownTechniqueError
+from ..near import nearest
 from ..registry import DISTRIBUTION, offers
-from ..technique import Technique, nearest
+from ..technique import Technique
 
 # What `tiny_trainer` takes besides changes of `TrainingArguments`.
 NOT_ARGUMENTS = (

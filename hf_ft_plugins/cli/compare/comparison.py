@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ... import mends
 from ...errors import PluginError
 from ...technique import Technique
 from ..report.command import write_report
@@ -39,7 +40,11 @@ def compare_runs(
             cannot be used.
     """
     if seeds < 1:
-        raise PluginError(f"compare: --seeds {seeds} runs nothing. Use 1 or more; 3 tell a difference from noise.")
+        raise PluginError(
+            f"compare: --seeds {seeds} runs nothing. Use 1 or more; 3 tell a difference from noise.",
+            code="command-line",
+            mend=[mends.add_flag("--seeds", 3)],
+        )
     with comparison_folder(output):
         outcomes = _both(techniques, command, output, seeds)
         compared = judge(outcomes, techniques)

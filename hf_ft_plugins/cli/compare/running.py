@@ -21,7 +21,9 @@ from typing import Any
 
 from rich.progress import Progress
 
+from ... import mends
 from ...errors import PluginError
+from ..refusals import object_at_the_end
 from .outcomes import Outcome, trainings_of
 
 MARKER = ".hf-ft-compare"
@@ -71,7 +73,7 @@ class Runs:
         environment = {"PYTHONHASHSEED": "0", **os.environ}
         with log.open("w", encoding="utf-8") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hf_ft_plugins", "run", *chosen, *options, *self.command],
+                [sys.executable, "-m", "hf_ft_plugins", "run", "--json", *chosen, *options, *self.command],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -86,11 +88,19 @@ class Runs:
         wall = time.monotonic() - start
         content = merged_record(record)
         if process.returncode != 0 or not content.get("trainings"):
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             what = f"ended with status {process.returncode}" if process.returncode else "trained nothing"
+            refusal = object_at_the_end(log)
+            if refusal is not None:
+                raise PluginError(
+                    f"compare: the run {which} the techniques {what}: {refusal['error']}",
+                    code=refusal["code"],
+                    mend=refusal["mend"],
+                )
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             raise PluginError(
                 f"compare: the run {which} the techniques {what}. Its last lines ({log}):\n"
-                f"{''.join(lines[-LAST_LINES:])}"
+                f"{''.join(lines[-LAST_LINES:])}",
+                code="script-failed",
             )
         self.progress.update(bar, total=content["step"], completed=content["step"])
         return Outcome(
@@ -131,20 +141,25 @@ def comparison_folder(folder: Path) -> Iterator[Path]:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
             raise PluginError(
                 f"compare: {folder} holds files that no comparison wrote, and a comparison would write among them. "
-                "Name a new folder with --output, or empty this one."
+                "Name a new folder with --output, or empty this one.",
+                code="file-unusable",
+                mend=[mends.add_flag("--output", f"{folder}-2")],
             )
         folder.mkdir(parents=True, exist_ok=True)
         marker = (folder / MARKER).open("a+", encoding="utf-8")
     except OSError as error:
         raise PluginError(
-            f"compare: {folder} cannot be written ({error}). Name a folder that you may write with --output."
+            f"compare: {folder} cannot be written ({error}). Name a folder that you may write with --output.",
+            code="file-unusable",
         ) from error
     with marker:
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise PluginError(
-                f"compare: another comparison runs in {folder}. Wait for it, or name another --output."
+                f"compare: another comparison runs in {folder}. Wait for it, or name another --output.",
+                code="file-unusable",
+                mend=[mends.add_flag("--output", f"{folder}-2")],
             ) from error
         # The results of an earlier comparison must not be mistaken for this one's.
         for file in folder.iterdir():

@@ -66,7 +66,8 @@ def read_weights(args: TrainingArguments, step: int) -> dict[str, torch.Tensor]:
         raise PluginError(
             f"{NAME}: the best weights of the interrupted run are not at {file}, so the controller cannot go on. Keep "
             "the checkpoint under output_dir, or use with_plugins(Trainer, ...), whose checkpoints hold them wherever "
-            "they are."
+            "they are.",
+            code="checkpoint-damaged",
         )
     return load_file(file)
 

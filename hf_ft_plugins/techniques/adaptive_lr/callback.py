@@ -365,7 +365,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
             self._average.decided = state.global_step
             self._remember(state)
         if self.guard_settings.guard and getattr(optimizer, "step_was_skipped", False):
-            self._count_dropped(state, optimizer, state.global_step - 1, by_scaler=True)
+            self._count_dropped(args, state, optimizer, state.global_step - 1, by_scaler=True)
 
     def on_pre_optimizer_step(
         self,
@@ -383,16 +383,18 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         finite = nonfinite.all_finite(nonfinite.optimized_gradients(inner)) if norm is None else math.isfinite(norm)
         if not finite:
             nonfinite.drop(inner)
-            self._count_dropped(state, optimizer, state.global_step, by_scaler=False)
+            self._count_dropped(args, state, optimizer, state.global_step, by_scaler=False)
 
-    def _count_dropped(self, state: TrainerState, optimizer: Optimizer, step: int, *, by_scaler: bool) -> None:
+    def _count_dropped(
+        self, args: TrainingArguments, state: TrainerState, optimizer: Optimizer, step: int, *, by_scaler: bool
+    ) -> None:
         self._guard = nonfinite.dropped(self._guard, step)
         self._record(state, "drop", dropped_steps=self._guard.total, reason="gradients that are not finite")
         searching = by_scaler and step < nonfinite.SCALER_SEARCH
         max_share = self.guard_settings.max_nonfinite_share
         if not searching and nonfinite.is_hopeless(self._guard, step, state.max_steps, max_share):
             tell_at_the_end(self._trainer, state, self.log_notes)
-            raise nonfinite.too_many_dropped(self._guard, step, max_share)
+            raise nonfinite.too_many_dropped(self._guard, step, max_share, args)
         # The fp16 scaler lowers its own scale; the rate is not what is too large.
         if self._steered and not by_scaler and nonfinite.wants_cut(self._guard, step):
             self._guard = replace(self._guard, last_cut=step)

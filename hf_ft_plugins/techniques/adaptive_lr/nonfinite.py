@@ -10,12 +10,17 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 CUT_AFTER = 3  # dropped steps ...
 CUT_WINDOW = 20  # ... among this many steps, since the last such cut
@@ -26,6 +31,8 @@ SCALER_SEARCH = 16  # steps; fp16's scaler starts at 2**16 and halves its scale 
 
 class NonFiniteGradientsError(PluginError):
     """Too large a share of the steps had gradients that are not finite; the weights are those of the last good step."""
+
+    DEFAULT_CODE = "not-finite"
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,22 @@ def is_hopeless(state: GuardState, step: int, max_steps: int, max_share: float) 
     return recent > max(CUT_AFTER, math.floor(max_share * window))
 
 
-def too_many_dropped(state: GuardState, step: int, max_share: float) -> NonFiniteGradientsError:
+def too_many_dropped(
+    state: GuardState, step: int, max_share: float, args: TrainingArguments
+) -> NonFiniteGradientsError:
     """The error that ends a run when `is_hopeless`."""
     return NonFiniteGradientsError(
         f"{NAME}: the gradients of {state.total} of {step + 1} optimizer steps were not finite, more than "
         f"max_nonfinite_share={max_share} of the latest. They were dropped: the weights are those of the last finite "
         "step. Lower learning_rate, set max_grad_norm, prefer bf16 to fp16, or look for rows whose loss is not a "
-        "number."
+        "number.",
+        mend=[
+            mends.set_argument("learning_rate", args.learning_rate / 10),
+            *([mends.set_argument("max_grad_norm", 1.0)] if not args.max_grad_norm else []),
+            *([_bf16_for_fp16()] if args.fp16 else []),
+        ],
     )
+
+
+def _bf16_for_fp16() -> mends.Step:
+    return mends.all_of(mends.set_argument("fp16", False), mends.set_argument("bf16", True))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
+from ... import mends
 from ...errors import OptionError
 
 NAME = "adaptive-lr"
@@ -58,15 +59,17 @@ class ControllerSettings:
         if self.factor is not None:
             _require_number("factor", self.factor, lambda factor: 0 < factor < 1, "between 0 and 1")
         if self.patience is not None:
-            _require_number("patience", self.patience, lambda patience: patience >= least, "at least 1 (greedy: 0)")
+            _require_number(
+                "patience", self.patience, lambda patience: patience >= least, "at least 1 (greedy: 0)", least
+            )
         if self.min_scale is not None:
             _require_number("min_scale", self.min_scale, lambda scale: 0 < scale <= 1, "in (0, 1]")
-        _require_number("min_delta", self.min_delta, lambda delta: delta >= 0, "0 or more")
+        _require_number("min_delta", self.min_delta, lambda delta: delta >= 0, "0 or more", 0)
         if self.max_cuts is not None:
-            _require_number("max_cuts", self.max_cuts, lambda cuts: cuts >= 0, "0 or more")
+            _require_number("max_cuts", self.max_cuts, lambda cuts: cuts >= 0, "0 or more", 0)
         if self.max_scale is not None:
-            _require_number("max_scale", self.max_scale, lambda scale: scale >= 1, "1 or more")
-        _require_number("cooldown", self.cooldown, lambda values: values >= 0, "0 or more")
+            _require_number("max_scale", self.max_scale, lambda scale: scale >= 1, "1 or more", 1)
+        _require_number("cooldown", self.cooldown, lambda values: values >= 0, "0 or more", 0)
 
     def for_run(self, *, evaluates: bool, goes_back: bool) -> ControllerSettings:
         """These, with a controller that suits the run where none was named: `climb`, or `plateau`.
@@ -129,7 +132,7 @@ class WatchSettings:
     ema_steps: int = 50
 
     def __post_init__(self) -> None:
-        _require_number("ema_steps", self.ema_steps, lambda steps: steps >= 1, "1 or more")
+        _require_number("ema_steps", self.ema_steps, lambda steps: steps >= 1, "1 or more", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +162,18 @@ def settings_from(kind: type[Settings], options: Mapping[str, Any]) -> Settings:
     return kind(**{field.name: options[field.name] for field in fields(kind)})
 
 
-def _require_number(name: str, value: Any, holds: Callable[[Any], bool], allowed: str) -> None:
+def _require_number(
+    name: str, value: Any, holds: Callable[[Any], bool], allowed: str, use: float | None = None
+) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-    _require(name, value, number and holds(value), allowed)
+    _require(name, value, number and holds(value), allowed, use)
 
 
-def _require(name: str, value: Any, holds: bool, allowed: str) -> None:
+def _require(name: str, value: Any, holds: bool, allowed: str, use: float | None = None) -> None:
+    """Refuse a value; `use` is an allowed one that is near, None where there is none but the default."""
     if not holds:
-        raise OptionError(f"{NAME}: option {name}={value} is not allowed: it must be {allowed}.")
+        near = [mends.set_option(NAME, name, use)] if use is not None else []
+        raise OptionError(
+            f"{NAME}: option {name}={value} is not allowed: it must be {allowed}.",
+            mend=[*near, mends.remove_option(NAME, name)],
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from ...metrics import set_names
 from ...shards import are_cut_up
@@ -43,7 +43,9 @@ def refuse_unsupported(controller: Controller | None, settings: WatchSettings, t
     if controller in ("climb", "rollback") and trainer.is_deepspeed_enabled:
         raise PluginError(
             f"{NAME}: controller={controller} does not work with DeepSpeed, whose next step would undo it from its own "
-            "copy of the weights. Use controller=plateau."
+            "copy of the weights. Use controller=plateau.",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "controller", "plateau")],
         )
 
 
@@ -52,17 +54,23 @@ def refuse_arguments(settings: WatchSettings, args: TrainingArguments) -> None:
     if args.eval_strategy == "no" and settings.metric not in (None, TRAINING_LOSS):
         raise PluginError(
             f"{NAME}: metric={settings.metric!r} comes from evaluations, and eval_strategy='no'. "
-            "Set eval_strategy, or watch the training loss with metric=loss."
+            "Set eval_strategy, or watch the training loss with metric=loss.",
+            code="training-arguments",
+            mend=[mends.set_argument("eval_strategy", "epoch"), mends.set_option(NAME, "metric", TRAINING_LOSS)],
         )
     if watched_metric(settings, args) == TRAINING_LOSS and args.logging_strategy == "no":
         raise PluginError(
-            f"{NAME}: there is nothing to watch: eval_strategy='no' and logging_strategy='no'. Set one of them."
+            f"{NAME}: there is nothing to watch: eval_strategy='no' and logging_strategy='no'. Set one of them.",
+            code="training-arguments",
+            mend=[mends.set_argument("eval_strategy", "epoch"), mends.set_argument("logging_strategy", "steps")],
         )
     optim = str(getattr(args.optim, "value", args.optim))
     if "layerwise" in optim:
         raise PluginError(
             f"{NAME}: optim={optim!r} steps inside the backward pass with a rate of its own, which no factor "
-            "reaches. Use the variant without layerwise."
+            "reaches. Use the variant without layerwise.",
+            code="training-arguments",
+            mend=[mends.set_argument("optim", optim.replace("_layerwise", ""))],
         )
 
 
@@ -71,7 +79,9 @@ def refuse_a_second(trainer: Trainer, callback_class: type) -> None:
     callbacks = trainer.callback_handler.callbacks
     if sum(isinstance(callback, callback_class) for callback in callbacks) > 1:
         raise PluginError(
-            f"{NAME}: the script adds an {callback_class.__name__} itself, so the technique would act twice. Keep one."
+            f"{NAME}: the script adds an {callback_class.__name__} itself, so the technique would act twice. Keep one.",
+            code="technique-conflict",
+            mend=[mends.remove_technique(NAME)],
         )
 
 
@@ -81,7 +91,8 @@ def refuse_lomo(optimizer: Optimizer) -> None:
     if kind in lr_scale.UNFIT_BY_GROUP:
         raise PluginError(
             f"{NAME}: {kind} takes its rate from the Trainer, which gives it the scaled one under the host alone. "
-            "Use with_plugins(Trainer, ...) instead of the callback."
+            "Use with_plugins(Trainer, ...) instead of the callback.",
+            code="optimizer-unsuited",
         )
 
 

@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import PluginError
 from ...metrics import direction, evaluation_key, without_set_name
+from ...near import nearest_value
 from .settings import NAME, WatchSettings
 
 if TYPE_CHECKING:
@@ -67,7 +69,9 @@ def refuse_absent_metric(metric: str, given: Iterable[str]) -> None:
     """Raise `PluginError` for a metric that is not among the keys `given` by a round of evaluations."""
     raise PluginError(
         f"{NAME}: metric={metric!r} is not among what the evaluation gave: {', '.join(sorted(given))}. "
-        f"Name one of these: {NAME}:metric=..."
+        f"Name one of these: {NAME}:metric=...",
+        code="metric-unknown",
+        mend=[*nearest_value(NAME, "metric", metric, given), mends.remove_option(NAME, "metric")],
     )
 
 
@@ -88,7 +92,8 @@ def watched_direction(settings: WatchSettings, args: TrainingArguments, metric: 
     if found is None:
         raise PluginError(
             f"{NAME}: the name of metric={metric!r} does not say whether it is better when greater. "
-            f"Say it: {NAME}:greater_is_better=true (or false)."
+            f"Say it: {NAME}:greater_is_better=true (or false).",
+            code="metric-unknown",
         )
     best = args.metric_for_best_model
     same = best is not None and evaluation_key(best) == evaluation_key(metric)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import mends
 from ...errors import PluginError
 
 NAME = "behavioral"
@@ -77,7 +78,8 @@ class BehavioralPreferenceCollator:
             raise PluginError(
                 f"{NAME}: {int(same.sum())} of a batch's {pairs} pairs have one text on both sides within max_length="
                 f"{getattr(self.inner, 'max_length', None)} tokens, and teach nothing. Drop them, raise max_length, or "
-                f"let the technique {NAME} fit the data (`with_plugins(DPOTrainer, 'behavioral')`)."
+                f"let the technique {NAME} fit the data (`with_plugins(DPOTrainer, 'behavioral')`).",
+                code="data-rows",
             )
 
 
@@ -103,6 +105,8 @@ def _column(examples: Sequence[Mapping[str, Any]], name: str, low: float, high: 
         raise PluginError(
             f"{NAME}: column {name} "
             + (f"holds {wrong[0]}, outside [{low:g}, {high:g})." if wrong else "is empty in some rows.")
-            + " Give every row a number in that range, or leave the column out."
+            + " Give every row a number in that range, or leave the column out.",
+            code="data-rows",
+            mend=[mends.remove_column(name)],
         )
     return torch.tensor(known, dtype=torch.float32)

@@ -15,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ... import mends
 from ...errors import PluginError
 from ...feedback import label_of
+from ...near import nearest_column
 from .collator import MASK, NAME
 
 logger = logging.getLogger(__name__)
@@ -145,13 +147,16 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     dataset = plain_rows(dataset)
     first = next(iter(dataset), None)
     if first is None:
-        raise PluginError(f"{NAME}: the data set has no rows. Give the trainer at least one preference.")
+        raise PluginError(
+            f"{NAME}: the data set has no rows. Give the trainer at least one preference.", code="data-missing"
+        )
     if "prompt_ids" in first or TOKENIZED & first.keys():
         if fitter.contract == "reward" and "prompt_ids" not in first:
             return dataset, Counter()
         raise PluginError(
             f"{NAME}: the data set is tokenized already ({', '.join(first)}), and TRL's trainer tokenizes what it "
-            f"gets. Give it texts or conversations, as columns prompt, {', '.join(fitter.sides)}."
+            f"gets. Give it texts or conversations, as columns prompt, {', '.join(fitter.sides)}.",
+            code="data-unsuited",
         )
     if "chosen" in first and ("prompt" not in first or _repeats_prompt(first)):
         dataset = dataset.map(extract_prompt)
@@ -164,12 +169,15 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
         raise PluginError(
             f"{NAME}: the data set has no column {' and none '.join(missing)}; it has {', '.join(first)}. "
             f"This trainer learns from rows of prompt, {', '.join(fitter.sides)}. Rows of other layouts, in JSON "
-            f"lines, are read by load_feedback(file), and by the option {NAME}:log=FILE."
+            f"lines, are read by load_feedback(file), and by the option {NAME}:log=FILE.",
+            code="data-columns",
+            mend=nearest_column(missing[0], [column for column in first if column not in ("prompt", *fitter.sides)]),
         )
     if not isinstance(first["prompt"], str) and not getattr(fitter.processing_class, "chat_template", None):
         raise PluginError(
             f"{NAME}: the data are conversations, and {type(fitter.processing_class).__name__} has no chat_template. "
-            "Set tokenizer.chat_template, take the tokenizer of a chat model, or pass the data as plain text."
+            "Set tokenizer.chat_template, take the tokenizer of a chat model, or pass the data as plain text.",
+            code="tokenizer-unsuited",
         )
     if fitter.contract == "kto":
         dataset = _with_labels(dataset)
@@ -183,7 +191,11 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
     if any(how.startswith(DROPPED) for how in counts):
         dataset = dataset.filter(lambda how: not how.startswith(DROPPED), input_columns=[FITTED])
     if len(dataset) == 0:
-        raise PluginError(f"{NAME}: no preference is left: {in_words(counts)}. Raise max_length, or look at the data.")
+        raise PluginError(
+            f"{NAME}: no preference is left: {in_words(counts)}. Raise max_length, or look at the data.",
+            code="data-missing",
+            mend=[mends.set_argument("max_length", 2 * fitter.max_length)],
+        )
     return dataset.remove_columns([FITTED]), counts
 
 
@@ -200,7 +212,8 @@ def plain_rows(dataset: Any) -> Any:
     if not isinstance(dataset, Dataset):
         raise PluginError(
             f"{NAME}: TRL prepares a datasets.Dataset or IterableDataset, and the data are a {type(dataset).__name__}. "
-            "Make one of them, for example by Dataset.from_list(rows)."
+            "Make one of them, for example by Dataset.from_list(rows).",
+            code="data-unsuited",
         )
     if dataset.format["type"] != "custom":
         return dataset if dataset.format["type"] is None else dataset.with_format(None)
@@ -227,14 +240,16 @@ def _with_labels(dataset: Any) -> Any:
     if "label" not in dataset.column_names:
         raise PluginError(
             f"{NAME}: KTO learns from answers that are good or bad, and the data set has no column label; it has "
-            f"{', '.join(dataset.column_names)}. Add it, of True and False."
+            f"{', '.join(dataset.column_names)}. Add it, of True and False.",
+            code="data-columns",
         )
     given = {value: _label(value) for value in dataset.unique("label")}
     unknown = [repr(value) for value, label in given.items() if label is None]
     if unknown:
         raise PluginError(
             f"{NAME}: the column label holds {', '.join(unknown[:5])}, which says neither good nor bad. Give each row "
-            "True or False, or leave it out."
+            "True or False, or leave it out.",
+            code="labels-unsuited",
         )
     if all(value in (0, 1) for value in given):
         return dataset

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...shards import whole_tensor
 from .collator import NAME
@@ -33,7 +34,9 @@ def refuse_reference(trainer: Trainer, *, trained_adapter: str) -> None:
             f"{NAME}: the model is a PeftModel whose adapter has been trained, and a copy of it became the reference. "
             "To go on with a run, build the trainer with the base model and peft_config=..., and call "
             "trainer.train(resume_from_checkpoint=...). If the adapter is where this run is to begin, say so with "
-            "trained_adapter=reference."
+            "trained_adapter=reference.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "trained_adapter", "reference")],
         )
 
 
@@ -51,7 +54,8 @@ def _refuse_other_parameters(trainer: Trainer, reference: Any) -> None:
             f"{NAME}: the reference model lacks what was done to the model: {len(odd)} parameters differ in name or "
             f"shape, the first is {odd[0]}. TRL loads the reference from {model.config._name_or_path!r} again. Pass "
             "ref_model=copy.deepcopy(model) with the same changes, or train an adapter (peft_config=...), whose "
-            "reference is the changed model itself."
+            "reference is the changed model itself.",
+            code="model-unsuited",
         )
     if not odd and not all(_equal(ours[name], theirs[name]) for name in ours):
         logger.warning(

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
 
@@ -123,7 +124,9 @@ class Behavioral(Technique):
             found = "auto_find_batch_size has come down to 1" if trainer.args.train_batch_size > 1 else "is 1"
             raise PluginError(
                 f"{self.name}: KTO estimates its KL term from the other completions of a batch, and "
-                f"per_device_train_batch_size {found}. Set it to 2 or more, and max_length lower if memory is short."
+                f"per_device_train_batch_size {found}. Set it to 2 or more, and max_length lower if memory is short.",
+                code="training-arguments",
+                mend=[mends.set_argument("per_device_train_batch_size", 2)],
             )
         return MixedLabelSampler(dataset.with_format(None)["label"], size, data_seed(trainer.args))
 
@@ -150,7 +153,8 @@ class Behavioral(Technique):
         if self.log is not None and "train" in (trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()):
             raise PluginError(
                 f"{self.name}: log= replaces the training data, and an evaluation set is named 'train', too. Give it "
-                "another name in eval_dataset."
+                "another name in eval_dataset.",
+                code="technique-conflict",
             )
         refuse_reference(trainer, trained_adapter=self.trained_adapter)
         share = shares_prefixes(trainer, self.share_prefixes)

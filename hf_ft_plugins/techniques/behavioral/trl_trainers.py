@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
+from ... import mends
 from ...errors import PluginError
 from .collator import FLIP, MASKS, NAME, WEIGHT
 from .prefix_sharing import why_not_shared
@@ -36,7 +37,9 @@ def contract_of(trainer_class: type) -> str:
             return CONTRACTS[cls.__name__]
     raise PluginError(
         f"{NAME}: {trainer_class.__name__} is none of TRL's {', '.join(CONTRACTS)}, which learn from preferences. "
-        f"Use one of them, or leave out {NAME}."
+        f"Use one of them, or leave out {NAME}.",
+        code="trainer-unsuited",
+        mend=[mends.remove_technique(NAME)],
     )
 
 
@@ -86,12 +89,19 @@ def refuse_unfit(trainer: Trainer, *, weights: bool, noise: Noise) -> None:
     if weighed and unserved:
         raise PluginError(
             f"{NAME}: rows have weights, and loss_type={'+'.join(unserved)} compares rows of a batch with each other: "
-            f"no row has a loss of its own. Take one of {', '.join(WEIGHED_LOSSES[:13])}, or set weights=false."
+            f"no row has a loss of its own. Take one of {', '.join(WEIGHED_LOSSES[:13])}, or set weights=false.",
+            code="training-arguments",
+            mend=[mends.set_argument("loss_type", WEIGHED_LOSSES[0]), mends.set_option(NAME, "weights", False)],
         )
     if weighed and contract == "sft" and (trainer.args.packing or getattr(trainer, "padding_free", False)):
         raise PluginError(
             f"{NAME}: rows have weights, and packing=True or padding_free=True joins rows. Set both to False, or set "
-            "weights=false."
+            "weights=false.",
+            code="training-arguments",
+            mend=[
+                mends.all_of(mends.set_argument("packing", False), mends.set_argument("padding_free", False)),
+                mends.set_option(NAME, "weights", False),
+            ],
         )
     if contract == "kto" and isinstance(trainer.train_dataset, IterableDataset):
         logger.warning(
@@ -106,7 +116,9 @@ def refuse_unfit(trainer: Trainer, *, weights: bool, noise: Noise) -> None:
     ):
         raise PluginError(
             f"{NAME}: some completions hold turns of the user, which are not to be scored, and "
-            "precompute_ref_log_probs=True has scored them. Set it to False, or give completions of one turn."
+            "precompute_ref_log_probs=True has scored them. Set it to False, or give completions of one turn.",
+            code="training-arguments",
+            mend=[mends.set_argument("precompute_ref_log_probs", False)],
         )
 
 
@@ -119,7 +131,9 @@ def _choose_noise(trainer: Trainer, noise: Noise, has_flips: bool) -> None:
     if noise != "auto":
         raise PluginError(
             f"{NAME}: noise={noise} gives each pair a flip probability in the robust form of the sigmoid "
-            f"loss, and loss_type is {'+'.join(trainer.loss_types)}. Set loss_type to sigmoid or robust, or noise=off."
+            f"loss, and loss_type is {'+'.join(trainer.loss_types)}. Set loss_type to sigmoid or robust, or noise=off.",
+            code="training-arguments",
+            mend=[mends.set_option(NAME, "noise", "off"), mends.set_argument("loss_type", "sigmoid")],
         )
     logger.warning(
         "%s: loss_type=%s has no flip probabilities; the column %s is not used.",
@@ -142,6 +156,10 @@ def shares_prefixes(trainer: Trainer, wanted: Literal["auto", "on", "off"]) -> b
     if reason is None:
         return True
     if wanted == "on":
-        raise PluginError(f"{NAME}: share_prefixes=on would not be exact: {reason}. Set share_prefixes=off.")
+        raise PluginError(
+            f"{NAME}: share_prefixes=on would not be exact: {reason}. Set share_prefixes=off.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "share_prefixes", "off")],
+        )
     logger.info("%s: prefixes are not shared: %s.", NAME, reason)
     return False

@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from ... import mends
 from ...errors import OptionError, PluginError
 from .score import Batches, gives_loss, removal_order
 from .stacks import NAME
@@ -69,12 +70,16 @@ class Choice:
         if method in ("perplexity", "taylor") and batches and not loss:
             raise PluginError(
                 f"{NAME}: method={method} needs batches with labels, and the training data's give this model no "
-                "loss. Say method=block_influence, or name the layers: layers=..."
+                "loss. Say method=block_influence, or name the layers: layers=...",
+                code="option-combination",
+                mend=[mends.set_option(NAME, "method", "block_influence")],
             )
         if not batches and method not in BLIND:
             raise PluginError(
                 f"{NAME}: there is no training data to choose by (method={method}). Name the layers, as "
-                f"`hf-ft {NAME} curve MODEL` shows them: layers=..."
+                f"`hf-ft {NAME} curve MODEL` shows them: layers=...",
+                code="data-missing",
+                mend=[mends.set_option(NAME, "method", "last")],
             )
         order = removal_order(
             model, batches, self.count(depth), method, side, self.protect_first, self.protect_last, seed=0
@@ -88,7 +93,11 @@ class Choice:
             raise OptionError(
                 f"{NAME}: layers={'+'.join(map(str, self.layers))} holds {protected}, which "
                 f"protect_first={self.protect_first} and protect_last={self.protect_last} of {depth} layers keep. "
-                "Set these lower, or name others."
+                "Set these lower, or name others.",
+                code="option-combination",
+                mend=[
+                    mends.all_of(mends.set_option(NAME, "protect_first", 0), mends.set_option(NAME, "protect_last", 0))
+                ],
             )
 
 

@@ -115,14 +115,18 @@ def examine(
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise PluginError(
-            f"{NAME}: MODEL={model} has no configuration and tokenizer that can be read: {error}"
+            f"{NAME}: MODEL={model} has no configuration and tokenizer that can be read: {error}",
+            code="model-unreadable",
         ) from error
     cls = class_of(config)
     network = cls.from_pretrained(model, dtype="auto").eval()
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     side = usual_side(network, side)
     if network.config.is_encoder_decoder and target_column is None:
-        raise PluginError(f"{NAME}: {cls.__name__} writes one text for another: name its column, --target-column.")
+        raise PluginError(
+            f"{NAME}: {cls.__name__} writes one text for another: name its column, --target-column.",
+            code="command-line",
+        )
     batches = _batches(tokenizer, texts, max_length, network)
     middle = (len(batches) + 1) // 2
     chosen_by, held_out = batches[:middle], batches[middle:] or batches
@@ -147,9 +151,12 @@ def _read(data: Path | None, column: str, target_column: str | None, most: int) 
     from .stacks import NAME
 
     if data is None:
-        raise PluginError(f"{NAME}: which layers are needed depends on the text: --data FILE, a .txt or .jsonl of it.")
+        raise PluginError(
+            f"{NAME}: which layers are needed depends on the text: --data FILE, a .txt or .jsonl of it.",
+            code="command-line",
+        )
     if not data.is_file():
-        raise PluginError(f"{NAME}: --data {data} is no file.")
+        raise PluginError(f"{NAME}: --data {data} is no file.", code="file-unusable")
     found: list[tuple[str, str | None]] = []
     with (gzip.open if data.suffix == ".gz" else open)(data, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -163,11 +170,12 @@ def _read(data: Path | None, column: str, target_column: str | None, most: int) 
                 if name not in row:
                     raise PluginError(
                         f"{NAME}: --data {data}, line {number}: there is no column {name!r}; there are "
-                        f"{', '.join(row)}. Name one: --column, --target-column."
+                        f"{', '.join(row)}. Name one: --column, --target-column.",
+                        code="data-columns",
                     )
             found.append((str(row[column]), str(row[target_column]) if target_column else None))
     if not found:
-        raise PluginError(f"{NAME}: --data {data} holds no text.")
+        raise PluginError(f"{NAME}: --data {data} holds no text.", code="data-missing")
     return found
 
 
@@ -186,7 +194,8 @@ def _batches(
             kept.append((ids, target))
     if not kept:
         raise PluginError(
-            f"{NAME}: no row of --data has {FEWEST_TOKENS} tokens; a .txt needs a paragraph on each line."
+            f"{NAME}: no row of --data has {FEWEST_TOKENS} tokens; a .txt needs a paragraph on each line.",
+            code="data-missing",
         )
     batches = []
     for start in range(0, len(kept), BATCH):

@@ -44,7 +44,7 @@ def check_structure(model: PreTrainedModel) -> None:
     """
     found = differences(model)
     if found:
-        raise PluginError(f"{describe(model, found)} Remove others, or none.")
+        raise PluginError(f"{describe(model, found)} Remove others, or none.", code="model-unsuited")
 
 
 def new_differences(model: PreTrainedModel, before: Differences, name_before: Callable[[str], str]) -> Differences:
@@ -93,7 +93,8 @@ def rebuilt(model: PreTrainedModel) -> Any:
     except Exception as error:
         raise PluginError(
             f"{NAME}: {type(model).__name__} cannot be built from its configuration: "
-            f"{type(error).__name__}: {error} Remove other layers, or none."
+            f"{type(error).__name__}: {error} Remove other layers, or none.",
+            code="model-unsuited",
         ) from error
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.divergence import divergence, divisor_of_loss
 from ...models.inputs import decoder_inputs
@@ -47,7 +48,9 @@ def distilling(model: Any, original: Any, weight: float) -> Iterator[None]:
             raise PluginError(
                 f"{NAME}: distill={weight} needs a model called with labels that gives loss and logits, and "
                 f"{type(module).__name__} did not: Trainer and Seq2SeqTrainer call it so, TRL's trainers do not. "
-                "Set distill=0."
+                "Set distill=0.",
+                code="trainer-unsuited",
+                mend=[mends.set_option(NAME, "distill", 0)],
             )
         given = {name: value for name, value in kwargs.items() if name not in ("labels", "num_items_in_batch")}
         if "decoder_input_ids" not in given and getattr(original.config, "is_encoder_decoder", False):
@@ -82,6 +85,8 @@ def refuse_other_losses(model: Any, batches: Any, weight: float) -> None:
         if missing is not None:
             raise PluginError(
                 f"{NAME}: distill={weight} compares `logits` where there are `labels`, and the loss of a "
-                f"{type(model).__name__} on this data ({', '.join(batch)}) is without {missing}. Set distill=0."
+                f"{type(model).__name__} on this data ({', '.join(batch)}) is without {missing}. Set distill=0.",
+                code="model-unsuited",
+                mend=[mends.set_option(NAME, "distill", 0)],
             )
         return

@@ -17,6 +17,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer_callback import TrainerCallback
 
+from ... import mends
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import StashKey, WithTrainer, stash_of
@@ -78,7 +79,9 @@ class GateCallback(WithTrainer, TrainerCallback):
         if surgery is not None and state and tuple(state["removed"]) != surgery.removed:
             raise PluginError(
                 f"{NAME}: the checkpoint's model is without layers {state['removed']}, and this run has removed "
-                f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}."
+                f"{list(surgery.removed)}. Name them: layers={'+'.join(map(str, state['removed']))}.",
+                code="checkpoint-other-run",
+                mend=[mends.set_option(NAME, "layers", state["removed"])],
             )
 
     def on_train_begin(
@@ -126,7 +129,8 @@ def close_run(trainer: Trainer, surgery: Surgery, limits: Limits, *, restore: bo
         raise PluginError(
             f"{NAME}: {'; '.join(report['failed'])}. The trainer's model is the original again; checkpoints "
             f"in {args.output_dir} hold the smaller one. Remove fewer layers, train for longer, or say "
-            "max_degradation=..., or on_fail=warn."
+            "max_degradation=..., or on_fail=warn.",
+            code="quality-gate",
         )
     return report
 

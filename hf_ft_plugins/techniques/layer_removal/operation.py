@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import main_input_name
 from .choice import Choice, as_first_rank
@@ -116,7 +117,9 @@ def _refuse_other_calls(model: PreTrainedModel, batches: Rows) -> None:
             f"{NAME}: layers cannot be chosen by the training data: a {type(model).__name__} called with a "
             f"batch of it ({', '.join(batches[0]) or 'nothing that it takes'}) raises {type(failure).__name__} "
             f"({failure}). If another technique makes the model fit the data (its head), list that one first; else "
-            "name the layers: layers=..., or say method=last."
+            "name the layers: layers=..., or say method=last.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "method", "last")],
         ) from failure
 
 

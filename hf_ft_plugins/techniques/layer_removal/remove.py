@@ -99,7 +99,8 @@ def remove_layers(
             # Configurations check what is written to them.
             raise PluginError(
                 f"{NAME}: the configuration of {type(bare(model)).__name__} cannot be told that layers {out} are gone: "
-                f"{type(error).__name__}: {error} Remove other layers, or none."
+                f"{type(error).__name__}: {error} Remove other layers, or none.",
+                code="model-unsuited",
             ) from error
         if before is not None:
             _spread_drop_paths(model)
@@ -107,7 +108,7 @@ def remove_layers(
     if found:
         changed()()
         remedy = _other_layers(model, depth, len(out), side) if suggest else "Remove others, or none."
-        raise PluginError(f"{describe(bare(model), found)} {remedy}")
+        raise PluginError(f"{describe(bare(model), found)} {remedy}", code="model-unsuited")
     removal = Removal(stack, tuple(out), changed())
     _REMOVALS[model] = weakref.ref(removal)
     return removal
@@ -156,7 +157,7 @@ def refuse_architecture(model: PreTrainedModel, stack: Stack, side: str, out: Se
         if not others:
             why = "its first layer holds the positions of all (relative_attention_bias); remove others"
     if why is not None:
-        raise PluginError(f"{NAME}: {what} cannot lose layers {list(out)}: {why}.")
+        raise PluginError(f"{NAME}: {what} cannot lose layers {list(out)}: {why}.", code="model-unsuited")
 
 
 def _other_layers(model: PreTrainedModel, depth: int, count: int, side: str) -> str:

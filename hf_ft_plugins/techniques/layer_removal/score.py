@@ -10,6 +10,7 @@ import torch
 
 from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating, unchanged_on_error
+from ...near import nearest_value
 from .remove import Removal, refuse_architecture, remove_layers
 from .stacks import NAME, Stack, find_stack
 from .trial_inputs import takes_cache
@@ -68,15 +69,21 @@ def removal_order(
     stack = find_stack(model, side)
     depth = len(stack.layers)
     if method not in METHODS:
-        raise OptionError(f"{NAME}: method={method!r}; there are {', '.join(METHODS)}.")
+        raise OptionError(
+            f"{NAME}: method={method!r}; there are {', '.join(METHODS)}.",
+            mend=nearest_value(NAME, "method", method, METHODS),
+        )
     free = _allowed(model, stack, side, range(protect_first, depth - protect_last))
     if not 1 <= number <= len(free):
         raise OptionError(
             f"{NAME}: {number} layers of {depth} cannot be removed with protect_first={protect_first} and "
-            f"protect_last={protect_last}: there are {len(free)} to choose from."
+            f"protect_last={protect_last}: there are {len(free)} to choose from.",
+            code="option-combination",
         )
     if method not in ("last", "random") and not len(batches):
-        raise OptionError(f"{NAME}: method={method!r} needs batches of data to choose by; there are none.")
+        raise OptionError(
+            f"{NAME}: method={method!r} needs batches of data to choose by; there are none.", code="data-missing"
+        )
     with unchanged_on_error(model), evaluating(model), torch.no_grad():
         return list(METHODS[method](model, batches, number, side, free, seed))
 

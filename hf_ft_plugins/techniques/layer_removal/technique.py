@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import Stash, stash_of
+from ...near import closest
 from ...shards import are_cut_up, fsdp_version
 from ...technique import Change, Technique, option
 
@@ -62,15 +64,17 @@ class LayerRemoval(Technique):
         given += ["layers"] if self.layers else []
         self.require(len(given) <= 1, given[0] if given else "layers", f"say one of {', '.join(given)}.")
         self.require(self.fraction is None or 0 < self.fraction < 1, "fraction", "it must lie between 0 and 1.")
-        self.require(self.number is None or self.number >= 1, "number", "it must be 1 or more.")
+        self.require(self.number is None or self.number >= 1, "number", "it must be 1 or more.", use=1)
         self.require(all(layer >= 0 for layer in self.layers), "layers", "layers are numbered from 0.")
-        self.require(self.method in METHODS, "method", f"there are {', '.join(METHODS)}.")
+        self.require(
+            self.method in METHODS, "method", f"there are {', '.join(METHODS)}.", use=closest(self.method, METHODS)
+        )
         for name in ("protect_first", "protect_last", "distill"):
-            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.")
-        self.require(self.calibration >= 1, "calibration", "it must be 1 or more.")
+            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.", use=0)
+        self.require(self.calibration >= 1, "calibration", "it must be 1 or more.", use=1)
         for name in ("max_degradation", "max_repetition"):
             self.require(
-                getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none."
+                getattr(self, name) is None or getattr(self, name) >= 0, name, "it must be 0 or more, or none.", use=0
             )
 
     def keeps_objective(self) -> bool:
@@ -117,7 +121,9 @@ class LayerRemoval(Technique):
         _refuse_pieces(self.name, model, args)
         if hasattr(model, "peft_config"):
             raise PluginError(
-                f"{self.name}: the script's model has adapters already. Remove layers first: --with peft."
+                f"{self.name}: the script's model has adapters already. Remove layers first: --with peft.",
+                code="technique-conflict",
+                mend=[mends.remove_technique(self.name)],
             )
         if SURGERY in stash:
             # Left by the model of an earlier trial.
@@ -145,7 +151,9 @@ class LayerRemoval(Technique):
         if self.distill and trainer.args.label_smoothing_factor:
             raise PluginError(
                 f"{self.name}: distill={self.distill} needs a model called with labels, and Trainer keeps them for "
-                f"label_smoothing_factor={trainer.args.label_smoothing_factor}. Set either to 0."
+                f"label_smoothing_factor={trainer.args.label_smoothing_factor}. Set either to 0.",
+                code="training-arguments",
+                mend=[mends.set_option(self.name, "distill", 0), mends.set_argument("label_smoothing_factor", 0)],
             )
 
     def ft_loss(self, trainer: Trainer) -> AbstractContextManager[None] | None:
@@ -207,11 +215,15 @@ def _refuse_pieces(name: str, model: PreTrainedModel, args: TrainingArguments) -
         raise PluginError(
             f"{name}: from_pretrained(..., distributed_config=...) has cut the weights up over ranks, and layers are "
             "measured on whole ones. Leave distributed_config out and shard with TrainingArguments(fsdp=True), or "
-            "remove layers in a run before: the saved model can be loaded in pieces."
+            "remove layers in a run before: the saved model can be loaded in pieces.",
+            code="distributed-unsupported",
+            mend=[mends.all_of(mends.set_model_argument("distributed_config", None), mends.set_argument("fsdp", True))],
         )
     if args.deepspeed or fsdp_version() == 1:
         kind = "DeepSpeed" if args.deepspeed else "FSDP1"
         raise PluginError(
             f"{name}: {kind} keeps parameters in buffers of its own, of which the gate cannot measure the model when "
-            "training ends. Use FSDP2 (fsdp_config={'version': 2}), or remove layers in a run before."
+            "training ends. Use FSDP2 (fsdp_config={'version': 2}), or remove layers in a run before.",
+            code="distributed-unsupported",
+            mend=[mends.set_argument("fsdp_config", {"version": 2})],
         )

@@ -46,7 +46,8 @@ def trial_inputs(model: PreTrainedModel, input_ids: torch.Tensor | None = None) 
         return inputs
     raise PluginError(
         f"{NAME}: {type(model).__name__} takes {name}, and of which size could not be found ({tried}). Give some: "
-        "verify_model(model, inputs={...})."
+        "verify_model(model, inputs={...}).",
+        code="model-unsuited",
     )
 
 

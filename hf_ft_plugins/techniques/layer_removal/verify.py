@@ -34,6 +34,8 @@ CLOSE, ROUNDED = 1e-4, 5e-2
 class NoGeneration(PluginError):
     """The model does not generate at all."""
 
+    DEFAULT_CODE = "model-unsuited"
+
 
 @torch.no_grad()
 def verify_model(
@@ -93,7 +95,9 @@ def _check_as_whole(model: PreTrainedModel, check: Callable[[Any], None]) -> Non
                         logger.warning("%s This is of the whole model, so it is no fault of the removal.", of_whole)
                         return
             # The whole model passes.
-            raise PluginError(str(error).replace("does not generate", "no longer generates", 1)) from error
+            raise PluginError(
+                str(error).replace("does not generate", "no longer generates", 1), code=error.code
+            ) from error
 
 
 def _compare_caches(model: PreTrainedModel, inputs: dict[str, Any], new_tokens: int) -> None:
@@ -121,7 +125,8 @@ def _compare_caches(model: PreTrainedModel, inputs: dict[str, Any], new_tokens: 
     if not difference <= close:
         raise PluginError(
             f"{NAME}: {type(model).__name__} generates otherwise with a cache: scores differ by {difference:.1g}. "
-            f"{_remedy(model)}"
+            f"{_remedy(model)}",
+            code="model-unsuited",
         )
 
 
@@ -138,14 +143,16 @@ def _compare_reloaded(model: PreTrainedModel, inputs: dict[str, Any]) -> None:
     except Exception as error:
         raise PluginError(
             f"{NAME}: {type(model).__name__} cannot be saved and loaded: {type(error).__name__}: {error}. "
-            "Remove other layers, or none."
+            "Remove other layers, or none.",
+            code="model-unsuited",
         ) from error
     again.eval()
     difference = _difference(main_output(forward(model, inputs)), main_output(forward(again, inputs)))
     if not difference <= CLOSE:
         raise PluginError(
             f"{NAME}: {type(model).__name__} is another after it is saved and loaded: outputs differ "
-            f"by {difference:.1g}. Remove other layers, or none."
+            f"by {difference:.1g}. Remove other layers, or none.",
+            code="model-unsuited",
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from ...models.layers import HEAD, STEM, layer_groups
@@ -48,7 +49,9 @@ def blocks_of(model: Any, way: Way) -> list[Block]:
     if not paths:
         raise PluginError(
             f"{NAME}: algorithm={way} lets one layer learn after the other, and no stack of layers is found in a "
-            f"{type(base).__name__}. Use algorithm=script or adalomo."
+            f"{type(base).__name__}. Use algorithm=script or adalomo.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     if sum(len(stack.blocks) for stack in all_stacks(base)) == 1:
         # There is no order of layers to ask for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
+from ... import mends
 from ...errors import OptionError
 from ...host import hooks
 from .clipping import Clipping
@@ -49,7 +50,9 @@ def fuse(
     if folds and way == "two_pass" and trainer.args.max_grad_norm > 0:
         raise OptionError(
             f"{NAME}: clip=two_pass takes the norm of a whole step's gradient, which accumulation=fold never has. Use "
-            "clip=lagged or clip=per_tensor, or accumulation=buffer."
+            "clip=lagged or clip=per_tensor, or accumulation=buffer.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "clip", "lagged"), mends.set_option(NAME, "accumulation", "buffer")],
         )
     clipping = None
     if kept is None and trainer.args.max_grad_norm > 0:
@@ -81,7 +84,15 @@ def why_gradients_are_kept(trainer: Trainer, accumulation: str) -> str | None:
     if steps > 1 and accumulation == "refuse":
         raise OptionError(
             f"{NAME}: accumulation=refuse, and gradient_accumulation_steps={steps}. Set it to 1 with a larger "
-            "per_device_train_batch_size, or accumulation=buffer."
+            "per_device_train_batch_size, or accumulation=buffer.",
+            code="option-combination",
+            mend=[
+                mends.all_of(
+                    mends.set_argument("gradient_accumulation_steps", 1),
+                    mends.set_argument("per_device_train_batch_size", steps * trainer.args.per_device_train_batch_size),
+                ),
+                mends.set_option(NAME, "accumulation", "buffer"),
+            ],
         )
     owner = hooks.owner(getattr(trainer, "_ft_techniques", ()), "ft_training_step")
     if owner is not None:

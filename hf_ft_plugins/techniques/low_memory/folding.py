@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ... import mends
 from ...errors import OptionError
 from .optimizers.compact_adamw import CompactAdamW
 from .settings import NAME
@@ -105,7 +106,9 @@ def folding_of(optimizer: torch.optim.Optimizer) -> Folding:
     if reason is not None:
         raise OptionError(
             f"{NAME}: accumulation=fold is for {FOLDABLE}, and {type(optimizer).__name__} {reason}. Use one of "
-            "these, or accumulation=buffer."
+            "these, or accumulation=buffer.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "accumulation", "buffer")],
         )
     assert isinstance(optimizer, torch.optim.Adam)
     return AdamFolding(optimizer)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from accelerate.state import GradientState
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from .clipping import Clipping, norm_of, total_of
 from .folding import Folding
@@ -207,7 +207,12 @@ class FusedBackward(torch.optim.Optimizer):
                 f"{NAME}: the gradient of {self._name(parameter)} came twice in one step, the second time after it was "
                 "applied. Checkpointing with use_reentrant=True does so to layers that are used several times, and so "
                 "does a second backward pass: set gradient_checkpointing_kwargs={'use_reentrant': False}, or "
-                "fused=false."
+                "fused=false.",
+                code="training-arguments",
+                mend=[
+                    mends.set_argument("gradient_checkpointing_kwargs", {"use_reentrant": False}),
+                    mends.set_option(NAME, "fused", False),
+                ],
             )
         if last:
             self._stepped.add(id(parameter))
@@ -221,7 +226,8 @@ class FusedBackward(torch.optim.Optimizer):
         if gradient.is_sparse:
             raise PluginError(
                 f"{NAME}: the gradient of {self._name(parameter)} is sparse, and what is computed of it here needs a "
-                "dense one. Make the layer with sparse=False."
+                "dense one. Make the layer with sparse=False.",
+                code="model-unsuited",
             )
         norm = norm_of(gradient)
         self._total = total_of(self._total, norm * count**0.5)

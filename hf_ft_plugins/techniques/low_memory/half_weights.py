@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .optimizers.compact_adamw import CompactAdamW
 from .settings import NAME
@@ -33,7 +34,9 @@ def halve_weights(trainer: Trainer, model: Any, optimizer: CompactAdamW) -> None
     if trainer.is_fsdp_enabled:
         raise PluginError(
             f"{NAME}: algorithm=compact-adamw turns float32 weights to bf16 before FSDP cuts them up, and what it "
-            "keeps of them would be lost. Load the model with dtype=torch.bfloat16, or use another algorithm."
+            "keeps of them would be lost. Load the model with dtype=torch.bfloat16, or use another algorithm.",
+            code="distributed-unsupported",
+            mend=[mends.set_model_argument("dtype", "bfloat16")],
         )
     if not trainer.args.bf16:
         _refuse_mixed(model, {id(one) for one in trained})
@@ -64,7 +67,9 @@ def _refuse_mixed(model: Any, trained: set[int]) -> None:
         return
     raise PluginError(
         f"{NAME}: algorithm=compact-adamw turns the trained weights to bfloat16, and {reason}, which layers cannot "
-        "mix by themselves. Set bf16=True, or load the model with dtype=torch.bfloat16."
+        "mix by themselves. Set bf16=True, or load the model with dtype=torch.bfloat16.",
+        code="training-arguments",
+        mend=[mends.set_argument("bf16", True), mends.set_model_argument("dtype", "bfloat16")],
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_callback import TrainerCallback
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from .blocks import Block, Way, badam_draw, blocks_of, lisa_draw
@@ -55,10 +55,10 @@ class LearningBlocks(TrainerCallback):
         self, way: Way, *, active_layers: int = 2, switch_every: int | None = None, seed: int | None = None
     ) -> None:
         if way not in SWITCH_EVERY:
-            raise PluginError(f"{NAME}: LearningBlocks(way={way!r}): there are lisa and badam.")
+            raise PluginError(f"{NAME}: LearningBlocks(way={way!r}): there are lisa and badam.", code="option-value")
         for name, value in (("active_layers", active_layers), ("switch_every", switch_every)):
             if value is not None and value < 1:
-                raise PluginError(f"{NAME}: LearningBlocks({name}={value}): it must be 1 or more.")
+                raise PluginError(f"{NAME}: LearningBlocks({name}={value}): it must be 1 or more.", code="option-value")
         self.way: Way = way
         self.active_layers = active_layers
         self.switch_every = SWITCH_EVERY[way] if switch_every is None else switch_every
@@ -141,15 +141,21 @@ def refuse_unfit(model: Any, args: TrainingArguments, way: Way) -> None:
     if bare(model) is not model or hasattr(model, "peft_config"):
         raise PluginError(
             f"{NAME}: algorithm={way} lets blocks of the model's own weights learn in turn, and under an adapter all "
-            "of them are frozen. Leave the adapter out, or use algorithm=script."
+            "of them are frozen. Leave the adapter out, or use algorithm=script.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     if args.fsdp or args.deepspeed:
         raise PluginError(
             f"{NAME}: algorithm={way} under {'FSDP' if args.fsdp else 'DeepSpeed'} has not been tested: its shards "
-            "hold frozen and learning layers together. Use algorithm=script or adalomo."
+            "hold frozen and learning layers together. Use algorithm=script or adalomo.",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     if args.world_size > 1:
         raise PluginError(
             f"{NAME}: algorithm={way} on {args.world_size} ranks: DDP decides once which parameters get a gradient, "
-            "and waits for those of the layers that rest. Use one process, or algorithm=script or adalomo."
+            "and waits for those of the layers that rest. Use one process, or algorithm=script or adalomo.",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from ... import mends
 from ...errors import PluginError
 from ...models.linear_layers import matrices_of_blocks
 from .optimizers.apollo import APOLLO
@@ -84,7 +85,9 @@ def _part(optimizer: Optimizer, matrices: set[int], algorithm: str, is_in: bool)
         if group.get("lr") is None:
             raise PluginError(
                 f"{NAME}: algorithm={algorithm} takes the learning rate of the script's optimizer, and the "
-                f"{type(optimizer).__name__} has none. Use optim=adamw_torch with a learning_rate."
+                f"{type(optimizer).__name__} has none. Use optim=adamw_torch with a learning_rate.",
+                code="optimizer-unsuited",
+                mend=[mends.set_argument("optim", "adamw_torch")],
             )
         if parameters:
             yield {
@@ -107,18 +110,24 @@ def _refuse_without_matrices(model: Any, algorithm: str, meant: list[Any], matri
     if hasattr(model, "peft_config"):
         raise PluginError(
             f"{NAME}: algorithm={algorithm} is for whole matrices, and this {kind} trains an adapter, whose matrices "
-            "and optimizer state are small already. Use algorithm=script, or train without the adapter."
+            "and optimizer state are small already. Use algorithm=script, or train without the adapter.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     if not meant:
         raise PluginError(
             f"{NAME}: algorithm={algorithm} is for the matrices of repeated blocks, and the optimizer of this {kind} "
-            "has none. Use algorithm=adalomo or another one that takes tensors of any shape."
+            "has none. Use algorithm=adalomo or another one that takes tensors of any shape.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "algorithm", "adalomo")],
         )
     if not matrices:
         largest = max(min(one.shape) for one in meant)
         raise PluginError(
             f"{NAME}: rank={rank} is not below the smaller side of any matrix of this {kind}, the largest of which is "
-            f"{largest}, so that nothing would be saved. Set rank to a fourth of that: rank={max(1, largest // 4)}."
+            f"{largest}, so that nothing would be saved. Set rank to a fourth of that: rank={max(1, largest // 4)}.",
+            code="option-value",
+            mend=[mends.set_option(NAME, "rank", max(1, largest // 4))],
         )
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -59,7 +60,8 @@ def start_alike(model: torch.nn.Module) -> None:
     if not _is_equal(zlib.crc32(description.encode()), named[0][1].device):
         raise PluginError(
             f"{NAME}: the models of the ranks differ in names, shapes, types or requires_grad of their parameters. "
-            "Build the same model on each rank."
+            "Build the same model on each rank.",
+            code="distributed-unsupported",
         )
     with torch.no_grad():
         for _, parameter in named:
@@ -118,7 +120,9 @@ class MeanOverRanks:
             raise PluginError(
                 f"{NAME}: the model was wrapped into {type(wrapped).__name__} in another way than expected on several "
                 "ranks, so that gradients would be averaged twice or not at all. Leave out auto_find_batch_size and "
-                "wrappers of your own, make a new trainer for each run, or set fused=false."
+                "wrappers of your own, make a new trainer for each run, or set fused=false.",
+                code="distributed-unsupported",
+                mend=[mends.set_option(NAME, "fused", False)],
             )
         self.end()
         self._handles = [one.register_post_accumulate_grad_hook(self._compare_order) for one in self.left]
@@ -145,7 +149,9 @@ class MeanOverRanks:
             raise PluginError(
                 f"{NAME}: in step {self._steps + 1} gradients come in another order on one rank than on another, so "
                 "their means over ranks would be those of other parameters. The model uses other layers for other "
-                "batches. Set fused=false, or accumulation=buffer with gradient_accumulation_steps of 2 or more."
+                "batches. Set fused=false, or accumulation=buffer with gradient_accumulation_steps of 2 or more.",
+                code="distributed-unsupported",
+                mend=[mends.set_option(NAME, "fused", False)],
             )
 
 

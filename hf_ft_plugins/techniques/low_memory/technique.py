@@ -79,10 +79,12 @@ class LowMemory(Technique):
 
     def check(self) -> None:
         self.require(self.rank >= 1, "rank", "set it to 1 or more, such as a fourth of the model's width.")
-        self.require(self.update_gap >= 1, "update_gap", "set it to 1 or more.")
+        self.require(self.update_gap >= 1, "update_gap", "set it to 1 or more.", use=1)
         self.require(self.scale is None or self.scale > 0, "scale", "set it above 0, or to none.")
-        self.require(self.active_layers >= 1, "active_layers", "it must be 1 or more.")
-        self.require(self.switch_every is None or self.switch_every >= 1, "switch_every", "it must be 1 or more.")
+        self.require(self.active_layers >= 1, "active_layers", "it must be 1 or more.", use=1)
+        self.require(
+            self.switch_every is None or self.switch_every >= 1, "switch_every", "it must be 1 or more.", use=1
+        )
         self.require(self.perturbation > 0, "perturbation", "it must be above 0.")
 
     def idle_options(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from ...lr_probe import Twins, Unprobed, set_gradients, set_rate
 from .settings import NAME
@@ -77,7 +77,9 @@ def refuse_inseparable(optimizer: torch.optim.Optimizer) -> None:
 def _refusal(kind: str, reason: str) -> PluginError:
     return PluginError(
         f"{NAME}: the optimizer {kind} {reason}, so it cannot step within the backward pass. Use another one, such as "
-        "optim=adamw_torch, or fused=false."
+        "optim=adamw_torch, or fused=false.",
+        code="optimizer-unsuited",
+        mend=[mends.set_argument("optim", "adamw_torch"), mends.set_option(NAME, "fused", False)],
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from .optimizers.mezo import MeZO
 from .settings import NAME
@@ -70,17 +70,29 @@ def refuse_unfit(trainer: Trainer) -> None:
     args = trainer.args
     other = "Use another algorithm."
     if args.fp16:
-        raise PluginError(f"{NAME}: algorithm=mezo has no gradients, which fp16=True would scale. Use bf16=True.")
+        raise PluginError(
+            f"{NAME}: algorithm=mezo has no gradients, which fp16=True would scale. Use bf16=True.",
+            code="training-arguments",
+            mend=[mends.all_of(mends.set_argument("fp16", False), mends.set_argument("bf16", True))],
+        )
     if args.fsdp or args.deepspeed:
         what = "FSDP" if args.fsdp else "DeepSpeed"
         raise PluginError(
-            f"{NAME}: algorithm=mezo under {what} has not been tested: it keeps shards of weights. {other}"
+            f"{NAME}: algorithm=mezo under {what} has not been tested: it keeps shards of weights. {other}",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     if getattr(trainer.accelerator, "parallelism_config", None) is not None:
-        raise PluginError(f"{NAME}: algorithm=mezo with a parallelism_config has not been tested. {other}")
+        raise PluginError(
+            f"{NAME}: algorithm=mezo with a parallelism_config has not been tested. {other}",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
+        )
     if args.n_gpu > 1:
         raise PluginError(
-            f"{NAME}: algorithm=mezo under DataParallel has not been tested. Start one process a GPU with torchrun."
+            f"{NAME}: algorithm=mezo under DataParallel has not been tested. Start one process a GPU with torchrun.",
+            code="distributed-unsupported",
+            mend=[mends.launch_with("torchrun", "--nproc_per_node=auto")],
         )
     for kind in type(trainer).__mro__:
         own = kind.__module__.startswith(("hf_ft_plugins.", "transformers."))
@@ -89,7 +101,9 @@ def refuse_unfit(trainer: Trainer) -> None:
         if "training_step" in vars(kind) and not own and not only_offloads:
             raise PluginError(
                 f"{NAME}: algorithm=mezo replaces the training step, and {kind.__name__}.training_step is one of its "
-                f"own, which would not be called. {other}"
+                f"own, which would not be called. {other}",
+                code="trainer-unsuited",
+                mend=[mends.set_option(NAME, "algorithm", "script")],
             )
     if args.max_grad_norm > 0:
         logger.info(

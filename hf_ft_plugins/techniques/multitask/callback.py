@@ -100,7 +100,8 @@ class MultiTaskCallback(WithTrainer, TrainerCallback):
         if self.sampler is None or self.sampler.adaptive:
             raise PluginError(
                 f"{NAME}: the checkpoint was made with {self._resumed['rows_a_step']} rows in a step of all ranks, and "
-                f"this run has {rows}: an adaptive mix cannot be gone on with. Resume on as many ranks as before."
+                f"this run has {rows}: an adaptive mix cannot be gone on with. Resume on as many ranks as before.",
+                code="checkpoint-other-run",
             )
         # Trainer counts steps, of another size now, and would pass over too much, or read the same again.
         epochs, steps = divmod(state.global_step, -(-self.sampler.steps // args.gradient_accumulation_steps))

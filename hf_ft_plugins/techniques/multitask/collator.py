@@ -59,7 +59,8 @@ class MultiTaskCollator:
         if not hasattr(tokenizer, "pad"):
             raise PluginError(
                 f"{NAME}: rows are made to tokens by a tokenizer, and this is a {type(tokenizer).__name__}. Load one "
-                "with AutoTokenizer, and pass it: processing_class=tokenizer."
+                "with AutoTokenizer, and pass it: processing_class=tokenizer.",
+                code="model-unsuited",
             )
         self.tokenizer = tokenizer
         self.tasks: dict[str, TaskSpec] = dict(model) if isinstance(model, Mapping) else tasks_of(model)
@@ -99,7 +100,8 @@ class MultiTaskCollator:
             raise PluginError(
                 f"{NAME}: {_where(rows[0])} and the {len(rows) - 1} others of its batch have neither all words (column "
                 f"'tokens' or 'words'), nor all 'text', nor all 'input_ids'; it has {', '.join(rows[0].row)}. Rename "
-                "the column."
+                "the column.",
+                code="data-columns",
             )
         for row, over in zip(rows, encoded.over, strict=True):
             if over:

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 
 from ...errors import PluginError
+from ...near import nearest_column
 from .columns import column_names, plain
 from .labels import WORD_COLUMNS, declared_otherwise, named, refuse_bad_rows
 from .tasks import NAME, TaskSpec, columns_of, source_tasks
@@ -107,17 +108,19 @@ def multitask_dataset(
         if isinstance(source, IterableDataset) or not hasattr(source, "__len__"):
             raise PluginError(
                 f"{NAME}: the {called} are streamed, and batches of one task each need their sizes. Download them, or "
-                "take the first rows: datasets.Dataset.from_list(list(stream.take(n)))."
+                "take the first rows: datasets.Dataset.from_list(list(stream.take(n))).",
+                code="data-unsuited",
             )
         if len(source) == 0:
-            raise PluginError(f"{NAME}: the {called} have no row. Leave them out.")
+            raise PluginError(f"{NAME}: the {called} have no row. Leave them out.", code="data-missing")
         # An evaluation set is often called after the task that it is for.
         taught[name] = source_tasks(name or split, column_names(source), tasks, need_labels=need_all)
         if not taught[name] and need_all:
             wanted = "; ".join(f"{task}: {', '.join(columns_of(task, spec))}" for task, spec in tasks.items())
             raise PluginError(
                 f"{NAME}: the {called} have the columns {', '.join(column_names(source))}, the labels of no task "
-                f"({wanted}). Say TaskSpec(columns=...) or TaskSpec(sources=...)."
+                f"({wanted}). Say TaskSpec(columns=...) or TaskSpec(sources=...).",
+                code="data-columns",
             )
         declared[name] = declared_otherwise(source, {task: tasks[task] for task in taught[name]})
         labelled = [refuse_bad_rows(task, tasks[task], source, called, strict=need_all) for task in taught[name]]
@@ -132,12 +135,21 @@ def multitask_dataset(
     if idle and need_all:
         raise PluginError(
             f"{NAME}: no {split} data for task {idle[0]!r}: its labels are to stand in "
-            f"{' and '.join(columns_of(idle[0], tasks[idle[0]]))}. Add them, or make the model without this task."
+            f"{' and '.join(columns_of(idle[0], tasks[idle[0]]))}. Add them, or make the model without this task.",
+            code="data-columns",
+            mend=[
+                step
+                for column in columns_of(idle[0], tasks[idle[0]])
+                for step in nearest_column(
+                    column, {name for source in sources.values() for name in column_names(source)}
+                )
+            ],
         )
     if not need_all and len(set(taught.values())) > 1:
         raise PluginError(
             f"{NAME}: the {split} data sets teach different tasks: {taught}. Evaluate each by itself: "
-            "eval_dataset={name: data set, ...}."
+            "eval_dataset={name: data set, ...}.",
+            code="data-unsuited",
         )
     return TaggedConcat(sources, taught, declared)
 

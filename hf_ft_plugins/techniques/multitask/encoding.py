@@ -60,7 +60,8 @@ class Encoding:
         if getattr(tokenizer, "pad_token_id", None) is None:
             raise PluginError(
                 f"{NAME}: the rows of a batch are padded, and the tokenizer, a {type(tokenizer).__name__}, has no "
-                "pad_token. Say one: tokenizer.pad_token = tokenizer.eos_token."
+                "pad_token. Say one: tokenizer.pad_token = tokenizer.eos_token.",
+                code="tokenizer-unsuited",
             )
         self.tokenizer = tokenizer
         self.limit = limit
@@ -118,7 +119,8 @@ class Encoding:
             raise PluginError(
                 f"{NAME}: the {type(self.tokenizer).__name__} gives other tokens for a text with special tokens than "
                 f"without ({text[:60]!r}), so that words cannot be matched. Tokenize the rows yourself, into columns "
-                "'input_ids' and 'word_ids'."
+                "'input_ids' and 'word_ids'.",
+                code="tokenizer-unsuited",
             )
         ends = begins + len(inner)
         numbers = [number for number, own in enumerate(parts) for _ in own]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
+from ... import mends
 from ...errors import PluginError
 from .columns import class_names, column_names, column_values, plain
 from .tasks import ABSENT, FLOAT_KINDS, NAME, TaskSpec, columns_of, source_tasks
@@ -29,9 +30,14 @@ def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, Task
     lowered: dict[str, str] = {}
     for name in tasks:
         if not name.isidentifier():
-            raise PluginError(f"{NAME}: a task's name is {name!r}; use letters, digits and underscores.")
+            raise PluginError(
+                f"{NAME}: a task's name is {name!r}; use letters, digits and underscores.", code="option-value"
+            )
         if lowered.setdefault(name.lower(), name) != name:
-            raise PluginError(f"{NAME}: two tasks of one name: {lowered[name.lower()]!r} and {name!r}. Rename one.")
+            raise PluginError(
+                f"{NAME}: two tasks of one name: {lowered[name.lower()]!r} and {name!r}. Rename one.",
+                code="option-value",
+            )
     sources: list[tuple[str, Any]] = []
     for dataset in datasets:
         sources += dataset.items() if isinstance(dataset, Mapping) else [("", dataset)]
@@ -46,7 +52,8 @@ def with_labels(tasks: Mapping[str, TaskSpec], *datasets: Any) -> dict[str, Task
             wanted = " and ".join(columns_of(name, spec))
             raise PluginError(
                 f"{NAME}: no data for task {name!r}: no data set has the columns {wanted}; "
-                f"the columns are {', '.join(found) or '(none)'}. Say TaskSpec(columns=...), or leave the task out."
+                f"the columns are {', '.join(found) or '(none)'}. Say TaskSpec(columns=...), or leave the task out.",
+                code="data-columns",
             )
         complete[name] = dataclasses.replace(spec, labels=names_in(name, spec.kind, columns_of(name, spec), taught))
     return complete
@@ -72,7 +79,9 @@ def names_in(task: str, kind: str, columns: Sequence[str], datasets: Sequence[An
     else:
         names = _of_classes(task, column, {_class(label, task, column) for label in _each(values)}, declared)
     if not names:
-        raise PluginError(f"{NAME}: column {column!r} of task {task!r} holds no label. Leave the task out.")
+        raise PluginError(
+            f"{NAME}: column {column!r} of task {task!r} holds no label. Leave the task out.", code="labels-unsuited"
+        )
     return names
 
 
@@ -93,7 +102,9 @@ def _class(label: Any, task: str, column: str) -> Any:
     if not isinstance(label, (str, Number)):
         raise PluginError(
             f"{NAME}: column {column!r} of task {task!r} holds {label!r}, a {type(label).__name__}, and a class is a "
-            "text or a number. Make the column texts: dataset.map(lambda row: {column: str(row[column])})."
+            "text or a number. Make the column texts: dataset.map(lambda row: {column: str(row[column])}).",
+            code="labels-unsuited",
+            mend=[mends.encode_column(column)],
         )
     return label
 
@@ -108,7 +119,8 @@ def _declared(column: str, datasets: Sequence[Any]) -> tuple[str, ...]:
         raise PluginError(
             f"{NAME}: the data sets name the labels of column {column!r} differently: "
             f"{' and '.join(str(list(names)[:6]) for names in sorted(found))}. Cast them to one ClassLabel, or say "
-            "TaskSpec(labels=...) with all names."
+            "TaskSpec(labels=...) with all names.",
+            code="labels-unsuited",
         )
     return most
 
@@ -124,22 +136,27 @@ def _of_classes(task: str, column: str, found: set[Any], declared: tuple[str, ..
     if texts:
         raise PluginError(
             f"{where} has texts ({texts[0]!r}) and numbers ({numbers[0]}). Make them one or the other, or say "
-            "TaskSpec(labels=...)."
+            "TaskSpec(labels=...).",
+            code="labels-unsuited",
         )
     fraction = next((number for number in numbers if number != int(number)), None)
     if fraction is not None:
-        raise PluginError(f"{where} has the fraction {fraction}, which is no class. Say kind='regression'.")
+        raise PluginError(
+            f"{where} has the fraction {fraction}, which is no class. Say kind='regression'.", code="labels-unsuited"
+        )
     below = next((int(number) for number in numbers if number < 0 and number != ABSENT), None)
     if below is not None:
         raise PluginError(
             f"{where} has the number {below}, and classes count from 0 ({ABSENT} is none). Make the column texts: "
-            "dataset.map(lambda row: {column: str(row[column])})."
+            "dataset.map(lambda row: {column: str(row[column])}).",
+            code="labels-unsuited",
         )
     highest = int(numbers[-1])
     if highest >= max(DENSE, 10 * len(numbers)):
         raise PluginError(
             f"{where} has numbers up to {highest}, {len(numbers)} of them: a head would have a class for each below. "
-            "Make the column texts: dataset.map(lambda row: {column: str(row[column])})."
+            "Make the column texts: dataset.map(lambda row: {column: str(row[column])}).",
+            code="labels-unsuited",
         )
     return tuple(f"LABEL_{number}" for number in range(highest + 1))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import PluginError
-from ...technique import nearest
+from ...near import nearest
 from .columns import class_names, column_names, column_values
 from .heads.trees import tree_error
 from .label_names import flat
@@ -34,29 +34,34 @@ def class_number(label: Any, numbers: Mapping[str, int], task: str, where: str, 
         raise PluginError(
             f"{NAME}: {where} has the label {label!r} for task {task!r}, which the task does not know."
             f"{nearest(label, numbers)} Read the labels from all splits: "
-            "MultiTaskModel.from_encoder(checkpoint, tasks, train_dataset, eval_dataset)."
+            "MultiTaskModel.from_encoder(checkpoint, tasks, train_dataset, eval_dataset).",
+            code="labels-unsuited",
         )
     if getattr(label, "ndim", 0) or isinstance(label, (list, tuple, Mapping)):
         raise PluginError(
             f"{NAME}: {where} has {label!r} for task {task!r} where one class is to stand. Say kind='multi_label' for "
-            "several of a row, kind='token' for one of each word."
+            "several of a row, kind='token' for one of each word.",
+            code="labels-unsuited",
         )
     if not (isinstance(label, Number) or hasattr(label, "item")):
         raise PluginError(
             f"{NAME}: {where} has {label!r} for task {task!r}, a {type(label).__name__}, and a class is a text or a "
-            "number. Make it a text."
+            "number. Make it a text.",
+            code="labels-unsuited",
         )
     number = int(label)
     if number != label:
         raise PluginError(
-            f"{NAME}: {where} has the fraction {label} for task {task!r}, which is no class. Say kind='regression'."
+            f"{NAME}: {where} has the fraction {label} for task {task!r}, which is no class. Say kind='regression'.",
+            code="labels-unsuited",
         )
     if number == -1 and not strict:
         return ABSENT
     if number != ABSENT and not 0 <= number < len(numbers):
         raise PluginError(
             f"{NAME}: {where} has the label {number} for task {task!r}, which has {len(numbers)} labels. Use 0 to "
-            f"{len(numbers) - 1}, or {ABSENT} for none."
+            f"{len(numbers) - 1}, or {ABSENT} for none.",
+            code="labels-unsuited",
         )
     return number
 
@@ -100,13 +105,15 @@ def row_labels(
             return None
         raise PluginError(
             f"{NAME}: {where} has no words, and task {task!r} is over words. Put them, a list of texts, in a column "
-            "'tokens', and leave empty rows out."
+            "'tokens', and leave empty rows out.",
+            code="data-rows",
         )
     for column, value in zip(columns, values, strict=True):
         if len(value) != words:
             raise PluginError(
                 f"{NAME}: {where} has {words} words and {len(value)} labels in column {column!r} (task {task!r}). "
-                "Give each word one."
+                "Give each word one.",
+                code="data-rows",
             )
     if spec.kind != "dependency":
         return np.asarray([class_number(label, numbers, task, where, strict) for label in values[0]])
@@ -115,7 +122,8 @@ def row_labels(
     if wrong is not None:
         raise PluginError(
             f"{NAME}: the tree of {where} (task {task!r}) has {wrong}. Mend it, or leave the row out: words count "
-            "from 1, and one has the head 0."
+            "from 1, and one has the head 0.",
+            code="data-rows",
         )
     relations = [class_number(label, numbers, task, where, strict) for label in values[1]]
     return np.stack([np.asarray(heads), np.asarray(relations)], axis=1)
@@ -127,7 +135,8 @@ def _head(head: Any, task: str, where: str) -> int:
     except (TypeError, ValueError) as error:
         raise PluginError(
             f"{NAME}: {where} has the head {head!r} (task {task!r}). Give each word the number of one, from 1, or 0 "
-            "for the root; leave words without a head out of the tree."
+            "for the root; leave words without a head out of the tree.",
+            code="data-rows",
         ) from error
 
 
@@ -150,7 +159,8 @@ def _fractions(task: str, spec: TaskSpec, values: Sequence[Any], numbers: Mappin
     if not fits or (spec.kind == "multi_label" and not ((found >= 0) & (found <= 1)).all()):
         shown = values[0] if len(values) == 1 else list(values)
         raise PluginError(
-            f"{NAME}: {where} has {shown!r} for task {task!r}, which wants {wanted}. Mend the row, or give it None."
+            f"{NAME}: {where} has {shown!r} for task {task!r}, which wants {wanted}. Mend the row, or give it None.",
+            code="data-rows",
         )
     return found
 
@@ -189,7 +199,8 @@ def refuse_bad_rows(task: str, spec: TaskSpec, source: Any, called: str, strict:
     if not labelled and rows == len(source) and strict:
         raise PluginError(
             f"{NAME}: no row of the {called} has a label for task {task!r} in {' and '.join(columns)}. Leave the "
-            "column out."
+            "column out.",
+            code="labels-unsuited",
         )
     return labelled > 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import mends
 from ...errors import PluginError
 from .tasks import ABSENT, NAME, TaskSpec
 
@@ -100,7 +101,11 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     try:
         from seqeval.metrics import f1_score, precision_score, recall_score
     except ImportError as error:
-        raise PluginError(f"{NAME}: entities are scored by seqeval, which is not installed. {INSTALL}") from error
+        raise PluginError(
+            f"{NAME}: entities are scored by seqeval, which is not installed. {INSTALL}",
+            code="package-missing",
+            mend=[mends.install("seqeval>=1.2")],
+        ) from error
     scorers = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
     return {name: float(score(list(gold), list(predicted), zero_division=0)) for name, score in scorers.items()}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import send_to_device
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from .collator import MultiTaskCollator
@@ -36,23 +37,33 @@ def refuse_unfit(trainer: Trainer, *, mix: str, balance: str, batches: str) -> N
     for cls in type(trainer).__mro__:
         if cls.__module__.partition(".")[0] == "trl":
             does = "draws its own batches" if cls.__name__ in OWN_SAMPLER else "prepares and weighs its own data"
-            raise PluginError(f"{NAME}: {cls.__name__} is TRL's, and {does}. Use Trainer, or leave out {NAME}.")
+            raise PluginError(
+                f"{NAME}: {cls.__name__} is TRL's, and {does}. Use Trainer, or leave out {NAME}.",
+                code="trainer-unsuited",
+                mend=[mends.remove_technique(NAME)],
+            )
     args = trainer.args
     if args.n_gpu > 1:
         raise PluginError(
             f"{NAME}: one process drives {args.n_gpu} GPUs here, which splits a batch whose rows belong together. "
-            "Start one process a GPU: torchrun --nproc_per_node=auto script.py."
+            "Start one process a GPU: torchrun --nproc_per_node=auto script.py.",
+            code="distributed-unsupported",
+            mend=[mends.launch_with("torchrun", "--nproc_per_node=auto")],
         )
     if trainer.compute_loss_func is not None or getattr(args, "label_smoothing_factor", 0.0) > 0:
         raise PluginError(
             f"{NAME}: each head has a loss of its own, and the trainer has a compute_loss_func or "
-            f"label_smoothing_factor={args.label_smoothing_factor}. Leave it out."
+            f"label_smoothing_factor={args.label_smoothing_factor}. Leave it out.",
+            code="technique-conflict",
+            mend=[mends.set_argument("label_smoothing_factor", 0)] if trainer.compute_loss_func is None else [],
         )
     _refuse_unscored(trainer)
     if mix in ADAPTIVE and args.ignore_data_skip:
         raise PluginError(
             f"{NAME}: option mix={mix} needs to know which data each step had, and ignore_data_skip=True "
-            "forgets it on resume. Set it to False."
+            "forgets it on resume. Set it to False.",
+            code="training-arguments",
+            mend=[mends.set_argument("ignore_data_skip", False)],
         )
     if balance in GRADIENT_BALANCES:
         _refuse_gradients(trainer, balance)
@@ -92,7 +103,8 @@ def refuse_failing(trainer: Trainer) -> None:
         raise PluginError(
             f"{NAME}: the encoder, a {encoder}, does not run on a row of tokens with a mask, or gives no vector of "
             f"the config's width for each ({type(error).__name__}: {error}). Use an encoder that needs no more than "
-            "input_ids and attention_mask, such as a BERT's."
+            "input_ids and attention_mask, such as a BERT's.",
+            code="model-unsuited",
         ) from error
     finally:
         for module, training in modes:
@@ -109,7 +121,14 @@ def _refuse_unscored(trainer: Trainer) -> None:
     if args.metric_for_best_model and any(isinstance(own, TaggedConcat) for own in sets) and not scored:
         raise PluginError(
             f"{NAME}: metric_for_best_model={args.metric_for_best_model} needs evaluation data with labels, and these "
-            "have the columns of no task. Leave it and load_best_model_at_end out, or say TaskSpec(columns=...)."
+            "have the columns of no task. Leave it and load_best_model_at_end out, or say TaskSpec(columns=...).",
+            code="training-arguments",
+            mend=[
+                mends.all_of(
+                    mends.set_argument("metric_for_best_model", None),
+                    mends.set_argument("load_best_model_at_end", False),
+                )
+            ],
         )
 
 
@@ -118,12 +137,16 @@ def _refuse_gradients(trainer: Trainer, balance: str) -> None:
     if args.fp16:
         raise PluginError(
             f"{NAME}: option balance={balance} walks back for each task, and fp16 scales its "
-            "gradients for one pass. Use bf16=True."
+            "gradients for one pass. Use bf16=True.",
+            code="training-arguments",
+            mend=[mends.all_of(mends.set_argument("fp16", False), mends.set_argument("bf16", True))],
         )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise PluginError(
             f"{NAME}: option balance={balance} needs whole gradients, and DeepSpeed or FSDP shards "
-            "them. Use balance=uncertainty, or DDP."
+            "them. Use balance=uncertainty, or DDP.",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "balance", "uncertainty")],
         )
 
 
@@ -133,5 +156,10 @@ def _refuse_one_task_a_step(trainer: Trainer, balance: str) -> None:
     if together < 2 and steps < 2:
         raise PluginError(
             f"{NAME}: option balance={balance} weighs tasks against each other within a step, and "
-            "each batch is of one task, with gradient_accumulation_steps=1. Raise it, or use batches=mixed."
+            "each batch is of one task, with gradient_accumulation_steps=1. Raise it, or use batches=mixed.",
+            code="option-combination",
+            mend=[
+                mends.set_argument("gradient_accumulation_steps", max(2, len(getattr(dataset, "tasks", {})))),
+                mends.set_option(NAME, "batches", "mixed"),
+            ],
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import PluginError
 from ...models.inputs import bare
-from ...technique import nearest
+from ...near import nearest, nearest_column
 
 NAME = "multitask"
 ABSENT = -100
@@ -57,10 +57,14 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise PluginError(
-                f"{NAME}: there is no task of kind {self.kind!r}.{nearest(self.kind, KINDS)} Kinds: {', '.join(KINDS)}."
+                f"{NAME}: there is no task of kind {self.kind!r}.{nearest(self.kind, KINDS)} "
+                f"Kinds: {', '.join(KINDS)}.",
+                code="option-value",
             )
         if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise PluginError(f"{NAME}: a task's weight is {self.weight}; it must be a number above 0.")
+            raise PluginError(
+                f"{NAME}: a task's weight is {self.weight}; it must be a number above 0.", code="option-value"
+            )
         for name in ("columns", "labels", "sources"):
             given = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
@@ -69,7 +73,8 @@ class TaskSpec:
         if most is not None and self.columns and len(self.columns) != most:
             raise PluginError(
                 f"{NAME}: a task of kind {self.kind!r} has its labels in {most or 'no'} column{'s'[: most != 1]}, and "
-                f"columns={self.columns}. Name as many, and make a task of each other."
+                f"columns={self.columns}. Name as many, and make a task of each other.",
+                code="option-value",
             )
 
     def _check_labels(self) -> None:
@@ -78,12 +83,13 @@ class TaskSpec:
             raise PluginError(
                 f"{NAME}: labels={self.labels}: they are names, and a number in the data is the place of one, from 0. "
                 f"Say labels={tuple(map(str, self.labels))}, and make the column texts: "
-                "dataset.map(lambda row: {column: str(row[column])})."
+                "dataset.map(lambda row: {column: str(row[column])}).",
+                code="option-value",
             )
         object.__setattr__(self, "labels", tuple(map(str, self.labels)))
         twice = next((label for label in self.labels if self.labels.count(label) > 1), None)
         if twice is not None:
-            raise PluginError(f"{NAME}: labels={self.labels} has {twice!r} twice. Leave one out.")
+            raise PluginError(f"{NAME}: labels={self.labels} has {twice!r} twice. Leave one out.", code="option-value")
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a model's config."""
@@ -111,7 +117,8 @@ def tasks_of(model: Any) -> dict[str, TaskSpec]:
     if not described:
         raise PluginError(
             f"{NAME}: a {type(bare(model)).__name__} has one task. Make a model of several: "
-            "MultiTaskModel.from_encoder(checkpoint, {'name': TaskSpec(kind='token'), ...}, train_dataset)."
+            "MultiTaskModel.from_encoder(checkpoint, {'name': TaskSpec(kind='token'), ...}, train_dataset).",
+            code="model-unsuited",
         )
     return {name: TaskSpec(**spec) for name, spec in described.items()}
 
@@ -133,7 +140,9 @@ def source_tasks(
         if missing and need_labels:
             raise PluginError(
                 f"{NAME}: the data set {source!r} has no column {missing[0]!r}, where the labels of task {name!r} are "
-                f"to stand; it has {', '.join(sorted(columns))}. Say TaskSpec(columns=...)."
+                f"to stand; it has {', '.join(sorted(columns))}. Say TaskSpec(columns=...).",
+                code="data-columns",
+                mend=nearest_column(missing[0], columns),
             )
     if named:
         return tuple(name for name in named if columns.issuperset(columns_of(name, tasks[name])))

@@ -77,11 +77,11 @@ class MultiTask(Technique):
     def check(self) -> None:
         self.require(self.temperature > 0, "temperature", "it must be above 0.")
         self.require(self.max_passes > 0, "max_passes", "it must be above 0.")
-        self.require(self.update_every >= 1, "update_every", "it must be 1 or more.")
+        self.require(self.update_every >= 1, "update_every", "it must be 1 or more.", use=1)
         self.require(self.head_rate is None or self.head_rate > 0, "head_rate", "it must be above 0.")
         self.require(self.max_length is None or self.max_length >= 1, "max_length", "it must be 1 or more.")
         self.require(
-            self.steps_per_epoch is None or self.steps_per_epoch >= 1, "steps_per_epoch", "it must be 1 or more."
+            self.steps_per_epoch is None or self.steps_per_epoch >= 1, "steps_per_epoch", "it must be 1 or more.", use=1
         )
         self.require(
             (self.mix == "weights") == bool(self.weights), "weights", "give one for each data set with mix=weights."
@@ -144,7 +144,10 @@ class MultiTask(Technique):
             return None
         tokenizer = processing_class or getattr(collator, "tokenizer", None)
         if tokenizer is None:
-            raise PluginError(f"{self.name}: the trainer has no tokenizer. Pass processing_class=tokenizer.")
+            raise PluginError(
+                f"{self.name}: the trainer has no tokenizer. Pass processing_class=tokenizer.",
+                code="tokenizer-unsuited",
+            )
         return MultiTaskCollator(tokenizer, model, self.max_length, training=split == "train")
 
     def ft_metrics(self, model: PreTrainedModel, args: TrainingArguments) -> MultiTaskMetrics | None:

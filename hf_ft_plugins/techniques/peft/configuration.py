@@ -6,16 +6,18 @@ model = get_peft_model(model, config)
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings
 from ...models.inputs import main_input_name
 from ...models.text_part import text_config
-from ...technique import nearest
+from ...near import closest, nearest
 from .known_methods import MUTATING, NAME, OWN_OPTIONS, PROMPTS, VARIANTS, config_class, fields_of, kind_of
 from .layers import shortest_names
 from .tasks import task_of
@@ -111,7 +113,9 @@ def make_config(
     if tied and method in MUTATING and targets is not None and _touched_tied(model, targets, ()):
         raise OptionError(
             f"{NAME}: method={method} takes its beginning out of the weights of {tied[0]}, which another layer shares, "
-            f"so that the model would begin as another one. Leave it out of targets, or use method=lora."
+            f"so that the model would begin as another one. Leave it out of targets, or use method=lora.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "method", "lora")],
         )
     # peft ties adapters of embeddings by these names only, and writes the embeddings' own name into the
     # configuration: of another name (GPT-2's wte), the saved adapter loads without the head's part. Of further layers
@@ -124,7 +128,7 @@ def make_config(
     try:
         return cls(task_type=task, **settings)
     except (ValueError, TypeError) as error:
-        raise OptionError(f"{NAME}: method={method} with {settings}: {error}") from error
+        raise OptionError(f"{NAME}: method={method} with {settings}: {error}", code="option-combination") from error
 
 
 def _paths(model: PreTrainedModel, targets: Any) -> list[str]:
@@ -138,7 +142,11 @@ def _parameters(method: str, fields: Mapping[str, Any], targets: Any) -> dict[st
     if not targets.parameters:
         return {}
     if "target_parameters" not in fields or method in ("dora", "pissa", "olora", "eva"):
-        raise OptionError(f"{NAME}: method={method} cannot adapt fused experts. Use method=lora, or moe=attention.")
+        raise OptionError(
+            f"{NAME}: method={method} cannot adapt fused experts. Use method=lora, or moe=attention.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "method", "lora"), mends.set_option(NAME, "moe", "attention")],
+        )
     return {"target_parameters": list(targets.parameters)}
 
 
@@ -156,7 +164,9 @@ def _rank(
     if "r" not in fields:
         if r is not None:
             raise OptionError(
-                f"{NAME}: method={method} has no rank. Leave out r={r}; its own options: {_named(fields)}."
+                f"{NAME}: method={method} has no rank. Leave out r={r}; its own options: {_named(fields)}.",
+                code="option-combination",
+                mend=[mends.remove_option(NAME, "r")],
             )
         return {}
     if r is None and method in OWN_RANK:
@@ -168,7 +178,8 @@ def _rank(
             continue
         raise OptionError(
             f"{NAME}: option r={rank} is above the size of {path}, {sizes[0]} inputs and {sizes[1]} outputs. Set r to "
-            f"{min(sizes)} or less, or leave such layers out of targets (of auto: exclude={path.rpartition('.')[2]})."
+            f"{min(sizes)} or less, or leave such layers out of targets (of auto: exclude={path.rpartition('.')[2]}).",
+            mend=[mends.set_option(NAME, "r", min(sizes))],
         )
     return {"r": rank}
 
@@ -182,7 +193,11 @@ def _alpha(method: str, fields: Mapping[str, Any], settings: Mapping[str, Any], 
     name = next((name for name in ("lora_alpha", "alpha", "psoft_alpha", "randlora_alpha") if name in fields), None)
     if name is None:
         if alpha is not None:
-            raise OptionError(f"{NAME}: method={method} has no alpha. Leave it out; its own options: {_named(fields)}.")
+            raise OptionError(
+                f"{NAME}: method={method} has no alpha. Leave it out; its own options: {_named(fields)}.",
+                code="option-combination",
+                mend=[mends.remove_option(NAME, "alpha")],
+            )
         return {}
     per_rank = ALPHA_PER_RANK.get(method, ALPHA)
     if alpha is None and (per_rank is None or "r" not in settings):
@@ -196,7 +211,11 @@ def _dropout(method: str, fields: Mapping[str, Any], dropout: float) -> dict[str
     if name is not None:
         return {name: dropout}
     if dropout:
-        raise OptionError(f"{NAME}: method={method} has no dropout. Leave out dropout={dropout}.")
+        raise OptionError(
+            f"{NAME}: method={method} has no dropout. Leave out dropout={dropout}.",
+            code="option-combination",
+            mend=[mends.remove_option(NAME, "dropout")],
+        )
     return {}
 
 
@@ -239,7 +258,9 @@ def _refuse_prompts(method: str, model: PreTrainedModel, task: str | None) -> No
     if task is None and method in PROMPTS:
         raise OptionError(
             f"{NAME}: method={method} puts its own before embedded tokens, and peft knows no way into a "
-            f"{type(model).__name__}, whose input is {main_input_name(model)}. Use method=lora."
+            f"{type(model).__name__}, whose input is {main_input_name(model)}. Use method=lora.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "method", "lora")],
         )
 
 
@@ -248,10 +269,24 @@ def _own(method: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> 
     own = {}
     for name, value in options.items():
         if name in OWN_OPTIONS:
-            raise OptionError(f"{NAME}: say {OWN_OPTIONS[name]}=... instead of config={name}:{value}.")
-        if name not in fields:
             raise OptionError(
-                f"{NAME}: method={method} has no option {name!r}.{nearest(name, fields)} It has: {_named(fields)}."
+                f"{NAME}: say {OWN_OPTIONS[name]}=... instead of config={name}:{value}.",
+                code="option-combination",
+                mend=[
+                    mends.all_of(
+                        mends.set_option(NAME, "config", _without(options, name)),
+                        mends.set_option(NAME, OWN_OPTIONS[name], value),
+                    )
+                ],
+            )
+        if name not in fields:
+            near = closest(name, fields)
+            raise OptionError(
+                f"{NAME}: method={method} has no option {name!r}.{nearest(name, fields)} It has: {_named(fields)}.",
+                code="option-unknown",
+                mend=[mends.set_option(NAME, "config", [*_without(options, name), f"{near}:{json.dumps(value)}"])]
+                if near
+                else [],
             )
         if name in NESTED and isinstance(value, Mapping):
             import peft
@@ -259,6 +294,11 @@ def _own(method: str, fields: Mapping[str, Any], options: Mapping[str, Any]) -> 
             value = getattr(peft, NESTED[name])(**value)
         own[name] = value
     return own
+
+
+def _without(options: Mapping[str, Any], name: str) -> list[str]:
+    """The option `config` without one of its keys."""
+    return [f"{key}:{json.dumps(value)}" for key, value in options.items() if key != name]
 
 
 def _named(fields: Mapping[str, Any]) -> str:

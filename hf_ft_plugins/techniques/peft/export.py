@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers.trainer_callback import TrainerCallback
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import WithTrainer
 from .layers import NAME
@@ -67,7 +68,11 @@ def export(
             error = verified_merge(model, call, folder / "merged", processing_class)
         except Exception as raised:
             reason = str(raised) if isinstance(raised, PluginError) else f"{NAME}: {type(raised).__name__}: {raised}"
-            raise PluginError(f"{reason} Nothing is merged; the adapter that was trained is in {adapter}.") from raised
+            raise PluginError(
+                f"{reason} Nothing is merged; the adapter that was trained is in {adapter}.",
+                code="quality-gate",
+                mend=[mends.set_option(NAME, "export", "adapter")],
+            ) from raised
         logger.info("%s: merged into %s; logits differ by %.2g of their norm", NAME, folder / "merged", error)
     if "adapter" in parts:
         logger.info("%s: the adapter is in %s; %s", NAME, adapter, _compared(model, call, adapter, initial))
@@ -179,7 +184,11 @@ class ExportCallback(WithTrainer, TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if "merged" in self.parts and (args.fsdp or args.deepspeed):
-            raise PluginError(f"{NAME}: export={self.export} under FSDP or DeepSpeed is not known. Use export=adapter.")
+            raise PluginError(
+                f"{NAME}: export={self.export} under FSDP or DeepSpeed is not known. Use export=adapter.",
+                code="distributed-unsupported",
+                mend=[mends.set_option(NAME, "export", "adapter")],
+            )
         self._remember()
         if self._trainer.train_dataset is not None:
             self._find_call()
@@ -239,7 +248,9 @@ class ExportCallback(WithTrainer, TrainerCallback):
             if "merged" in self.parts:
                 raise PluginError(
                     f"{reason} export={self.export} could not be compared with what was trained. Use export=adapter, "
-                    "and merge_exactly on what it saves; or let the collator give the model's own inputs."
+                    "and merge_exactly on what it saves; or let the collator give the model's own inputs.",
+                    code="option-combination",
+                    mend=[mends.set_option(NAME, "export", "adapter")],
                 ) from error
             logger.warning("%s The adapter will be saved, and not compared with what was trained.", reason)
 

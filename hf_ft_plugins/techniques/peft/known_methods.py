@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from ... import mends
 from ...errors import OptionError, PluginError
-from ...technique import nearest
+from ...near import nearest, nearest_value
 
 NAME = "peft"
 # name: peft's type, the fields that make the variant of it.
@@ -113,14 +114,19 @@ def config_class(method: str) -> Any:
     try:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
-        raise PluginError(f"{NAME}: peft is not installed: pip install 'peft>=0.21'.") from error
+        raise PluginError(
+            f"{NAME}: peft is not installed: pip install 'peft>=0.21'.",
+            code="package-missing",
+            mend=[mends.install("peft>=0.21")],
+        ) from error
     types = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = kind_of(method)
     if kind not in types:
         known = sorted({*(name.lower() for name in types), *VARIANTS})
         raise OptionError(
             f"{NAME}: there is no method {method!r}.{nearest(method, known)} The installed peft has: "
-            f"{', '.join(known)}."
+            f"{', '.join(known)}.",
+            mend=nearest_value(NAME, "method", method, known),
         )
     return types[kind]
 
@@ -140,16 +146,29 @@ def refuse_method(method: str, quant: str | None, merged: bool) -> None:
     if method not in KNOWN:
         config_class(method)
     if method in UNFIT:
-        raise OptionError(f"{NAME}: method={method} needs {UNFIT[method]}. Use method=lora.")
+        raise OptionError(
+            f"{NAME}: method={method} needs {UNFIT[method]}. Use method=lora.",
+            mend=[mends.set_option(NAME, "method", "lora")],
+        )
     if quant is not None and method not in FITS[quant]:
         other = [kind for kind in FITS if method in FITS[kind]]
         also = f", method={method} with quant={other[0]}" if other else ""
         raise OptionError(
             f"{NAME}: method={method} on quant={quant} does not train, reload or merge right. Without quant it does"
-            f"{also}; quant={quant} goes with {', '.join(FITS[quant])}."
+            f"{also}; quant={quant} goes with {', '.join(FITS[quant])}.",
+            code="option-combination",
+            mend=[
+                mends.remove_option(NAME, "quant"),
+                *(mends.set_option(NAME, "quant", kind) for kind in other),
+                mends.set_option(NAME, "method", FITS[quant][0]),
+            ],
         )
     if merged and method in UNMERGEABLE:
-        raise OptionError(f"{NAME}: method={method} cannot be merged. Use export=adapter, or method=lora.")
+        raise OptionError(
+            f"{NAME}: method={method} cannot be merged. Use export=adapter, or method=lora.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "export", "adapter"), mends.set_option(NAME, "method", "lora")],
+        )
 
 
 def read_options(pairs: Iterable[str]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def block_stacks(model: Any) -> tuple[str, ...]:
     if not paths:
         raise PluginError(
             f"{NAME}: no stack of blocks is found in a {type(model).__name__}. Name its layers: targets=..., among: "
-            f"{some_names(model)}."
+            f"{some_names(model)}.",
+            code="model-unsuited",
         )
     return paths
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.embeddings import input_embeddings
 from .layers import NAME
@@ -50,7 +51,7 @@ def merge_exactly(model: Any) -> Any:
     name = model.active_adapters[0]
     config = model.peft_config[name]
     if not hasattr(model, "merge_and_unload"):
-        raise PluginError(f"{NAME}: a {config.peft_type.value} adapter cannot be merged.")
+        raise PluginError(f"{NAME}: a {config.peft_type.value} adapter cannot be merged.", code="model-unsuited")
     twin = copied(model)
     if any(is_quantized(module) for module in model.modules()):
         state = {key: value.clone() for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
@@ -62,13 +63,17 @@ def merge_exactly(model: Any) -> Any:
         # Rows of tokens of an output layer that is tied are those of the embeddings.
         left = [key for key in left if ".token_adapter." not in key]
         if left:
-            raise PluginError(f"{NAME}: the merged model has no place for {left[0]}.")
+            raise PluginError(f"{NAME}: the merged model has no place for {left[0]}.", code="quality-gate")
     places, shared = other_places(twin.get_base_model()), separated(twin.get_base_model())
     try:
         merged = twin.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
         kind = config.peft_type.value
-        raise PluginError(f"{NAME}: a {kind} adapter cannot be merged ({error}). Use export=adapter.") from error
+        raise PluginError(
+            f"{NAME}: a {kind} adapter cannot be merged ({error}). Use export=adapter.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "export", "adapter")],
+        ) from error
     for place, path in places.items():
         merged.set_submodule(place, merged.get_submodule(path))
     joined(merged, shared, adapters_are_tied(config))
@@ -140,7 +145,9 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processin
     if not error <= most:
         raise PluginError(
             f"{NAME}: the merged model's logits differ by {error:.2%} from the trained one's, more than {most:.1%}, so "
-            "it is not saved. Keep the adapter: export=adapter."
+            "it is not saved. Keep the adapter: export=adapter.",
+            code="quality-gate",
+            mend=[mends.set_option(NAME, "export", "adapter")],
         )
     with written_whole(folder) as scratch:
         merged.save_pretrained(scratch)
@@ -150,7 +157,9 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processin
         if changed:
             raise PluginError(
                 f"{NAME}: saved and reloaded, the merged model's {changed[0]} is another, so it is not kept. Keep the "
-                "adapter: export=adapter."
+                "adapter: export=adapter.",
+                code="quality-gate",
+                mend=[mends.set_option(NAME, "export", "adapter")],
             )
         if processing_class is not None:
             processing_class.save_pretrained(scratch)

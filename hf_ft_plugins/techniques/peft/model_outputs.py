@@ -50,7 +50,8 @@ def call_for(model: Any, batch: Any, label_names: tuple[str, ...] = ()) -> dict[
     first = f" ({failures[0][:300]})" if failures else ""
     raise PluginError(
         f"{NAME}: no batch of the training data, as it is collated, can be given to a {type(bare(model)).__name__} by "
-        f"its names{first}"
+        f"its names{first}",
+        code="data-columns",
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import OptionError
 from ...models.embeddings import input_embeddings, output_embeddings, token_embeddings
 from .layers import NAME, shortest_names
@@ -94,7 +95,9 @@ def trainable_rows(
     if left and "trainable_token_indices" not in fields:
         raise OptionError(
             f"{NAME}: option new_tokens=train is not for method={method}, which trains no single rows. Use "
-            f"method=lora, or modules_to_save={'+'.join(left)}."
+            f"method=lora, or modules_to_save={'+'.join(left)}.",
+            code="option-combination",
+            mend=[mends.set_option(NAME, "method", "lora"), mends.set_option(NAME, "modules_to_save", list(left))],
         )
     return left
 

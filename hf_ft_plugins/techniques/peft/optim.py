@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_callback import TrainerCallback
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from .layers import NAME
 
@@ -84,7 +84,11 @@ def loraplus(optimizer: Any, model: Any, ratio: float) -> None:
     ]
     faster = lr_scale.split_groups(optimizer, second)
     if not faster:
-        raise PluginError(f"{NAME}: loraplus_ratio={ratio} is for LoRA's B matrices, and none of them learns.")
+        raise PluginError(
+            f"{NAME}: loraplus_ratio={ratio} is for LoRA's B matrices, and none of them learns.",
+            code="model-unsuited",
+            mend=[mends.remove_option(NAME, "loraplus_ratio")],
+        )
     lr_scale.set_scale(optimizer, FACTOR, ratio, faster)
 
 
@@ -131,7 +135,9 @@ class AdaLoraCallback(TrainerCallback):
         if config.tinit >= config.total_step - config.tfinal - 1:
             raise PluginError(
                 f"{NAME}: method=adalora has no step of {state.max_steps} left to move ranks in: the first "
-                f"{config.tinit} and the last {config.tfinal} keep them. Train for longer, or use method=lora."
+                f"{config.tinit} and the last {config.tfinal} keep them. Train for longer, or use method=lora.",
+                code="option-combination",
+                mend=[mends.set_option(NAME, "method", "lora")],
             )
         self._allocator.reset_ipt()
         if state.global_step == 0:
@@ -179,7 +185,8 @@ def _adalora(model: Any) -> tuple[Any, Any]:
     tuner: Any = getattr(model, "base_model", None)
     if not hasattr(tuner, "rankallocator"):
         raise PluginError(
-            f"{NAME}: AdaLoraCallback needs a model with an AdaLoRA adapter, not a {type(model).__name__}."
+            f"{NAME}: AdaLoraCallback needs a model with an AdaLoRA adapter, not a {type(model).__name__}.",
+            code="part-misused",
         )
     return model.peft_config[tuner.trainable_adapter_name], tuner.rankallocator
 
@@ -189,5 +196,7 @@ def _refuse_without_gradient(model: Any) -> None:
         if "lora_" in name and parameter.requires_grad and parameter.grad is None:
             raise PluginError(
                 f"{NAME}: method=adalora scores ranks by their gradients, and {name} has none. Techniques that freeze "
-                "layers for a while do not go with it; use method=lora."
+                "layers for a while do not go with it; use method=lora.",
+                code="technique-conflict",
+                mend=[mends.set_option(NAME, "method", "lora")],
             )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.linear_layers import is_linear, linear_layers_of_blocks
 from ...models.unchanged import unchanged_on_error
@@ -51,7 +52,11 @@ def quantize(model: PreTrainedModel, kind: Kind, *, compute_dtype: torch.dtype |
     """
     bnb = _bitsandbytes()
     if getattr(model, "hf_quantizer", None) is not None:
-        raise PluginError(f"{NAME}: quant={kind}, and the script's model is quantised already. Leave out quant.")
+        raise PluginError(
+            f"{NAME}: quant={kind}, and the script's model is quantised already. Leave out quant.",
+            code="technique-conflict",
+            mend=[mends.remove_option(NAME, "quant")],
+        )
     dtype, turned = model.dtype, 0
     with unchanged_on_error(model, storages=False):
         block_stacks(model)
@@ -115,7 +120,9 @@ def _bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise PluginError(
-            f"{NAME}: quant needs bitsandbytes, which is not installed: pip install bitsandbytes>=0.50."
+            f"{NAME}: quant needs bitsandbytes, which is not installed: pip install bitsandbytes>=0.50.",
+            code="package-missing",
+            mend=[mends.install("bitsandbytes>=0.50")],
         ) from error
     return bitsandbytes
 

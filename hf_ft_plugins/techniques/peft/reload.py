@@ -17,6 +17,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.embeddings import token_embeddings
 from .layers import NAME
@@ -69,7 +70,9 @@ def verified_adapter(
         failure = failure or f"its logits differ by {error:.1%} from the trained model's"
         raise PluginError(
             f"{NAME}: the adapter is in {folder}, and loaded anew on its base it is not what was trained: {failure}. "
-            "Use export=merged, or other targets."
+            "Use export=merged, or other targets.",
+            code="quality-gate",
+            mend=[mends.set_option(NAME, "export", "merged")],
         )
     if not _is_there(base):
         return f"loaded anew on the base in memory its logits differ by {error:.2g} of their norm"

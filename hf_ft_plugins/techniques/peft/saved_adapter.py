@@ -47,20 +47,25 @@ def config_for(model: Any, folder: Path) -> Any:
     from peft import PeftConfig
 
     if not (folder / "adapter_config.json").is_file():
-        raise PluginError(f"{NAME}: adapter={folder} holds no adapter_config.json. Name a folder that peft has saved.")
+        raise PluginError(
+            f"{NAME}: adapter={folder} holds no adapter_config.json. Name a folder that peft has saved.",
+            code="model-unreadable",
+        )
     config = PeftConfig.from_pretrained(str(folder))
     file, now = folder / BASE_FILE, fingerprint(model)
     was = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else now
     if was != now:
         raise PluginError(
             f"{NAME}: adapter={folder} was trained on another model: a {was['class']} with another {was['tensor']} "
-            f"than this {now['class']}. Load the model that it belongs to."
+            f"than this {now['class']}. Load the model that it belongs to.",
+            code="model-unsuited",
         )
     there, here = config.base_model_name_or_path, getattr(model, "name_or_path", None)
     if there and here and not file.is_file() and Path(there).name != Path(here).name:
         raise PluginError(
             f"{NAME}: adapter={folder} was trained on {there}, and the model is {here}. Load the model that it "
-            "belongs to."
+            "belongs to.",
+            code="model-unsuited",
         )
     config.inference_mode = False
     return config
@@ -78,9 +83,12 @@ def load_weights(model: Any, folder: Path) -> None:
     try:
         unexpected = set_peft_model_state_dict(model, state).unexpected_keys
     except RuntimeError as error:
-        raise PluginError(f"{NAME}: adapter={folder} does not fit this model: {error}") from error
+        raise PluginError(
+            f"{NAME}: adapter={folder} does not fit this model: {error}", code="model-unsuited"
+        ) from error
     if unexpected:
         raise PluginError(
             f"{NAME}: adapter={folder} has {len(unexpected)} tensors that have no place in this model, such as "
-            f"{unexpected[0]}. Load the model that it belongs to."
+            f"{unexpected[0]}. Load the model that it belongs to.",
+            code="model-unsuited",
         )

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...models.linear_layers import is_router, linear_layers_of_blocks
 from .layers import NAME, block_stacks, shortest_names, some_names, without_numbers
@@ -78,7 +79,9 @@ def find_targets(
         fitting = [path for path in (*layers, *fused) if _fits(path, name)]
         if not fitting:
             raise PluginError(
-                f"{NAME}: exclude={name} fits none of the layers that get an adapter.{_near(name, layers)}"
+                f"{NAME}: exclude={name} fits none of the layers that get an adapter.{_near(name, layers)}",
+                code="option-value",
+                mend=[mends.set_option(NAME, "exclude", [other for other in exclude if other != name])],
             )
         layers = {path: module for path, module in layers.items() if path not in fitting}
         fused = [path for path in fused if path not in fitting]
@@ -87,11 +90,13 @@ def find_targets(
         if how is not None:
             raise PluginError(
                 f"{NAME}: the layers of this {type(model).__name__} are quantised by {how}, and are no linear layers "
-                f"of torch or bitsandbytes. Name those that get an adapter: targets=..., among: {some_names(model)}."
+                f"of torch or bitsandbytes. Name those that get an adapter: targets=..., among: {some_names(model)}.",
+                code="model-unsuited",
             )
         raise PluginError(
             f"{NAME}: no linear layer is found in the blocks of a {type(model).__name__} ({', '.join(stacks)}). Name "
-            f"its layers: targets=..., among: {some_names(model)}."
+            f"its layers: targets=..., among: {some_names(model)}.",
+            code="model-unsuited",
         )
     coverage = _coverage(model, stacks, layers, fused)
     if coverage < LEAST_COVERAGE and moe is None and not exclude:
@@ -103,7 +108,9 @@ def find_targets(
         )
         raise PluginError(
             f"{NAME}: the linear layers of a {type(model).__name__} hold {coverage:.1%} of its blocks' parameters; the "
-            f"others would stay frozen. {remedy}."
+            f"others would stay frozen. {remedy}.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "moe", kind) for kind in ("experts", "attention")] if has_experts else [],
         )
     return Targets(
         modules=shortest_names(model, layers),
@@ -127,8 +134,14 @@ def named_targets(model: PreTrainedModel, names: Iterable[str]) -> Targets:
     for name in names:
         fitting = {path: module for path, module in modules.items() if _fits(path, name)}
         if not fitting:
+            others = _near_ends(name, modules)
             raise PluginError(
-                f"{NAME}: targets={name} fits no layer of a {type(model).__name__}.{_near(name, modules)}"
+                f"{NAME}: targets={name} fits no layer of a {type(model).__name__}.{_near(name, modules)}",
+                code="option-value",
+                mend=[
+                    mends.set_option(NAME, "targets", [near if one == name else one for one in names])
+                    for near in others
+                ],
             )
         found |= fitting
     stacks = block_stacks(model)
@@ -179,6 +192,13 @@ def _fits(path: str, name: str) -> bool:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    ends = sorted({end for path in known for end in (path.rpartition(".")[2], without_numbers(path))})
-    near = difflib.get_close_matches(name, ends, n=3, cutoff=0.4)
-    return f" Did you mean {' or '.join(near)}?" if near else f" There are: {', '.join(ends[:12])}."
+    near = _near_ends(name, known)
+    return f" Did you mean {' or '.join(near)}?" if near else f" There are: {', '.join(_ends(known)[:12])}."
+
+
+def _near_ends(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, _ends(known), n=3, cutoff=0.4)
+
+
+def _ends(paths: Iterable[str]) -> list[str]:
+    return sorted({end for path in paths for end in (path.rpartition(".")[2], without_numbers(path))})

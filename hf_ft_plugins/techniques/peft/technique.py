@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...technique import Change, Technique, option
 
@@ -83,7 +84,7 @@ class Peft(Technique):
     def check(self) -> None:
         from .known_methods import read_options, refuse_method
 
-        self.require(self.r is None or self.r >= 1, "r", "it must be 1 or more.")
+        self.require(self.r is None or self.r >= 1, "r", "it must be 1 or more.", use=1)
         self.require(self.alpha is None or self.alpha > 0, "alpha", "it must be > 0.")
         self.require(0 <= self.dropout < 1, "dropout", "it must lie in [0, 1).")
         self.require(bool(self.targets), "targets", "name layers, or say auto.")
@@ -157,7 +158,9 @@ class Peft(Technique):
             raise PluginError(
                 f"{self.name}: method={self.method} changes the weights under the adapter, and a "
                 f"{type(trainer).__name__} without ref_model= takes them for its reference. Pass a ref_model, or use "
-                "method=lora."
+                "method=lora.",
+                code="trainer-unsuited",
+                mend=[mends.set_option(self.name, "method", "lora")],
             )
         if self._second_rate != 1.0:
             lr_scale.refuse_when_built(trainer, self.name, by_group=True)
@@ -254,7 +257,9 @@ class Peft(Technique):
         if other is not None and self.export in ("merged", "both"):
             raise PluginError(
                 f"{self.name}: export={self.export} is known for plain weights and bitsandbytes', and the script's "
-                f"model is quantised by {other}. Use export=adapter."
+                f"model is quantised by {other}. Use export=adapter.",
+                code="option-combination",
+                mend=[mends.set_option(self.name, "export", "adapter")],
             )
         if kind is not None:
             refuse_method(self.method, kind, merged=False)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .fisher import Batches, empty_like_full, for_each_row, learning, means
 from .log_likelihood import Kind
@@ -155,5 +156,7 @@ def refuse_shards(matrices: Iterable[torch.Tensor]) -> None:
     if any(hasattr(one, "full_tensor") for one in matrices):
         raise PluginError(
             f"{NAME}: ewc with LoRA needs whole matrices on each rank, and FSDP cuts them up. Train without FSDP, or "
-            "use l2sp, olora or replay."
+            "use l2sp, olora or replay.",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "ewc", 0)],
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...keyed_permutation import key_of
 from ...models.inputs import bare
@@ -70,7 +71,9 @@ class AnsweringModel:
         if questions and not ends:
             raise PluginError(
                 f"{NAME}: own_answers=True, and neither the tokenizer nor the model's generation_config has an "
-                "eos_token_id, so no answer ends. Set it there, or set own_answers=False."
+                "eos_token_id, so no answer ends. Set it there, or set own_answers=False.",
+                code="tokenizer-unsuited",
+                mend=[mends.set_option(NAME, "own_answers", False)],
             )
         found: list[list[int] | None] = [None] * len(questions)
         order = sorted(range(len(questions)), key=lambda place: len(questions[place].prompt))

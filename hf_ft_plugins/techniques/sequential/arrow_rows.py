@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -34,13 +35,17 @@ def stored(rows: list[Any]) -> Any:
     for row in rows:
         if not isinstance(row, Mapping):
             raise PluginError(
-                f"{NAME}: replay keeps rows by column, and a training row is a {type(row).__name__}. {MEND}"
+                f"{NAME}: replay keeps rows by column, and a training row is a {type(row).__name__}. {MEND}",
+                code="data-unsuited",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
         if set(row) != set(names):
             differing = ", ".join(sorted(map(str, set(row) ^ set(names))))
             raise PluginError(
                 f"{NAME}: replay keeps rows of the same columns, and some have {differing}, others not. Give every row "
-                "all columns (None where it has nothing), or set replay=0."
+                "all columns (None where it has nothing), or set replay=0.",
+                code="data-columns",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
     columns = {name: _column(name, [row[name] for row in rows]) for name in names}
     features = Features({name: column.features[name] for name, column in columns.items()})
@@ -66,9 +71,17 @@ def _column(name: str, values: list[Any]) -> Any:
         # Arrow gives every mapping the keys of all, and JSON reads a text that is JSON as what it says.
         changed = not _same(list(column[name]), plain)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise PluginError(f"{refusal} ({type(error).__name__}: {error}). {MEND}") from error
+        raise PluginError(
+            f"{refusal} ({type(error).__name__}: {error}). {MEND}",
+            code="data-unsuited",
+            mend=[mends.set_option(NAME, "replay", 0)],
+        ) from error
     if changed:
-        raise PluginError(f"{refusal}: it would come back as another value. {MEND}")
+        raise PluginError(
+            f"{refusal}: it would come back as another value. {MEND}",
+            code="data-unsuited",
+            mend=[mends.set_option(NAME, "replay", 0)],
+        )
     return column
 
 
@@ -180,7 +193,9 @@ def _numbers(scalar: Any, name: str) -> np.ndarray:
     if values.null_count if shape else not scalar.is_valid:
         raise PluginError(
             f"{NAME}: a kept row has None in the column {name!r}, where the new data have arrays. Set replay=0, or "
-            "train each stage on rows without None."
+            "train each stage on rows without None.",
+            code="data-rows",
+            mend=[mends.set_option(NAME, "replay", 0)],
         )
     return values.to_numpy(zero_copy_only=False).reshape(shape) if shape else np.asarray(values.as_py())
 

@@ -6,6 +6,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import stash_of
@@ -44,7 +45,8 @@ def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
         raise PluginError(
             f"{NAME}: stage={stage} cannot follow {last.name}, of which nothing could be replayed or measured here: "
             f"{'; '.join(changed)}. Let every stage have the labels and the tokens of all, and start from "
-            f"{records.model_of(last.name)}; or begin with another folder=...."
+            f"{records.model_of(last.name)}; or begin with another folder=....",
+            code="stages",
         )
     if not model_identity.starts_from(model_identity.sample_of(model), _sample(trainer.args, records, last)):
         logger.warning(
@@ -66,7 +68,9 @@ def _refuse_adapter(trainer: Trainer, stage: str) -> None:
         reason = f"a {kind} adapter cannot be merged into its model. Use one that can, such as LoRA"
     if reason is not None:
         raise PluginError(
-            f"{NAME}: stage={stage} could not be kept as a whole model, since {reason}, or leave out folder=...."
+            f"{NAME}: stage={stage} could not be kept as a whole model, since {reason}, or leave out folder=....",
+            code="stages",
+            mend=[mends.remove_option(NAME, "folder")],
         )
 
 
@@ -81,14 +85,20 @@ def refuse_options(trainer: Trainer, technique: Sequential) -> None:
     if technique.lwf:
         refuse_remembering(trainer, technique.lwf)
     if technique.wise is not None and trainer.is_deepspeed_enabled:
-        raise PluginError(f"{NAME}: wise={technique.wise} averages weights, and DeepSpeed keeps its own. Leave it out.")
+        raise PluginError(
+            f"{NAME}: wise={technique.wise} averages weights, and DeepSpeed keeps its own. Leave it out.",
+            code="distributed-unsupported",
+            mend=[mends.remove_option(NAME, "wise")],
+        )
     data = stash_of(trainer).get(STAGE_DATA)
     if data is not None and data.replayed:
         refuse_own_order(trainer, technique.replay)
         if getattr(trainer.args, "precompute_ref_log_probs", False):
             raise PluginError(
                 f"{NAME}: replay={technique.replay} and precompute_ref_log_probs=True: the rows of earlier stages have "
-                "the log-probabilities of those stages' reference. Set precompute_ref_log_probs=False, or replay=0."
+                "the log-probabilities of those stages' reference. Set precompute_ref_log_probs=False, or replay=0.",
+                code="training-arguments",
+                mend=[mends.set_argument("precompute_ref_log_probs", False), mends.set_option(NAME, "replay", 0)],
             )
 
 

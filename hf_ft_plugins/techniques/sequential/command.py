@@ -24,11 +24,14 @@ def sequential() -> None:
 @app.command()
 def stages(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file with 'folder' and 'stages'.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; what the scripts print goes to stderr.")] = False,
 ) -> None:
     """Run scripts as stages, one after the other; run again, it goes on where it was."""
     from .script_stages import run_scripts
 
-    run_scripts(recipe, console)
+    done = run_scripts(recipe, Console(stderr=True) if as_json else console, as_json=as_json)
+    if as_json:
+        print(json.dumps(done, indent=1))
 
 
 @app.command()
@@ -50,7 +53,10 @@ def matrix(
         known = sorted({name for stage in finished for values in stage.after.values() for name in values})
         raise PluginError(
             f"{NAME}: in {folder} nothing was measured{f' as {metric}' if metric else ''}. "
-            + (f"Of {len(finished)} stages there is {', '.join(known)}: --metric." if known else "Name stages' folder.")
+            + (
+                f"Of {len(finished)} stages there is {', '.join(known)}: --metric." if known else "Name stages' folder."
+            ),
+            code="metric-unknown",
         )
     picture = write_matrix(found, folder)
     if as_json:

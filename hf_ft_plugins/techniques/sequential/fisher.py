@@ -18,8 +18,10 @@ from typing import Any, get_args
 
 import torch
 
+from ... import mends
 from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating
+from ...near import nearest_value
 from ...shards import whole_tensor
 from .log_likelihood import Kind, negative_log_likelihood
 from .penalties import local
@@ -83,7 +85,10 @@ def for_each_row(
 ) -> int:
     """Call `act` when each row's gradients are there; how many rows there were, those without a score included."""
     if kind not in get_args(Kind):
-        raise OptionError(f"{NAME}: fisher={kind!r}; there are {', '.join(get_args(Kind))}.")
+        raise OptionError(
+            f"{NAME}: fisher={kind!r}; there are {', '.join(get_args(Kind))}.",
+            mend=nearest_value(NAME, "fisher", kind, get_args(Kind)),
+        )
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     count = 0
@@ -100,7 +105,11 @@ def for_each_row(
             act()
             model.zero_grad(set_to_none=True)
     if count == 0:
-        raise PluginError(f"{NAME}: ewc needs rows of earlier stages, and there are none. Keep some, or set ewc=0.")
+        raise PluginError(
+            f"{NAME}: ewc needs rows of earlier stages, and there are none. Keep some, or set ewc=0.",
+            code="stages",
+            mend=[mends.set_option(NAME, "ewc", 0)],
+        )
     return count
 
 
@@ -115,7 +124,8 @@ def means(total: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]
         if not bool(torch.isfinite(whole_tensor(tensor.sum()))):
             raise PluginError(
                 f"{NAME}: ewc: the gradients of {name} on rows of earlier stages are not finite. Look for rows whose "
-                "loss is not a number, and prefer bf16 to fp16."
+                "loss is not a number, and prefer bf16 to fp16.",
+                code="not-finite",
             )
     return total
 
@@ -161,7 +171,9 @@ def _rows_of(batches: Batches, rows: int) -> Iterator[dict[str, Any]]:
             shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in tensors.items())
             raise PluginError(
                 f"{NAME}: ewc takes gradients of one row at a time, and this batch cannot be taken apart: {shapes}. "
-                "Collate one row a batch, or set ewc=0."
+                "Collate one row a batch, or set ewc=0.",
+                code="data-unsuited",
+                mend=[mends.set_option(NAME, "ewc", 0)],
             )
         for index in range(min(size, left)):
             yield batch if size == 1 else {**batch, **{name: one[index : index + 1] for name, one in tensors.items()}}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset
 
+from ... import mends
 from ...errors import PluginError
 from ...models.label_columns import is_transformed, random_state_kept
 from .arrow_rows import like, stored
@@ -52,7 +53,9 @@ def joined(train: Any, pools: Mapping[str, Any], columns: Collection[str] | None
     if not isinstance(example, Mapping):
         raise PluginError(
             f"{NAME}: replay joins rows by column, and a training row is a {type(example).__name__}. Set replay=0, or "
-            "train on a data set of mappings."
+            "train on a data set of mappings.",
+            code="data-unsuited",
+            mend=[mends.set_option(NAME, "replay", 0)],
         )
     shown, names = list(example), _common(list(example), pools, columns)
     example = {name: example[name] for name in names}
@@ -94,7 +97,9 @@ def _common(new: list[str], pools: Mapping[str, Any], read: Collection[str] | No
             raise PluginError(
                 f"{NAME}: replay: the rows kept of stage {stage!r} have other columns than the new data. "
                 f"Only the new data have {_listed(missing & set(new))}; only {stage!r} has "
-                f"{_listed(missing - set(new))}. Prepare the data of both stages alike, or set replay=0."
+                f"{_listed(missing - set(new))}. Prepare the data of both stages alike, or set replay=0.",
+                code="data-columns",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
         names = [name for name in names if name not in differing]
     return names
@@ -118,7 +123,9 @@ def _cast(pool: Any, features: Mapping[str, Any], names: list[str], stage: str) 
         if kinds[0] != kinds[1] and not _fits(*kinds):
             raise PluginError(
                 f"{NAME}: replay: the column {name!r} holds {old} in the rows kept of stage {stage!r}, and {new} in "
-                "the new data. Prepare the data of both stages alike, or set replay=0."
+                "the new data. Prepare the data of both stages alike, or set replay=0.",
+                code="data-columns",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
         if kinds[0] == kinds[1]:
             try:
@@ -127,7 +134,9 @@ def _cast(pool: Any, features: Mapping[str, Any], names: list[str], stage: str) 
             except (pyarrow.ArrowException, TypeError, ValueError) as error:
                 raise PluginError(
                     f"{NAME}: replay: the column {name!r} of the rows kept of stage {stage!r}, {old}, does not fit the "
-                    f"new data's {new} ({type(error).__name__}: {error}). Prepare both alike, or set replay=0."
+                    f"new data's {new} ({type(error).__name__}: {error}). Prepare both alike, or set replay=0.",
+                    code="data-columns",
+                    mend=[mends.set_option(NAME, "replay", 0)],
                 ) from error
     return pool
 
@@ -142,7 +151,9 @@ def _refuse_other_classes(column: str, new: list[str] | None, old: list[str] | N
         how = f"others. Only the new data have {_some(added)}; only {stage!r} has {_some(gone)}"
     raise PluginError(
         f"{NAME}: replay: the classes of the column {column!r} in the rows kept of stage {stage!r} are {how}. One head "
-        "has one set of labels: cast both to one ClassLabel (Dataset.align_labels_with_mapping), or set replay=0."
+        "has one set of labels: cast both to one ClassLabel (Dataset.align_labels_with_mapping), or set replay=0.",
+        code="labels-unsuited",
+        mend=[mends.set_option(NAME, "replay", 0)],
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...keyed_permutation import KeyedPermutation
 from ...models.label_columns import random_state_kept
@@ -41,7 +42,9 @@ def keep_rows(dataset: Any, count: int, seed: int) -> Any:
     size = refuse_stream(dataset)
     if count < 1 or size < 1:
         raise PluginError(
-            f"{NAME}: keep_rows={count} of {size} training rows leaves none. {MEND if size < 1 else 'Keep 1 or more.'}"
+            f"{NAME}: keep_rows={count} of {size} training rows leaves none. {MEND if size < 1 else 'Keep 1 or more.'}",
+            code="option-value",
+            mend=[] if size < 1 else [mends.set_option(NAME, "keep_rows", 1)],
         )
     chosen = np.sort(KeyedPermutation(size, (seed,))(np.arange(min(count, size))))
     if isinstance(dataset, datasets.Dataset):
@@ -57,7 +60,9 @@ def refuse_stream(dataset: Any) -> int:
     if streams or not hasattr(dataset, "__len__"):
         raise PluginError(
             f"{NAME}: replay needs training data that can be read by position, and a {type(dataset).__name__} is a "
-            "stream. Set replay=0, or download it: datasets.Dataset.from_list(list(stream.take(n)))."
+            "stream. Set replay=0, or download it: datasets.Dataset.from_list(list(stream.take(n))).",
+            code="data-unsuited",
+            mend=[mends.set_option(NAME, "replay", 0)],
         )
     return len(dataset)
 
@@ -81,5 +86,7 @@ def load_rows(folder: str | Path) -> Any:
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise PluginError(
             f"{NAME}: folder: no kept rows can be read at {folder} ({type(error).__name__}: {error}). Run that stage "
-            "again, or set replay=0."
+            "again, or set replay=0.",
+            code="file-unusable",
+            mend=[mends.set_option(NAME, "replay", 0)],
         ) from error

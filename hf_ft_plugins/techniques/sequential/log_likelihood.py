@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import cross_entropy
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -43,7 +44,9 @@ def negative_log_likelihood(
     if loss is None:
         raise PluginError(
             f"{NAME}: ewc needs the loss of rows of earlier stages, and a {type(model).__name__} called with "
-            f"{', '.join(row)} gives none. Keep rows with labels, or set ewc=0."
+            f"{', '.join(row)} gives none. Keep rows with labels, or set ewc=0.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "ewc", 0)],
         )
     read = _scored(model, _entry(outputs, "logits"), labels, loss)
     if kind == "empirical":
@@ -52,7 +55,9 @@ def negative_log_likelihood(
         raise PluginError(
             f"{NAME}: fisher=sampled draws labels from the model's logits, and the loss of a {type(model).__name__} is "
             "not the cross-entropy of its logits with classes of rows or tokens alone (regression, several labels a "
-            "row, a fused loss, an auxiliary one). Set fisher=empirical, which takes the labels of the data."
+            "row, a fused loss, an auxiliary one). Set fisher=empirical, which takes the labels of the data.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "fisher", "empirical")],
         )
     logits, _ = read
     return cross_entropy(logits, _drawn(logits.detach(), generator), reduction="sum")

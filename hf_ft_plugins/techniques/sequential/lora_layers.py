@@ -53,7 +53,8 @@ def refuse_other_adapters(model: Any, option: str) -> None:
             found = f"method {method}" if variant is None else f"variant {variant} of LoRA"
             raise PluginError(
                 f"{NAME}: {option} knows what LoRA adds to a layer, and not what peft's {found} does. Use plain LoRA, "
-                "or protect earlier stages by replay, or by l2sp, which takes any parameters."
+                "or protect earlier stages by replay, or by l2sp, which takes any parameters.",
+                code="model-unsuited",
             )
 
 
@@ -78,19 +79,22 @@ def lora_layers(model: Any, option: str) -> list[LoraLayer]:
         ):
             raise PluginError(
                 f"{NAME}: {option} knows LoRA on linear layers, and {path} is on a "
-                f"{type(module.get_base_layer()).__name__}. Leave it out of target_modules, or use l2sp or replay."
+                f"{type(module.get_base_layer()).__name__}. Leave it out of target_modules, or use l2sp or replay.",
+                code="model-unsuited",
             )
         if len(learn) > 1 or module.lora_variant:
             raise PluginError(
                 f"{NAME}: {option} takes layers with one plain LoRA that learns, and {path} has "
-                f"{', '.join([*learn, *map(str, module.lora_variant.values())])}. Train one at a time."
+                f"{', '.join([*learn, *map(str, module.lora_variant.values())])}. Train one at a time.",
+                code="model-unsuited",
             )
         for name in learn:
             a, b = module.lora_A[name].weight, module.lora_B[name].weight
             found.append(LoraLayer(path, module, names[id(a)], names[id(b)], float(module.scaling[name])))
     if not found:
         raise PluginError(
-            f"{NAME}: {option}: no layer of this model has a LoRA that learns. Unfreeze it, or set it to 0."
+            f"{NAME}: {option}: no layer of this model has a LoRA that learns. Unfreeze it, or set it to 0.",
+            code="model-unsuited",
         )
     return found
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...shards import whole_tensor
 from .lora_layers import has_adapter, lora_layers, matrix
@@ -73,7 +74,11 @@ def read_earlier(model: Any, folders: Sequence[Path], weight: float, *, begins: 
     """
     option = f"olora={weight:g}"
     if not has_adapter(model):
-        raise PluginError(f"{NAME}: {option} is for LoRA, and the model has no adapter. Add peft, or set olora=0.")
+        raise PluginError(
+            f"{NAME}: {option} is for LoRA, and the model has no adapter. Add peft, or set olora=0.",
+            code="model-unsuited",
+            mend=[mends.add_technique("peft"), mends.set_option(NAME, "olora", 0)],
+        )
     learned = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     names = {layer.a: _saved_name(layer.a) for layer in lora_layers(model, option)}
     earlier: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -83,7 +88,9 @@ def read_earlier(model: Any, folders: Sequence[Path], weight: float, *, begins: 
         if all(one is None for one in found.values()):
             raise PluginError(
                 f"{NAME}: {option}: none of the layers of the adapter in {folder} has a LoRA in this model "
-                f"(it has {next(iter(saved), 'no tensors')}). Train the same layers in each stage, or set olora=0."
+                f"(it has {next(iter(saved), 'no tensors')}). Train the same layers in each stage, or set olora=0.",
+                code="model-unsuited",
+                mend=[mends.set_option(NAME, "olora", 0)],
             )
         for name, rows in found.items():
             if rows is None:
@@ -92,14 +99,18 @@ def read_earlier(model: Any, folders: Sequence[Path], weight: float, *, begins: 
             if rows.shape[1:] != learned[name].shape[1:]:
                 raise PluginError(
                     f"{NAME}: {option}: {name} takes {learned[name].shape[1]} numbers, and in {folder} "
-                    f"{rows.shape[1]}. Begin all stages from one base model, or set olora=0."
+                    f"{rows.shape[1]}. Begin all stages from one base model, or set olora=0.",
+                    code="model-unsuited",
+                    mend=[mends.set_option(NAME, "olora", 0)],
                 )
             earlier[name].append(matrix(rows).to(learned[name].device))
     kept = {name: torch.cat(rows) for name, rows in earlier.items() if rows}
     if begins and any(_is_among(learned[name], earlier[name]) for name in kept):
         raise PluginError(
             f"{NAME}: {option} wants a new adapter for each stage, and the one to train is an earlier stage's. Merge "
-            "that into the base model first, or set olora=0."
+            "that into the base model first, or set olora=0.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "olora", 0)],
         )
     return kept
 
@@ -111,7 +122,9 @@ def _adapter(folder: Path, option: str) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise PluginError(
             f"{NAME}: {option} needs the adapter of each earlier stage, and there is no {ADAPTER_FILE} in {folder}. "
-            "Keep the adapters of the stages, or set olora=0."
+            "Keep the adapters of the stages, or set olora=0.",
+            code="file-unusable",
+            mend=[mends.set_option(NAME, "olora", 0)],
         )
     loaded: dict[str, torch.Tensor] = load_file(file)
     return loaded

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ... import mends
 from ...errors import PluginError
 from .answering_model import AnsweringModel, Question
 from .settings import NAME
@@ -80,7 +81,9 @@ def with_own_answers(
     if not getattr(model, "can_generate", lambda: False)() and not hasattr(model, "peft_config"):
         raise PluginError(
             f"{NAME}: own_answers=True, and a {type(model).__name__} generates no answers. Set own_answers=False: rows "
-            "are replayed as they were."
+            "are replayed as they were.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "own_answers", False)],
         )
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     ask = AnsweringModel(model, tokenizer, batch_size, seed, temperature)

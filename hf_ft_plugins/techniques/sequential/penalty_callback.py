@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from ... import mends
 from ...errors import CheckpointError, OptionError, PluginError
 from ...host.log_notes import StockLog, add_note, tell_at_the_end
 from ...host.stash import WithTrainer, parts_of
@@ -78,9 +79,14 @@ class PenaltyCallback(WithTrainer, TrainerCallback):
     ) -> None:
         for option, weight in {"l2sp": l2sp, "ewc": ewc, "olora": olora}.items():
             if not 0 <= weight < float("inf"):
-                raise OptionError(f"{NAME}: {option}={weight}: it must be 0 or more.")
+                raise OptionError(
+                    f"{NAME}: {option}={weight}: it must be 0 or more.", mend=[mends.set_option(NAME, option, 0)]
+                )
         if fisher_rows < 1:
-            raise OptionError(f"{NAME}: fisher_rows={fisher_rows}: it must be 1 or more.")
+            raise OptionError(
+                f"{NAME}: fisher_rows={fisher_rows}: it must be 1 or more.",
+                mend=[mends.set_option(NAME, "fisher_rows", 1)],
+            )
         self.l2sp, self.ewc, self.olora = l2sp, ewc, olora
         self.fisher, self.fisher_rows, self.seed = fisher, fisher_rows, seed
         self.earlier_batches, self.earlier_adapters = earlier_batches, list(earlier_adapters)
@@ -173,13 +179,17 @@ class PenaltyCallback(WithTrainer, TrainerCallback):
         if name not in self._digests:
             raise CheckpointError(
                 f"{NAME}: the checkpoint to resume was made without this penalty (it knows nothing of the {name}). "
-                "Resume with the options that it was made with, or begin the stage anew."
+                "Resume with the options that it was made with, or begin the stage anew.",
+                code="checkpoint-other-run",
+                mend=[mends.use_checkpoint(None)],
             )
         return self._digests[name]
 
     def _estimated(self, model: Any, layers: list[LoraLayer], loss_scale: float) -> dict[str, torch.Tensor]:
         if self.earlier_batches is None:
-            raise PluginError(f"{NAME}: ewc={self.ewc:g} needs rows of earlier stages: pass earlier_batches.")
+            raise PluginError(
+                f"{NAME}: ewc={self.ewc:g} needs rows of earlier stages: pass earlier_batches.", code="part-misused"
+            )
         how: dict[str, Any] = {
             "rows": self.fisher_rows,
             "kind": self.fisher,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
+from ... import mends
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import stash_of
@@ -47,7 +48,9 @@ def with_earlier_rows(
     if stages and not pools:
         raise PluginError(
             f"{NAME}: replay={replay}, and no row was kept of {without}, which ran with replay=0. Run it with replay, "
-            "or say replay=0 here, and protect by l2sp, lwf, wise or token_weights."
+            "or say replay=0 here, and protect by l2sp, lwf, wise or token_weights.",
+            code="stages",
+            mend=[mends.set_option(NAME, "replay", 0)],
         )
     if without:
         logger.warning("%s: no rows were kept of %s, so they are not replayed", NAME, without)
@@ -79,7 +82,9 @@ def sampler_for(trainer: Trainer, dataset: Any, share: float) -> ReplaySampler |
     if len(dataset) != new + sum(pools):
         raise PluginError(
             f"{NAME}: replay={share} put {sum(pools)} rows of earlier stages behind {new}, and another technique has "
-            f"made {len(dataset)} of them. Name {NAME} after it."
+            f"made {len(dataset)} of them. Name {NAME} after it.",
+            code="technique-conflict",
+            mend=[mends.set_option(NAME, "replay", 0)],
         )
     return ReplaySampler(new, pools, whole_share(share, len(pools)), data_seed(trainer.args))
 

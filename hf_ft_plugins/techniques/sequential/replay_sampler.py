@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
+from ... import mends
 from ...errors import PluginError
 from ...keyed_permutation import KeyedPermutation, key_of, permuted
 from .settings import NAME
@@ -55,12 +56,16 @@ class ReplaySampler(Sampler[int]):
         if not 0 < share < 1:
             raise PluginError(
                 f"{NAME}: replay={share} is the share of kept rows among all that are drawn: more than 0 and less than "
-                "1, such as 0.05. With replay=0 no ReplaySampler is needed."
+                "1, such as 0.05. With replay=0 no ReplaySampler is needed.",
+                code="option-value",
+                mend=[mends.set_option(NAME, "replay", 0.05)],
             )
         if new < 1 or not pools or min(pools) < 1:
             raise PluginError(
                 f"{NAME}: replay={share} draws from {new} new rows and {list(pools)} kept ones of the stages before, "
-                "and each must have a row. Leave out a stage that kept none, or set replay=0."
+                "and each must have a row. Leave out a stage that kept none, or set replay=0.",
+                code="data-missing",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
         self.new, self.seed, self.epoch = int(new), seed, 0
         self.replayed = max(round(new * share / (1 - share)), len(pools))
@@ -111,7 +116,9 @@ def refuse_own_order(trainer: Any, replay: float) -> None:
         if own and cls.__module__.partition(".")[0] not in ASKS_HOST and cls.__name__ not in HANDS_OVER:
             raise PluginError(
                 f"{NAME}: replay={replay} draws kept rows among the new ones, and {cls.__name__} has an order of its "
-                f"own ({', '.join(sorted(own))}). Set replay=0; l2sp and ewc need no kept rows."
+                f"own ({', '.join(sorted(own))}). Set replay=0; l2sp and ewc need no kept rows.",
+                code="trainer-unsuited",
+                mend=[mends.set_option(NAME, "replay", 0)],
             )
     strategy = getattr(trainer.args, "train_sampling_strategy", "random")
     if strategy != "random":

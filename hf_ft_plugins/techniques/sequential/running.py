@@ -118,10 +118,14 @@ def run_stages(trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[
     chosen: Any = resolve(technique)
     records = getattr(chosen, "records", None)
     if records is None:
-        raise PluginError(f"{NAME}: run_stages needs a folder to keep stages in: {NAME}:folder=....")
+        raise PluginError(
+            f"{NAME}: run_stages needs a folder to keep stages in: {NAME}:folder=....", code="option-value"
+        )
     names = [stage.name for stage in stages]
     if not names or len(set(names)) < len(names):
-        raise PluginError(f"{NAME}: run_stages needs stages of different names, and has {names}. Rename them.")
+        raise PluginError(
+            f"{NAME}: run_stages needs stages of different names, and has {names}. Rename them.", code="stages"
+        )
     # Before anything is written: a name may be none for a folder.
     techniques = [dataclasses.replace(chosen, stage=name) for name in names]
     plan = [_described(stage) for stage in stages]
@@ -132,7 +136,8 @@ def run_stages(trainer_factory: Callable[[StageRun], Trainer], stages: Sequence[
         if finished[: number + 1] != names[: min(len(finished), number + 1)]:
             raise PluginError(
                 f"{NAME}: folder={records.folder} has the finished stages {', '.join(finished)}, and run_stages was "
-                f"given {', '.join(names)}. Name them as they were, or another folder."
+                f"given {', '.join(names)}. Name them as they were, or another folder.",
+                code="stages",
             )
         if stage.name in finished:
             logger.info("%s: stage %s (%d of %d) is finished", NAME, stage.name, number + 1, len(stages))
@@ -159,17 +164,19 @@ def _train(run: StageRun, trainer: Any, title: str) -> None:
     if len(own) != 1 or own[0].stage != run.stage.name:
         raise PluginError(
             f"{NAME}: trainer_factory gave a {type(trainer).__name__} that does not train stage {run.stage.name}. "
-            "Build it of the class run.hosted(Trainer)."
+            "Build it of the class run.hosted(Trainer).",
+            code="part-misused",
         )
     if Path(trainer.args.output_dir) != Path(run.output_dir):
         raise PluginError(
             f"{NAME}: the trainer of stage {run.stage.name} has output_dir={trainer.args.output_dir}, and its "
-            f"checkpoints are looked for in {run.output_dir}. Pass output_dir=run.output_dir, or run.arguments(...)."
+            f"checkpoints are looked for in {run.output_dir}. Pass output_dir=run.output_dir, or run.arguments(...).",
+            code="part-misused",
         )
     own[0].title = title
     trainer.train(resume_from_checkpoint=True if has_whole_checkpoint(trainer) else None)
     if trainer.preempted:
-        raise PluginError(f"{NAME}: {title} was told to stop. Run the same again to go on.")
+        raise PluginError(f"{NAME}: {title} was told to stop. Run the same again to go on.", code="stages")
 
 
 def _described(stage: Stage) -> dict[str, Any]:

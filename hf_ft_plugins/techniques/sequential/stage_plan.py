@@ -34,7 +34,8 @@ def begin(folder: Path, number: int, plan: Sequence[Mapping[str, Any]], *, write
         raise PluginError(
             f"{NAME}: stages in folder={folder} were other ones when they began:\n  "
             + "\n  ".join(lines)
-            + "\nGo on with the stages as they were, or begin with another folder."
+            + "\nGo on with the stages as they were, or begin with another folder.",
+            code="stages",
         )
     if writes and len(begun) <= number:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
 def _unreadable(file: Path, why: str) -> PluginError:
     return PluginError(
         f"{NAME}: {file} cannot be read: {why}. Put it back as it was, or remove it: then nothing notices stages that "
-        "have changed."
+        "have changed.",
+        code="file-unusable",
     )
 
 

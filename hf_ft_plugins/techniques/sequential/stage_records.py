@@ -91,7 +91,8 @@ class StageRecords:
         if any(one.name == stage for one in finished):
             raise PluginError(
                 f"{NAME}: stage={stage} is finished in folder={self.folder}. Name another stage, or another folder; to "
-                f"train it again, remove {self.of(stage)}, its entry in {STAGES_FILE}, and those of later stages."
+                f"train it again, remove {self.of(stage)}, its entry in {STAGES_FILE}, and those of later stages.",
+                code="stages",
             )
 
     def refuse_damage(self, stages: Sequence[FinishedStage]) -> None:
@@ -101,7 +102,8 @@ class StageRecords:
             if reason is not None:
                 raise PluginError(
                     f"{NAME}: stage {stage.name} in {self.folder} is finished, and {reason}. Put its files back; if "
-                    f"they were changed on purpose: hf-ft checkpoint sign {self.of(stage.name)}"
+                    f"they were changed on purpose: hf-ft checkpoint sign {self.of(stage.name)}",
+                    code="checkpoint-damaged",
                 )
 
     def of(self, stage: str) -> Path:
@@ -130,5 +132,6 @@ class StageRecords:
     def _unreadable(self, why: str) -> PluginError:
         return PluginError(
             f"{NAME}: {self.folder / STAGES_FILE} cannot be read: {why}. Put back the file as it was, or begin with "
-            "another folder=..."
+            "another folder=...",
+            code="file-unusable",
         )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.divergence import divergence, divisor_of_loss
 from ...models.inputs import bare, decoder_inputs
@@ -132,7 +133,9 @@ def _write(teacher: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> None:
             found = list(own[name].shape) if name in own else "no such weight"
             raise PluginError(
                 f"{NAME}: lwf remembers the model as it was when the stage began, and the weights of then have {name} "
-                f"{list(tensor.shape)}, the model {found}. Resume with the model and adapter that the stage began with."
+                f"{list(tensor.shape)}, the model {found}. Resume with the model and adapter that the stage began "
+                "with.",
+                code="checkpoint-other-run",
             )
         own[name].copy_(tensor)
 
@@ -146,12 +149,16 @@ def _refuse_no_classes(model: Any, outputs: Any, weight: float, *, has_loss: boo
     if logits is None or not has_loss:
         raise PluginError(
             f"{NAME}: lwf={weight} needs a model called with labels that gives loss and logits, and "
-            f"{type(model).__name__} did not. Set lwf=0."
+            f"{type(model).__name__} did not. Set lwf=0.",
+            code="trainer-unsuited",
+            mend=[mends.set_option(NAME, "lwf", 0)],
         )
     kind = getattr(bare(model).config, "problem_type", None)
     if logits.shape[-1] < 2 or kind in ("regression", "multi_label_classification"):
         raise PluginError(
             f"{NAME}: lwf={weight} compares distributions over classes of which one is right, and the outputs of "
             f"{type(model).__name__} ({logits.shape[-1]}, problem_type={kind}) are none. Set lwf=0 and use replay or "
-            "l2sp."
+            "l2sp.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "lwf", 0)],
         )

@@ -71,9 +71,9 @@ class Sequential(Technique):
         )
         self.require(0 <= self.replay < 1, "replay", "it must be 0 or more, and less than 1.")
         for name in ("keep_rows", "evaluation_rows", "fisher_rows"):
-            self.require(getattr(self, name) >= 1, name, "it must be 1 or more.")
+            self.require(getattr(self, name) >= 1, name, "it must be 1 or more.", use=1)
         for name in ("l2sp", "ewc", "lwf", "olora"):
-            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.")
+            self.require(getattr(self, name) >= 0, name, "it must be 0 or more.", use=0)
         self.require(self.lwf_temperature > 0, "lwf_temperature", "it must be above 0.")
         self.require(self.wise is None or 0 <= self.wise <= 1, "wise", "it must lie between 0 and 1, or be none.")
         if self.metric is not None and self.greater_is_better is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ... import mends
 from ...errors import CheckpointError
 from ...host.manifest import rename_flushed
 from ...shards import whole_tensor
@@ -59,18 +60,23 @@ def read_tensors(file: Path, digest: str | None = None) -> dict[str, torch.Tenso
     if not file.is_file():
         raise CheckpointError(
             f"{NAME}: {file}, which the run wrote when it began, is not there, so it cannot be resumed. Copy the "
-            "folder from the run's old output_dir, on each machine, or begin the stage anew."
+            "folder from the run's old output_dir, on each machine, or begin the stage anew.",
+            mend=[mends.use_checkpoint(None)],
         )
     if digest is not None and _digest(file) != digest:
         raise CheckpointError(
             f"{NAME}: {file} is not the one that the run to resume wrote when it began: another run has begun in this "
             "output_dir since, or the file was changed. Give each run an output_dir of its own, and begin this stage "
-            "anew."
+            "anew.",
+            code="checkpoint-other-run",
+            mend=[mends.use_checkpoint(None)],
         )
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{NAME}: {file} cannot be read ({error}). Begin the stage anew.") from error
+        raise CheckpointError(
+            f"{NAME}: {file} cannot be read ({error}). Begin the stage anew.", mend=[mends.use_checkpoint(None)]
+        ) from error
 
 
 def _write(tensors: dict[str, torch.Tensor], file: Path) -> str:

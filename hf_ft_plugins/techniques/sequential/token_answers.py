@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ... import mends
 from ...errors import PluginError
 from .settings import NAME
 
@@ -122,7 +123,9 @@ def refuse_unknown_columns(rows: Sequence[dict[str, Any]], *, causal: bool) -> N
         if (causal and lists and name not in PER_TOKEN) or (not causal and name in DECODER):
             raise PluginError(
                 f"{NAME}: own_answers=True replaces tokens, and the column {name!r} says something of those that were "
-                "there. Leave it out of the data, or set own_answers=False."
+                "there. Leave it out of the data, or set own_answers=False.",
+                code="data-columns",
+                mend=[mends.remove_column(name), mends.set_option(NAME, "own_answers", False)],
             )
 
 

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from ...models.scored import (
@@ -42,6 +43,7 @@ from ...models.scored import (
     router_loss,
     token_losses,
 )
+from ...near import nearest_value
 from .settings import NAME
 
 KINDS = ("entropy", "probability")
@@ -67,11 +69,16 @@ class TokenWeights:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise PluginError(f"{NAME}: token_weights={self.kind!r}: there are none, {', '.join(KINDS)}.")
+            raise PluginError(
+                f"{NAME}: token_weights={self.kind!r}: there are none, {', '.join(KINDS)}.",
+                code="option-value",
+                mend=nearest_value(NAME, "token_weights", self.kind, KINDS),
+            )
         if self.top_k < 2 or not 0 <= self.floor <= 1 or (self.tau is not None and self.tau <= 0):
             raise PluginError(
                 f"{NAME}: token_weights={self.kind} with top_k={self.top_k}, tau={self.tau}, floor={self.floor}: "
-                "top_k must be 2 or more, tau above 0, floor between 0 and 1."
+                "top_k must be 2 or more, tau above 0, floor between 0 and 1.",
+                code="option-value",
             )
 
 
@@ -170,12 +177,16 @@ def _weigh_logits(weights: TokenWeights, model: Any, kwargs: dict[str, Any], out
         raise PluginError(
             f"{NAME}: token_weights={weights.kind} needs a model called with labels that gives loss and logits, and "
             f"{type(model).__name__} did not (kernels that fuse head and loss give no logits: use_liger_kernel=False). "
-            "Set token_weights=none."
+            "Set token_weights=none.",
+            code="model-unsuited",
+            mend=[mends.set_argument("use_liger_kernel", False), mends.set_option(NAME, "token_weights", "none")],
         )
     if not are_of_tokens(logits, labels):
         raise PluginError(
             f"{NAME}: token_weights={weights.kind} weights tokens, and {type(model).__name__} gives logits "
-            f"{list(logits.shape)} for labels {list(labels.shape)}. Set token_weights=none."
+            f"{list(logits.shape)} for labels {list(labels.shape)}. Set token_weights=none.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "token_weights", "none")],
         )
     logits, labels = aligned(logits, labels, shifted=shifted)
     losses, scored = token_losses(logits, labels), labels != IGNORED
@@ -198,7 +209,9 @@ def _weigh_fused(weights: TokenWeights, model: Any, kwargs: dict[str, Any], outp
             raise PluginError(
                 f"{NAME}: token_weights=entropy needs the entropy that TRL's fused head gives SFTTrainer, and "
                 "this one was added without. add_fused_lm_head(model, outputs=('log_probs', 'entropy')), or set "
-                "token_weights=probability."
+                "token_weights=probability.",
+                code="part-misused",
+                mend=[mends.set_option(NAME, "token_weights", "probability")],
             )
         vocabulary = bare(model).config.get_text_config().vocab_size
         each = (entropy.detach() / math.log(min(weights.top_k, vocabulary))).clamp(max=1)
@@ -223,5 +236,7 @@ def _refuse_other_loss(weights: TokenWeights, model: Any, own: torch.Tensor, mea
     if math.isfinite(difference) and difference > RELATIVE * loss + ABSOLUTE:
         raise PluginError(
             f"{NAME}: token_weights={weights.kind} weights the mean over tokens, and {type(model).__name__} computes a "
-            f"loss of its own ({loss:.6g}; the mean is {mean.item():.6g}). Set token_weights=none."
+            f"loss of its own ({loss:.6g}; the mean is {mean.item():.6g}). Set token_weights=none.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "token_weights", "none")],
         )

@@ -150,7 +150,8 @@ def matrix_of(
     if greater is None:
         raise PluginError(
             f"{NAME}: the name metric={metric} does not tell whether it is better when greater. Say "
-            "greater_is_better=true or false."
+            "greater_is_better=true or false.",
+            code="metric-unknown",
         )
     for number, stage in enumerate(stages):
         # What the stage before has not measured was measured when this one began.

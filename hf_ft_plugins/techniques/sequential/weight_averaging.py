@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...shards import placed_like
 from .penalties import local
@@ -39,7 +40,11 @@ def average_with_start(model: torch.nn.Module, start: Mapping[str, torch.Tensor]
         PluginError: alpha is out of range, or a name or shape is not the model's; then nothing is changed.
     """
     if not 0 <= alpha <= 1:
-        raise PluginError(f"{NAME}: wise={alpha}: it is the stage's share, between 0 and 1.")
+        raise PluginError(
+            f"{NAME}: wise={alpha}: it is the stage's share, between 0 and 1.",
+            code="option-value",
+            mend=[mends.remove_option(NAME, "wise")],
+        )
     pairs = _pairs(model, start)
     for weight, then in pairs:
         own, then = local(weight), local(placed_like(then, weight))
@@ -61,7 +66,9 @@ def _pairs(model: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> list[tu
             raise PluginError(
                 f"{NAME}: wise averages with the weights that the stage began with, of which {name} has "
                 f"{list(then.shape)}, and the model {own}. Let the model and its adapter keep their shape from the "
-                "stage's start to its end, or leave out wise."
+                "stage's start to its end, or leave out wise.",
+                code="model-unsuited",
+                mend=[mends.remove_option(NAME, "wise")],
             )
         found.setdefault(id(named[name]), (named[name], then))
     return list(found.values())

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import WithTrainer
 from ...metrics import direction, set_names
+from ...near import nearest_value
 from . import NAME
 from .labels import has_no_labels
 from .metrics import BEST_METRIC, TaskMetrics
@@ -47,7 +49,8 @@ def choose_metric(trainer: Trainer, *, metric: str | None = None, greater_is_bet
     if greater is None:
         raise PluginError(
             f"{NAME}: the best checkpoint is to be the one of best {metric!r}, and nothing says whether more of it is "
-            f"better. Say {NAME}:greater_is_better=true or {NAME}:greater_is_better=false."
+            f"better. Say {NAME}:greater_is_better=true or {NAME}:greater_is_better=false.",
+            code="metric-unknown",
         )
     changes = {"metric_for_best_model": metric, "greater_is_better": greater}
     unfit = cannot_load_best(args)
@@ -168,7 +171,9 @@ class BestMetricCallback(WithTrainer, TrainerCallback):
             raise PluginError(
                 f"{NAME}: the best checkpoint is to be the one of best {key!r}, which is not among what the evaluation "
                 f"gave: {', '.join(sorted(self._seen))}. Name one of these: {NAME}:metric=..., or "
-                "metric_for_best_model."
+                "metric_for_best_model.",
+                code="metric-unknown",
+                mend=[*nearest_value(NAME, "metric", key, self._seen), mends.remove_option(NAME, "metric")],
             )
         # eval_on_start of a resumed run: the uninterrupted run had no such evaluation.
         if key in metrics and not state.global_step == self._began_at > 0:

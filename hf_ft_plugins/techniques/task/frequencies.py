@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import StashKey
 from ...models.labels import Kind
@@ -65,16 +66,24 @@ def refuse_unfit_frequencies(option: str, kind: Kind, classes: int, trained: Tra
         return
     what = f"{NAME}: option frequencies={option}"
     if kind not in ("single_label", "token"):
-        raise PluginError(f"{what} is of classes of which one is right, and the model is of kind {kind}. Leave it out.")
+        raise PluginError(
+            f"{what} is of classes of which one is right, and the model is of kind {kind}. Leave it out.",
+            code="option-combination",
+            mend=[mends.remove_option(NAME, "frequencies")],
+        )
     if option == "training" and trained is None:
         raise PluginError(
             f"{what}, and nothing says how frequent the classes of the training data are: they are streamed, or their "
-            "labels are made by the collator. Name the shares: frequencies=0.9/0.1."
+            "labels are made by the collator. Name the shares: frequencies=0.9/0.1.",
+            code="option-combination",
+            mend=[mends.remove_option(NAME, "frequencies")],
         )
     shares = asked(option)
     if not isinstance(shares, str) and len(shares) != classes:
         raise PluginError(
-            f"{what} has {len(shares)} shares, and the model {classes} classes. Give one for each, in order."
+            f"{what} has {len(shares)} shares, and the model {classes} classes. Give one for each, in order.",
+            code="option-value",
+            mend=[mends.remove_option(NAME, "frequencies")],
         )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, Subset
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from ...models.label_columns import (
@@ -43,13 +44,17 @@ def kind_of(model: Module) -> Kind:
     if not hasattr(config, "num_labels"):
         raise PluginError(
             f"{NAME}: the model, a {type(base).__name__}, has no config with num_labels. Use an "
-            "AutoModelFor...Classification, or leave out the technique."
+            "AutoModelFor...Classification, or leave out the technique.",
+            code="model-unsuited",
+            mend=[mends.remove_technique(NAME)],
         )
     why = other_labels(model)
     if why is not None:
         raise PluginError(
             f"{NAME}: the model, a {type(base).__name__}, neither classifies nor regresses: {why}. Load it with "
-            "AutoModelForSequenceClassification or its like, or leave out the technique."
+            "AutoModelForSequenceClassification or its like, or leave out the technique.",
+            code="model-unsuited",
+            mend=[mends.remove_technique(NAME)],
         )
     if classifies_tokens(model):
         return "token"
@@ -81,7 +86,8 @@ def read_labels(
             raise PluginError(
                 f"{NAME}: all {len(labels.values)} training rows have the label "
                 f"{labels.names[int(counts.argmax())]!r}, so there is nothing to learn. Was the data set sorted by "
-                "label before it was cut? Shuffle it first."
+                "label before it was cut? Shuffle it first.",
+                code="labels-unsuited",
             )
     return labels
 
@@ -126,17 +132,25 @@ def refuse_no_labels(dataset: Any, model: Module, args: TrainingArguments, first
             return
         if columns and type(base).__module__.startswith("transformers."):
             read = inspect.signature(base.forward).parameters
-            column = next((name for name in columns if name not in read), "...")
+            unread = [name for name in columns if name not in read]
+            column = unread[0] if unread else "..."
             raise PluginError(
                 f"{NAME}: the training rows have no labels as they reach the model; their columns are "
                 f"{', '.join(columns)}. Name the column of labels so: dataset.rename_column({column!r}, 'labels'), or "
-                "have the collator give labels."
+                "have the collator give labels.",
+                code="data-columns",
+                mend=[mends.rename_column(name, "labels") for name in _counts_first(unread, columns)],
             )
         return
     fractional = any(isinstance(value, float) for row in given for value in (row if isinstance(row, list) else [row]))
     if base.config.problem_type is None and base.config.num_labels > 1 and fractional and not classifies_tokens(model):
         base.config.problem_type = "multi_label_classification"
         logger.warning("%s: problem_type was None, is multi_label_classification: the labels are fractions.", NAME)
+
+
+def _counts_first(names: list[str], features: Mapping[str, Any]) -> list[str]:
+    """Columns of whole numbers, as labels are, before others."""
+    return sorted(names, key=lambda name: "int" not in str(getattr(features[name], "dtype", "")))
 
 
 def _first_of_stream(dataset: Any, label_names: Sequence[str]) -> list[Any] | None:

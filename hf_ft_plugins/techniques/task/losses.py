@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, mse_loss
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from ...models.labels import IGNORED, Kind, Labels
@@ -169,4 +170,8 @@ def refuse_loss_of_its_own(trainer: Trainer, imbalance: Imbalance) -> bool:
     if imbalance in ("none", "sampler"):
         logger.info("%s: the loss stays as it is: %s.", NAME, own.partition(". ")[0])
         return True
-    raise PluginError(f"{NAME}: imbalance={imbalance} changes the loss, and {own}, or use imbalance=sampler.")
+    raise PluginError(
+        f"{NAME}: imbalance={imbalance} changes the loss, and {own}, or use imbalance=sampler.",
+        code="technique-conflict",
+        mend=[mends.set_option(NAME, "imbalance", "sampler")],
+    )

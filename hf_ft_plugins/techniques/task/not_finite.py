@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from ...models.label_columns import is_transformed, label_values
@@ -27,7 +28,9 @@ def refuse_nan_labels(dataset: Any, labels: Labels) -> None:
     if len(bad):
         raise PluginError(
             f"{NAME}: row {bad[0]} of the training set has the label {values[bad[0]]} in column "
-            f"{labels.column!r} ({len(bad)} such rows). Drop or correct them."
+            f"{labels.column!r} ({len(bad)} such rows). Drop or correct them.",
+            code="not-finite",
+            mend=[mends.drop_rows("train", bad)],
         )
 
 
@@ -41,16 +44,18 @@ def refuse_not_a_number(dataset: Any, model: Module, args: TrainingArguments) ->
         for column in batch.column_names:
             if args.remove_unused_columns and column not in read:
                 continue
-            row = _first_not_finite(batch.column(column).combine_chunks())
-            if row is not None:
+            bad = [seen + row for row in _rows_not_finite(batch.column(column).combine_chunks())]
+            if bad:
                 raise PluginError(
-                    f"{NAME}: row {seen + row} of the training set holds NaN or infinity in column {column!r}. "
-                    "One such row ruins the weights: drop or correct it."
+                    f"{NAME}: row {bad[0]} of the training set holds NaN or infinity in column {column!r}. "
+                    "One such row ruins the weights: drop or correct it.",
+                    code="not-finite",
+                    mend=[mends.drop_rows("train", bad)],
                 )
         seen += batch.num_rows
 
 
-def _first_not_finite(array: Any) -> int | None:
+def _rows_not_finite(array: Any) -> list[int]:
     import pyarrow.compute
     import pyarrow.types
 
@@ -59,10 +64,10 @@ def _first_not_finite(array: Any) -> int | None:
     while hasattr(numbers, "flatten") and hasattr(numbers.type, "value_field"):
         numbers = numbers.flatten()
     if not pyarrow.types.is_floating(numbers.type):
-        return None
+        return []
     if pyarrow.compute.all(pyarrow.compute.is_finite(numbers)).as_py() is not False:
-        return None
-    return next(row for row, value in enumerate(array) if not _all_finite(value.as_py()))
+        return []
+    return [row for row, value in enumerate(array) if not _all_finite(value.as_py())]
 
 
 def _all_finite(value: Any) -> bool:

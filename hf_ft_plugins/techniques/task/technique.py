@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
 from . import NAME
@@ -67,14 +68,16 @@ class Task(Technique):
         self.require(self.tau > 0, "tau", "it must be above 0.")
         self.require(self.gamma > 0, "gamma", "it must be above 0; imbalance=none is gamma 0.")
         patience = self.early_stopping_patience
-        self.require(patience is None or patience >= 1, "early_stopping_patience", "it must be 1 or more, or none.")
-        self.require(self.early_stopping_threshold >= 0, "early_stopping_threshold", "it must be 0 or more.")
+        self.require(
+            patience is None or patience >= 1, "early_stopping_patience", "it must be 1 or more, or none.", use=1
+        )
+        self.require(self.early_stopping_threshold >= 0, "early_stopping_threshold", "it must be 0 or more.", use=0)
         self.require(
             _are_frequencies(self.frequencies),
             "frequencies",
             "it must be evaluation, training, equal, or a share above 0 of each class: 0.9/0.1.",
         )
-        self.require(self.worst_examples >= 0, "worst_examples", "it must be 0 or more.")
+        self.require(self.worst_examples >= 0, "worst_examples", "it must be 0 or more.", use=0)
 
     def answers(self, hook: str) -> bool:
         return super().answers(hook) and (hook != "ft_sampler" or self.imbalance == "sampler")
@@ -117,7 +120,9 @@ class Task(Technique):
         if any(cls.__name__ == "RewardTrainer" and cls.__module__.startswith("trl.") for cls in trainer_class.__mro__):
             raise PluginError(
                 f"{self.name}: a {trainer_class.__name__} learns from pairs which answer is better, with a loss and "
-                f"metrics of its own, and there are no labels. Leave out {self.name}."
+                f"metrics of its own, and there are no labels. Leave out {self.name}.",
+                code="trainer-unsuited",
+                mend=[mends.remove_technique(self.name)],
             )
 
     def ft_loss(self, trainer: Trainer, inputs: dict[str, Any]) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ... import mends
 from ...errors import PluginError
 from ...models.class_names import are_placeholders, match
 from ...models.heads import head_names
@@ -32,16 +33,24 @@ def refuse_unfit(trainer: Trainer, labels: Labels | None, imbalance: Imbalance) 
             why = "is streamed" if streams else "has no column 'labels' or 'label' with features that reaches the model"
             raise PluginError(
                 f"{NAME}: imbalance={imbalance} counts the labels before training, and the training set {why}. Pass a "
-                "datasets.Dataset with a ClassLabel column, or use imbalance=focal."
+                "datasets.Dataset with a ClassLabel column, or use imbalance=focal.",
+                code="data-unsuited",
+                mend=[mends.set_option(NAME, "imbalance", "focal")],
             )
         if labels.kind == "regression" or (imbalance == "sampler" and labels.kind != "single_label"):
             raise PluginError(
                 f"{NAME}: imbalance={imbalance} needs one class a row, and the column {labels.column!r} holds "
                 f"{'numbers' if labels.kind == 'regression' else 'several'}. Use "
-                f"imbalance={'none' if labels.kind == 'regression' else 'weights'}."
+                f"imbalance={'none' if labels.kind == 'regression' else 'weights'}.",
+                code="labels-unsuited",
+                mend=[mends.set_option(NAME, "imbalance", "none" if labels.kind == "regression" else "weights")],
             )
     if imbalance == "focal" and labels is not None and labels.kind == "regression":
-        raise PluginError(f"{NAME}: imbalance=focal needs classes, and the labels are numbers. Use imbalance=none.")
+        raise PluginError(
+            f"{NAME}: imbalance=focal needs classes, and the labels are numbers. Use imbalance=none.",
+            code="labels-unsuited",
+            mend=[mends.set_option(NAME, "imbalance", "none")],
+        )
     if labels is not None and labels.kind != "regression" and hasattr(trainer.train_dataset, "__len__"):
         _judge_counts(trainer.train_dataset, labels, imbalance)
     _refuse_frozen_head(trainer.model)
@@ -56,7 +65,9 @@ def _judge_counts(dataset: Any, labels: Labels, imbalance: Imbalance) -> None:
     if absent and imbalance in NEEDS_COUNTS:
         raise PluginError(
             f"{NAME}: imbalance={imbalance}, and no training row has the label {absent[0]!r} "
-            f"({len(absent)} of {len(counts)} labels have none). Add rows, or drop the label from the column's names."
+            f"({len(absent)} of {len(counts)} labels have none). Add rows, or drop the label from the column's names.",
+            code="labels-unsuited",
+            mend=[mends.set_option(NAME, "imbalance", "none")],
         )
     single = [name for name, count in zip(labels.names, counts, strict=True) if count == 1]
     for names, how_many in ((absent, "no example"), (single, "a single example")):
@@ -80,7 +91,8 @@ def _refuse_frozen_head(model: Module) -> None:
         module = head[0].split(".")[0]
         raise PluginError(
             f"{NAME}: the model has adapters and its head, {module!r}, is frozen as it was initialised, so it "
-            f"would neither be trained nor saved. Set modules_to_save=[{module!r}] (or task_type) in the PeftConfig."
+            f"would neither be trained nor saved. Set modules_to_save=[{module!r}] (or task_type) in the PeftConfig.",
+            code="model-unsuited",
         )
 
 
@@ -95,7 +107,8 @@ def _refuse_other_evaluation_labels(trainer: Trainer, labels: Labels | None) -> 
         if names is not None and trained is not None and not _same_numbers(names, trained):
             raise PluginError(
                 f"{NAME}: the classes of the {split} set ({', '.join(names[:6])}) are not those of the "
-                f"training set ({', '.join(labels.names[:6])}), by name or order. Cast both to one ClassLabel."
+                f"training set ({', '.join(labels.names[:6])}), by name or order. Cast both to one ClassLabel.",
+                code="labels-unsuited",
             )
         if hasattr(dataset, "__len__"):
             found = label_values(dataset, labels.column)
@@ -106,7 +119,9 @@ def _refuse_other_evaluation_labels(trainer: Trainer, labels: Labels | None) -> 
             if len(wrong):
                 raise PluginError(
                     f"{NAME}: row {wrong[0]} of the {split} set has the label {found[wrong[0]]}, and the "
-                    f"training set has {len(labels.names)} classes. Drop such rows, or train on them too."
+                    f"training set has {len(labels.names)} classes. Drop such rows, or train on them too.",
+                    code="labels-unsuited",
+                    mend=[mends.drop_rows(split, wrong)],
                 )
 
 

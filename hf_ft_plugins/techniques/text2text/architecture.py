@@ -90,7 +90,7 @@ def new_decoder_start(model: Any, start: int | None, padding: int) -> DecoderSta
         return DecoderStart(_without_weights(model, padding), None, _padding_of(model, padding))
     start = getattr(model.config, "decoder_start_token_id", None)
     if start is None:
-        raise PluginError(_no_start(model))
+        raise PluginError(_no_start(model), code="model-unsuited")
     return DecoderStart(None, start, padding)
 
 
@@ -132,7 +132,7 @@ def _asked(model: Any, labels: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = decoder_inputs(model, labels, NAME)
     except (ValueError, AssertionError, TypeError) as error:
         if getattr(model.config, "decoder_start_token_id", None) is None:
-            raise PluginError(_no_start(model)) from error
+            raise PluginError(_no_start(model), code="model-unsuited") from error
         raise
     return made
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import StashKey, stash_of
 from ...report_sections import Facts
@@ -83,7 +84,7 @@ def lengths_of(dataset: Any, collator: Any, *, causal: bool) -> Lengths | None:
         return Lengths(sources, targets, sources, targets)
     if "input_ids" not in names:
         if ours:
-            raise PluginError(no_column(collator.source, names))
+            raise no_column("source", collator.source, names)
         return targets_alone(dataset) if "labels" in names else None
     limits = (collator.max_source, collator.max_target) if ours else (None, None)
     packed = ours and collator.packing != "none"
@@ -162,11 +163,15 @@ def pooled(trainer: Trainer, stream: Any, budget: TokenBudget) -> PooledBudgetBa
         logger.warning("%s: the script's own collator reads the stream, in batches of a fixed number of pairs.", NAME)
         return None
     if args.max_steps <= 0:
-        raise PluginError(f"{NAME}: a stream cut by a budget has no known number of steps. Set max_steps.")
+        raise PluginError(
+            f"{NAME}: a stream cut by a budget has no known number of steps. Set max_steps.", code="training-arguments"
+        )
     if args.dataloader_num_workers > 1:
         raise PluginError(
             f"{NAME}: dataloader_num_workers={args.dataloader_num_workers} with streaming data: workers would each "
-            "read the whole stream, or each another part of it. Set it to 1: it reads and tokenizes ahead."
+            "read the whole stream, or each another part of it. Set it to 1: it reads and tokenizes ahead.",
+            code="training-arguments",
+            mend=[mends.set_argument("dataloader_num_workers", 1)],
         )
     world_size = max(1, args.world_size)
     pairs, share = pairs_in_batch(trainer)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .architecture import DecoderStart, inputs_of, is_causal, new_decoder_start
 from .arrays import Ragged
@@ -108,18 +109,29 @@ class TextPairCollator:
     def __post_init__(self) -> None:
         if self.arch == "auto":
             if self.model is None:
-                raise PluginError("text2text: the collator needs the model, or arch='encoder-decoder' or 'causal'.")
+                raise PluginError(
+                    "text2text: the collator needs the model, or arch='encoder-decoder' or 'causal'.",
+                    code="part-misused",
+                )
             self.arch = "causal" if is_causal(self.model) else "encoder-decoder"
         for option in ("max_source", "max_target"):
             longest = getattr(self, option)
             if longest is not None and longest < 1:
-                raise PluginError(f"text2text: option {option}={longest} is not allowed: it must be 1 or more.")
+                raise PluginError(
+                    f"text2text: option {option}={longest} is not allowed: it must be 1 or more.",
+                    code="option-value",
+                    mend=[mends.remove_option("text2text", option)],
+                )
         if self.tokenizer.pad_token_id is None:
             raise PluginError(
-                "text2text: the tokenizer has no padding token. Set it: tokenizer.pad_token = tokenizer.eos_token."
+                "text2text: the tokenizer has no padding token. Set it: tokenizer.pad_token = tokenizer.eos_token.",
+                code="tokenizer-unsuited",
             )
         if self.for_generation and self.packing != "none":
-            raise PluginError(f"text2text: for_generation makes rows of one prompt each, not packing={self.packing!r}.")
+            raise PluginError(
+                f"text2text: for_generation makes rows of one prompt each, not packing={self.packing!r}.",
+                code="option-combination",
+            )
         if self.arch == "encoder-decoder":
             self._make_start()
         self._takes = None if self.model is None else inputs_of(self.model)
@@ -132,7 +144,8 @@ class TextPairCollator:
         if self.model is None and self.decoder_start_token_id is None:
             raise PluginError(
                 "text2text: the collator needs the model, or decoder_start_token_id, to make the decoder's input of "
-                "the labels."
+                "the labels.",
+                code="part-misused",
             )
         self._start = new_decoder_start(self.model, self.decoder_start_token_id, self.tokenizer.pad_token_id)
         if self.decoder_start_token_id is None:
@@ -205,7 +218,10 @@ class TextPairCollator:
         if self.arch == "causal":
             eos = self.tokenizer.eos_token_id
             if eos is None:
-                raise PluginError("text2text: the tokenizer has no eos_token, so a target would have no end. Set it.")
+                raise PluginError(
+                    "text2text: the tokenizer has no eos_token, so a target would have no end. Set it.",
+                    code="tokenizer-unsuited",
+                )
             answers = [[*ids, eos] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         else:
             answers = self.tokenizer(text_target=texts)["input_ids"]
@@ -218,7 +234,10 @@ class TextPairCollator:
     def _make_objective(self, name: Literal["prefix_lm", "span_corruption"]) -> None:
         if self.source_prefix:
             raise PluginError(
-                f"text2text: source_prefix={self.source_prefix!r} would be corrupted by objective={name}. Leave it out."
+                f"text2text: source_prefix={self.source_prefix!r} would be corrupted by objective={name}. Leave it "
+                "out.",
+                code="option-combination",
+                mend=[mends.remove_option("text2text", "source_prefix")],
             )
         self.text_objective = TextObjective(
             name,
@@ -245,7 +264,9 @@ class TextPairCollator:
         sources, targets, counts = objective.pairs(*self.texts(examples), epoch=int(self._epoch))
         self.counts.update({what: number for what, number in counts.items() if number})
         if not len(targets.lengths):
-            raise PluginError("text2text: every text of the batch has fewer than two tokens. Look at the data.")
+            raise PluginError(
+                "text2text: every text of the batch has fewer than two tokens. Look at the data.", code="data-rows"
+            )
         rows = Rows(sources, targets, texts=True)
         return self._encoder_decoder(rows) if self.arch == "encoder-decoder" else self._causal(rows)
 
@@ -264,7 +285,9 @@ class TextPairCollator:
         kept = rows.targets.lengths > 0
         self.counts["empty targets dropped"] += int((~kept).sum())
         if not kept.any():
-            raise PluginError("text2text: every target of the batch is empty. Look at the column of targets.")
+            raise PluginError(
+                "text2text: every target of the batch is empty. Look at the column of targets.", code="data-rows"
+            )
         return rows.kept(kept)
 
     # ---- padding ----

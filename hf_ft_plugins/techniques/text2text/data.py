@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import main_input_name
 from . import objectives
@@ -45,7 +46,7 @@ def prepared(dataset: Any, split: str, pairs: PairFormat) -> Any:
         if "labels" in names or main_input_name(pairs.model) in names or not is_arrow(dataset):
             # Sounds, pictures, or what only the script's own collator can read.
             return dataset
-        raise PluginError(no_column(pairs.source, names))
+        raise no_column("source", pairs.source, names)
     if pairs.objective != "seq2seq":
         tokenize = partial(_text_ids, source=pairs.source, tokenizer=pairs.tokenizer)
         return dataset if "input_ids" in names else TokenizedRows(dataset, tokenize)
@@ -77,11 +78,12 @@ def reads_other_columns(collator: Any, dataset: Any) -> bool:
 def _tokenized(dataset: Any, pairs: PairFormat, *, training: bool) -> Any:
     names = columns_of(dataset)
     if training and pairs.target not in names:
-        raise PluginError(no_column(pairs.target, names))
+        raise no_column("target", pairs.target, names)
     if pairs.tokenizer is None:
         raise PluginError(
             f"{NAME}: there is no tokenizer to make token ids with; the data has {', '.join(names)}. Pass "
-            "processing_class=tokenizer, or tokenize into input_ids and labels."
+            "processing_class=tokenizer, or tokenize into input_ids and labels.",
+            code="tokenizer-unsuited",
         )
     collator = pairs.collator(for_evaluation=not training)
     # Not `pairs`, which would take the model into the fingerprint of `map`.
@@ -90,7 +92,9 @@ def _tokenized(dataset: Any, pairs: PairFormat, *, training: bool) -> Any:
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
         texts = list(batch[source])
         if any(text is None for text in texts):
-            raise PluginError(f"{NAME}: a row has {source}=None. Drop such rows, or give them a text.")
+            raise PluginError(
+                f"{NAME}: a row has {source}=None. Drop such rows, or give them a text.", code="data-rows"
+            )
         if target not in batch:
             return {"input_ids": collator.prompts(texts).as_lists()}
         sources, targets = collator.tokenized(texts, list(batch[target]))
@@ -166,7 +170,8 @@ def _counted(dataset: Any, pairs: PairFormat) -> Any:
     if causal and not copies and next(chunks(dataset)).are_moved_copies():
         raise PluginError(
             f"{NAME}: the labels are input_ids moved by one already, and the loss moves them. Give labels that are a "
-            "copy of input_ids, -100 on what is not to be learned."
+            "copy of input_ids, -100 on what is not to be learned.",
+            code="labels-unsuited",
         )
     empty = lengths.targets == 0
     if empty.any():
@@ -188,11 +193,15 @@ def _counted(dataset: Any, pairs: PairFormat) -> Any:
 def _without_empty(dataset: Any, empty: np.ndarray, share: float, max_empty_share: float) -> Any:
     rows, count = ", ".join(map(str, np.flatnonzero(empty)[:5])), f"{int(empty.sum())} of {len(empty)}"
     if empty.all() and not share:
-        raise PluginError(f"{NAME}: all {len(empty)} targets of the train set are -100 alone. Look at the labels.")
+        raise PluginError(
+            f"{NAME}: all {len(empty)} targets of the train set are -100 alone. Look at the labels.", code="data-rows"
+        )
     if empty.all() or (share > max_empty_share and is_arrow(dataset)):
         raise PluginError(
             f"{NAME}: {count} targets of the train set are empty (rows {rows}, ...), more than "
-            f"max_empty_share={max_empty_share}. Look at the data, or raise the option to drop them."
+            f"max_empty_share={max_empty_share}. Look at the data, or raise the option to drop them.",
+            code="data-rows",
+            mend=[] if empty.all() else [mends.set_option(NAME, "max_empty_share", share)],
         )
     logger.warning("%s: dropped %s pairs, whose target is empty (rows %s).", NAME, count, rows)
     kept = np.flatnonzero(~empty)
@@ -248,7 +257,8 @@ def prepared_texts(dataset: Any, split: str, pairs: PairFormat) -> Any:
         what = f"no column {source!r}" if tokenizer is not None else "no tokenizer to make token ids with"
         raise PluginError(
             f"text2text: there is {what}; the data has {', '.join(names)}. Say which column holds the texts "
-            "(text2text:source=...), pass processing_class=tokenizer, or tokenize into input_ids."
+            "(text2text:source=...), pass processing_class=tokenizer, or tokenize into input_ids.",
+            code="data-columns",
         )
     if "input_ids" not in names:
         assert tokenizer is not None
@@ -273,7 +283,9 @@ def prepared_texts(dataset: Any, split: str, pairs: PairFormat) -> Any:
         raise PluginError(
             f"text2text: {int(short.sum())} of {len(short)} texts of the {split} set have fewer than two tokens (rows "
             f"{rows}, ...), more than max_empty_share={pairs.max_empty_share}. Look at the data, or raise the option "
-            "to drop them."
+            "to drop them.",
+            code="data-rows",
+            mend=[mends.drop_rows(split, np.flatnonzero(short))],
         )
     logger.warning("text2text: dropped %d of %d texts, of fewer than two tokens.", int(short.sum()), len(short))
     return dataset.select(np.flatnonzero(~short))

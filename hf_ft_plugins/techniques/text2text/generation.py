@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import main_input_name
 from ...models.limits import longest_input
@@ -121,7 +122,9 @@ def prompts_of(batch: dict[str, Any], pad_token_id: int | None) -> dict[str, Any
         raise PluginError(
             f"text2text: {int((lengths == 0).sum())} of {len(ids)} rows of an evaluation batch have no prompt to "
             "generate from: their first label is not -100. Set the labels of prompts to -100, or predict_with_generate "
-            "to False."
+            "to False.",
+            code="data-rows",
+            mend=[mends.set_argument("predict_with_generate", False)],
         )
     rest = {name: value for name, value in batch.items() if name not in NOT_OF_PROMPTS}
     cut, kept = _behind(rest, kept)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...models.limits import longest_input
 from .arrays import Ragged
@@ -128,13 +129,22 @@ class PairPacker:
         if not source_lengths.all():
             raise PluginError(
                 f"text2text: the source of pair {int(source_lengths.argmin())} (from 0) has no token, so in a packed "
-                "row its target has nothing to attend to. Drop such pairs, or use packing='none'."
+                "row its target has nothing to attend to. Drop such pairs, or use packing='none'.",
+                code="data-rows",
+                mend=[mends.set_option("text2text", "packing", "none")],
             )
         longest = max(int(side.max(initial=0)) for side in (source_lengths, target_lengths))
         if self.max_positions is not None and longest > self.max_positions:
             raise PluginError(
                 f"text2text: a pair has a side of {longest} tokens, and the model has {self.max_positions} positions. "
-                f"Cut it: max_source_length={self.max_positions}, max_target_length={self.max_positions}."
+                f"Cut it: max_source_length={self.max_positions}, max_target_length={self.max_positions}.",
+                code="data-rows",
+                mend=[
+                    mends.all_of(
+                        mends.set_option("text2text", "max_source_length", self.max_positions),
+                        mends.set_option("text2text", "max_target_length", self.max_positions),
+                    )
+                ],
             )
 
 
@@ -194,15 +204,20 @@ def new_packer(packing: str, arch: str, model: Any) -> PairPacker | Flattener | 
     fitting, kind = ("pairs", "an encoder-decoder") if arch == "encoder-decoder" else ("flatten", "a causal model")
     if packing != fitting:
         raise PluginError(
-            f"text2text: option packing={packing!r} is not for {kind}: use packing={fitting!r}, or 'none'."
+            f"text2text: option packing={packing!r} is not for {kind}: use packing={fitting!r}, or 'none'.",
+            code="option-combination",
+            mend=[mends.set_option("text2text", "packing", fitting), mends.set_option("text2text", "packing", "none")],
         )
     if model is None:
-        raise PluginError(f"text2text: option packing={packing!r} needs the model, to know how it attends.")
+        raise PluginError(
+            f"text2text: option packing={packing!r} needs the model, to know how it attends.", code="part-misused"
+        )
     if packing == "flatten":
         return Flattener(flash="flash" in (model.config._attn_implementation or ""))
     if not is_pack_aware(model):
         raise PluginError(
-            "text2text: with packing='pairs' the model must keep the pairs of a row apart. Pass pack_aware(model)."
+            "text2text: with packing='pairs' the model must keep the pairs of a row apart. Pass pack_aware(model).",
+            code="part-misused",
         )
     return PairPacker(max_positions=longest_input(model))
 
@@ -224,12 +239,16 @@ def refuse_unpacked(
     if getattr(trainer.data_collator, "packing", "none") != packing:
         raise PluginError(
             f"text2text: option packing={packing!r} has no effect on the script's own collator, "
-            f"{type(trainer.data_collator).__name__}. Remove the collator, or the option."
+            f"{type(trainer.data_collator).__name__}. Remove the collator, or the option.",
+            code="technique-conflict",
+            mend=[mends.remove_option("text2text", "packing")],
         )
     if trainer.model_init is not None and packing == "pairs":
         raise PluginError(
             "text2text: packing='pairs' prepares the model, and model_init makes another when training starts. Pass "
-            "model=..., not model_init=..., or use packing='none'."
+            "model=..., not model_init=..., or use packing='none'.",
+            code="technique-conflict",
+            mend=[mends.set_option("text2text", "packing", "none")],
         )
     if packing == "pairs" and hasattr(dataset, "__len__"):
         lengths, _ = measured(dataset, max_source, max_target, causal=False, packed=True)

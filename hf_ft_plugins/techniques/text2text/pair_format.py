@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ...errors import PluginError
+from ...near import nearest_value
 from .architecture import NAME, is_causal
 from .collator import TextPairCollator
 from .segments import pack_aware
@@ -70,9 +72,11 @@ class PairFormat:
         )
 
 
-def no_column(name: str, names: list[str]) -> str:
-    """The message where a column of texts is missing among `names`."""
-    return (
+def no_column(option: str, name: str, names: list[str]) -> PluginError:
+    """The error where the column of texts that an option (`source`, `target`) names is missing among `names`."""
+    return PluginError(
         f"{NAME}: there is no column {name!r}; the data has {', '.join(names)}. Say which columns hold texts "
-        f"({NAME}:source=...,target=...), pass processing_class=tokenizer, or tokenize into input_ids and labels."
+        f"({NAME}:source=...,target=...), pass processing_class=tokenizer, or tokenize into input_ids and labels.",
+        code="data-columns",
+        mend=nearest_value(NAME, option, name, names),
     )

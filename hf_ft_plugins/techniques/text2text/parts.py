@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from ...host.stash import StashKey
 from ...shards import are_cut_up
@@ -58,7 +59,11 @@ def parts_of_batches(trainer: Trainer, asked: int | None, pairs: int, most: int 
     whole = why_whole(trainer)
     if asked is not None:
         if asked > 1 and whole:
-            raise PluginError(f"{NAME}: option parts={asked} pads parts of a batch alone, and {whole}. Leave it out.")
+            raise PluginError(
+                f"{NAME}: option parts={asked} pads parts of a batch alone, and {whole}. Leave it out.",
+                code="option-combination",
+                mend=[mends.remove_option(NAME, "parts")],
+            )
         return asked
     args = trainer.args
     needed = min(pairs, math.ceil(MIXED / (args.gradient_accumulation_steps * max(1, args.world_size))))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .arrays import Ragged
 from .loss import IGNORED
@@ -50,7 +51,8 @@ def column(examples: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     if row is not None:
         raise PluginError(
             f"text2text: example {row} of the batch has no {name!r}, only {', '.join(examples[row])}. Name the "
-            "columns with source=... and target=..., and drop rows without a value."
+            "columns with source=... and target=..., and drop rows without a value.",
+            code="data-columns",
         )
     return values
 
@@ -65,7 +67,9 @@ def _labels(values: list[Any], sources: Ragged) -> Ragged:
     if single is not None:
         raise PluginError(
             f"text2text: a row's labels are {single!r}; they must be a list of token ids. Tokenize its target; where "
-            "the labels are classes, leave out text2text."
+            "the labels are classes, leave out text2text.",
+            code="labels-unsuited",
+            mend=[mends.remove_technique("text2text")],
         )
     beside = all(value is None or len(value) == length for value, length in zip(values, sources.lengths, strict=True))
     return Ragged.from_rows(
@@ -97,10 +101,10 @@ def _read_column(rows: Rows, name: str, values: list[Any], takes: frozenset[str]
     if not taken or any(isinstance(value, (str, type(None))) for value in values):
         if name in REDUNDANT or all(np.ndim(value) == 0 for value in values):
             return
-        raise PluginError(_unknown(name))
+        raise _unknown(name)
     arrays = [np.asarray(value) for value in values]
     if not all(array.dtype.kind in "iubf" or array.size == 0 for array in arrays):
-        raise PluginError(_unknown(name))
+        raise _unknown(name)
     sizes = [array.shape for array in arrays]
     flat = all(array.ndim == 1 for array in arrays)
     if flat and not name.startswith("decoder_") and [size[0] for size in sizes] == rows.sources.lengths.tolist():
@@ -110,13 +114,15 @@ def _read_column(rows: Rows, name: str, values: list[Any], takes: frozenset[str]
     elif len(set(sizes)) == 1:
         rows.stacked[name] = _tensor(np.stack(arrays))
     else:
-        raise PluginError(_unknown(name))
+        raise _unknown(name)
 
 
-def _unknown(name: str) -> str:
-    return (
+def _unknown(name: str) -> PluginError:
+    return PluginError(
         f"text2text: the examples have the columns {name}, which the collator does not know how to batch. Remove them, "
-        "or keep the script's own collator."
+        "or keep the script's own collator.",
+        code="data-columns",
+        mend=[mends.remove_column(name)],
     )
 
 

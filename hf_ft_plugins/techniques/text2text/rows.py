@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .arrays import Ragged, positions
 from .loss import IGNORED
@@ -221,7 +222,8 @@ def hiding(masks: M, sources: np.ndarray, row_name: str) -> M | None:
         row = int(np.flatnonzero(masks.lengths != sources)[0])
         raise PluginError(
             f"text2text: {row_name.format(row)} has an attention_mask of {masks.lengths[row]} and input_ids of "
-            f"{sources[row]} tokens. Make them of one length, or remove the mask."
+            f"{sources[row]} tokens. Make them of one length, or remove the mask.",
+            code="data-rows",
         )
     return None if masks.values.all() else masks
 
@@ -235,7 +237,9 @@ def refuse_packed(rows: Rows, *, holes: bool = False) -> None:
     if names:
         raise PluginError(
             f"text2text: packing puts several pairs into one row, and the rows' {', '.join(names)} would be lost. "
-            "Remove the column, or use packing='none'."
+            "Remove the column, or use packing='none'.",
+            code="data-columns",
+            mend=[mends.set_option("text2text", "packing", "none")],
         )
     if not holes and rows.mask is not None:
         counted = rows.real()
@@ -243,7 +247,9 @@ def refuse_packed(rows: Rows, *, holes: bool = False) -> None:
         if inside.any():
             raise PluginError(
                 f"text2text: the attention_mask of example {int(inside.argmax())} of the batch hides tokens between "
-                "others, and packing='flatten' gives its rows no mask. Remove these tokens, or use packing='none'."
+                "others, and packing='flatten' gives its rows no mask. Remove these tokens, or use packing='none'.",
+                code="data-rows",
+                mend=[mends.set_option("text2text", "packing", "none")],
             )
 
 
@@ -253,5 +259,6 @@ def refuse_joined(rows: Rows) -> None:
     if names:
         raise PluginError(
             f"text2text: a causal model reads source and target as one sequence, and the rows' {', '.join(names)} "
-            "speak of one of them. Remove the column, or put both into input_ids, with labels of -100 on the prompt."
+            "speak of one of them. Remove the column, or put both into input_ids, with labels of -100 on the prompt.",
+            code="data-columns",
         )

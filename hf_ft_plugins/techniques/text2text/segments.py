@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .arrays import Ragged
 
@@ -58,12 +59,16 @@ def _refuse_untested(model: Any) -> None:
     if kind not in TESTED:
         raise PluginError(
             f"text2text: packing='pairs' has not been tested with {type(model).__name__} (model type {kind!r}), and a "
-            f"wrong mask would go unnoticed. Tested: {', '.join(TESTED.values())}. Use packing='none'."
+            f"wrong mask would go unnoticed. Tested: {', '.join(TESTED.values())}. Use packing='none'.",
+            code="model-unsuited",
+            mend=[mends.set_option("text2text", "packing", "none")],
         )
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise PluginError(
             "text2text: packing='pairs' does not go with PEFT's prompt and prefix tuning, which put tokens of their "
-            "own before every row. Use packing='none', or another adapter."
+            "own before every row. Use packing='none', or another adapter.",
+            code="model-unsuited",
+            mend=[mends.set_option("text2text", "packing", "none")],
         )
     _refuse_attention(model.config._attn_implementation)
 
@@ -72,7 +77,12 @@ def _refuse_attention(implementation: str) -> None:
     if implementation not in ATTENTIONS:
         raise PluginError(
             f"text2text: packing='pairs' has been tested with the attentions {' and '.join(ATTENTIONS)}, not with "
-            f"{implementation!r}. Load the model with attn_implementation='sdpa', or use packing='none'."
+            f"{implementation!r}. Load the model with attn_implementation='sdpa', or use packing='none'.",
+            code="model-unsuited",
+            mend=[
+                mends.set_model_argument("attn_implementation", "sdpa"),
+                mends.set_option("text2text", "packing", "none"),
+            ],
         )
 
 
@@ -162,7 +172,9 @@ def refuse_leaks(model: Any, flatten: Any) -> None:
     if not moved <= 0.01:
         raise PluginError(
             f"text2text: packing='flatten' leaks in {type(model).__name__}: one sequence changes another's logits (by "
-            f"{moved:.2g} of the largest). It does not keep sequences apart by position_ids. Use packing='none'."
+            f"{moved:.2g} of the largest). It does not keep sequences apart by position_ids. Use packing='none'.",
+            code="model-unsuited",
+            mend=[mends.set_option("text2text", "packing", "none")],
         )
 
 

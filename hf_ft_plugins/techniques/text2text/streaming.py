@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .batches import in_a_row, in_so_many, joined, least_padded, mixed, mixed_pools, padded_tokens
 from .collator import TextPairCollator
@@ -144,14 +145,18 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         if min(pool, per_step, parts, alike or 1) < 1 or per_step % world_size or not 0 <= rank < world_size:
             raise PluginError(
                 f"{NAME}: pool={pool}, alike={alike}, parts={parts}, per_step={per_step} must be 1 or more, per_step a "
-                f"multiple of world_size={world_size}, and rank={rank} below it."
+                f"multiple of world_size={world_size}, and rank={rank} below it.",
+                code="option-value",
             )
         if pairs is None and max_tokens is None:
-            raise PluginError(f"{NAME}: streaming data needs max_tokens, or pairs to derive it from.")
+            raise PluginError(
+                f"{NAME}: streaming data needs max_tokens, or pairs to derive it from.", code="part-misused"
+            )
         if getattr(getattr(stream, "_distributed", None), "world_size", 1) > 1:
             raise PluginError(
                 f"{NAME}: the stream was split by node (split_dataset_by_node), and the batches of all ranks are cut "
-                "from the whole of it. Pass it unsplit."
+                "from the whole of it. Pass it unsplit.",
+                code="data-unsuited",
             )
         self.stream = stream
         self.collator = collator
@@ -173,7 +178,9 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
         if worker is not None and worker.num_workers > 1:
             raise PluginError(
                 f"{NAME}: {worker.num_workers} workers would each read the whole stream, or each another part of it. "
-                "Set dataloader_num_workers to 1: it reads and tokenizes ahead of the training."
+                "Set dataloader_num_workers to 1: it reads and tokenizes ahead of the training.",
+                code="training-arguments",
+                mend=[mends.set_argument("dataloader_num_workers", 1)],
             )
         for waiting, batches in self._planned(int(self._epoch)):
             for batch in batches[self.rank :: self.world_size]:
@@ -206,7 +213,7 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
             if ended:
                 break
         if not tally.rows and epoch == 0:
-            raise PluginError(f"{NAME}: the stream of training data has no row. Look at the data.")
+            raise PluginError(f"{NAME}: the stream of training data has no row. Look at the data.", code="data-missing")
         self._report(epoch, tally, "in all")
 
     def _kept(self, fresh: list[Any], tally: Tally) -> Pairs:
@@ -222,7 +229,9 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
             raise PluginError(
                 f"{NAME}: {len(tally.empty)} of the first {tally.rows} rows of the stream have no target (rows "
                 f"{first}, ...), more than max_empty_share={self.max_empty_share}. Look at the data, or raise the "
-                "option to drop them."
+                "option to drop them.",
+                code="data-rows",
+                mend=[mends.drop_rows("train", tally.empty)],
             )
         if empty.any() and self.rank == 0:
             logger.warning(
@@ -242,7 +251,8 @@ class PooledBudgetBatches(torch.utils.data.IterableDataset[list[dict[str, Any]]]
                 if all(example.get(name) is None for name in names):
                     raise PluginError(
                         f"{NAME}: row {row} of the stream has no {column!r}, only {', '.join(example)}. Name the "
-                        "columns with source=... and target=..., and drop rows without a value."
+                        "columns with source=... and target=..., and drop rows without a value.",
+                        code="data-columns",
                     )
 
     def _limits(self, first: Pairs) -> dict[str, int]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...technique import Change, Technique, data_seed, option
 
@@ -84,10 +85,10 @@ class Text2Text(Technique):
         ):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "it must be 1 or more.")
-        self.require(self.examples >= 0, "examples", "it must be 0 or more.")
+        self.require(self.examples >= 0, "examples", "it must be 0 or more.", use=0)
         self.require(0 <= self.max_empty_share <= 1, "max_empty_share", "it must lie in [0, 1].")
         self.require(0 < self.noise_density < 1, "noise_density", "it must lie between 0 and 1.")
-        self.require(self.mean_span_length >= 1, "mean_span_length", "it must be 1 or more.")
+        self.require(self.mean_span_length >= 1, "mean_span_length", "it must be 1 or more.", use=1)
         self.require(
             self.objective == "seq2seq" or not self.source_prefix, "source_prefix", "only objective=seq2seq takes one."
         )
@@ -147,7 +148,9 @@ class Text2Text(Technique):
             raise PluginError(
                 f"{self.name}: option objective={self.objective} needs a collator that has it, and the script's own is "
                 f"a {type(collator).__name__}. Leave it out, or pass TextPairCollator(..., objective="
-                f"{self.objective!r})."
+                f"{self.objective!r}).",
+                code="technique-conflict",
+                mend=[mends.remove_option(self.name, "objective")],
             )
         if isinstance(collator, TextPairCollator):
             return collator.evaluating() if split != "train" else None
@@ -157,7 +160,8 @@ class Text2Text(Technique):
         if tokenizer is None or model is None:
             raise PluginError(
                 f"{self.name}: the trainer has no {'model' if model is None else 'tokenizer'}. "
-                f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}."
+                f"Pass {'model=..., not model_init=...' if model is None else 'processing_class=tokenizer'}.",
+                code="tokenizer-unsuited",
             )
         form = self._pairs(model, tokenizer, getattr(collator, "pad_to_multiple_of", None))
         return form.collator(
@@ -258,7 +262,9 @@ class Text2Text(Technique):
         if any(cls.__module__.partition(".")[0] == "trl" for cls in type(trainer).__mro__):
             raise PluginError(
                 f"{self.name}: {type(trainer).__name__} is TRL's, which batches and weighs its own data. "
-                f"Use Trainer or Seq2SeqTrainer, or leave out {self.name}."
+                f"Use Trainer or Seq2SeqTrainer, or leave out {self.name}.",
+                code="trainer-unsuited",
+                mend=[mends.remove_technique(self.name)],
             )
         if self.packing != "none":
             from .packing import refuse_unpacked

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ... import mends
 from ...errors import PluginError
 from . import objectives
 from .arrays import Ragged, positions
@@ -55,14 +56,20 @@ class TextObjective:
         if not 0 < self.noise_density < 1 or self.mean_span_length < 1:
             raise PluginError(
                 f"text2text: noise_density={self.noise_density} must lie between 0 and 1, and "
-                f"mean_span_length={self.mean_span_length} must be 1 or more."
+                f"mean_span_length={self.mean_span_length} must be 1 or more.",
+                code="option-value",
             )
         if self.tokenizer.eos_token_id is None:
-            raise PluginError(f"text2text: the tokenizer has no eos_token, which objective={self.name} needs. Set it.")
+            raise PluginError(
+                f"text2text: the tokenizer has no eos_token, which objective={self.name} needs. Set it.",
+                code="tokenizer-unsuited",
+            )
         if self.name == "span_corruption" and self.causal:
             raise PluginError(
                 "text2text: objective=span_corruption is for encoder-decoders: a causal model does not see what stands "
-                "after a sentinel. Use objective=prefix_lm, or a T5-like model."
+                "after a sentinel. Use objective=prefix_lm, or a T5-like model.",
+                code="model-unsuited",
+                mend=[mends.set_option("text2text", "objective", "prefix_lm")],
             )
         object.__setattr__(self, "sentinels", _sentinels(self.tokenizer) if self.name == "span_corruption" else None)
         begun = np.ones(1, dtype=np.int64)
@@ -72,7 +79,8 @@ class TextObjective:
         ):
             raise PluginError(
                 f"text2text: no text fits max_source={self.max_source} and max_target={self.max_target} with "
-                f"objective={self.name}. Raise them."
+                f"objective={self.name}. Raise them.",
+                code="option-value",
             )
 
     def pairs(self, texts: Ragged, examples: np.ndarray | None, epoch: int) -> tuple[Ragged, Ragged, dict[str, int]]:
@@ -204,7 +212,8 @@ def _sentinels(tokenizer: Any) -> np.ndarray:
             f"text2text: objective=span_corruption needs the sentinels <extra_id_0>, <extra_id_1>, ..., and "
             f"{type(tokenizer).__name__} has no token <extra_id_0>. Use a T5 or ByT5 tokenizer, or add the tokens: "
             "tokenizer.add_tokens([f'<extra_id_{i}>' for i in range(100)], special_tokens=True), and "
-            "model.resize_token_embeddings(len(tokenizer))."
+            "model.resize_token_embeddings(len(tokenizer)).",
+            code="tokenizer-unsuited",
         )
     return np.array(found, dtype=np.int64)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ... import mends
 from ...errors import PluginError
 from .arrays import Ragged, positions
 from .reading import rows_of
@@ -127,7 +128,8 @@ def _column(dataset: Any, column: str, *, missing: bool = False) -> Any:
     if column not in dataset.column_names:
         raise PluginError(
             f"text2text: the data has no column {column!r}, only {', '.join(dataset.column_names)}. Tokenize it into "
-            "input_ids and labels, or name the columns of text with source=... and target=..."
+            "input_ids and labels, or name the columns of text with source=... and target=...",
+            code="data-columns",
         )
     if dataset._indices is not None:
         dataset = dataset.select_columns(column).flatten_indices()
@@ -140,11 +142,17 @@ def _column(dataset: Any, column: str, *, missing: bool = False) -> Any:
     if not (hasattr(array, "offsets") and any(of(array.type.value_type) for of in kinds)):
         raise PluginError(
             f"text2text: the column {column!r} is of type {array.type}; it must hold lists of token ids. Tokenize its "
-            "texts; where they are classes, leave out text2text."
+            "texts; where they are classes, leave out text2text.",
+            code="data-columns",
+            mend=[mends.remove_technique("text2text")],
         )
     if array.null_count and not missing:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise PluginError(f"text2text: row {row} has {column}=None. Drop such rows, or give them a text.")
+        raise PluginError(
+            f"text2text: row {row} has {column}=None. Drop such rows, or give them a text.",
+            code="data-rows",
+            mend=[mends.drop_rows("train", [row])],
+        )
     return array
 
 
@@ -199,5 +207,7 @@ def _refuse_missing(example: Mapping[str, Any], row: int, ids: str, *, labels: b
         lacks = lacks or "labels"
     if lacks:
         raise PluginError(
-            f"text2text: row {row} has no {lacks}, only {', '.join(example)}. Drop such rows, or give them a text."
+            f"text2text: row {row} has no {lacks}, only {', '.join(example)}. Drop such rows, or give them a text.",
+            code="data-rows",
+            mend=[mends.drop_rows("train", [row])],
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
+from ... import mends
 from ...errors import PluginError
 from ...models.heads import head_names
 from ...models.inputs import bare
@@ -116,7 +117,11 @@ def _refuse_not_finite(output: Any, before: int) -> None:
     for value in output.values():
         if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
             row = before + int((~torch.isfinite(value.flatten(1)).all(1)).nonzero()[0])
-            raise PluginError(f"{NAME}: the features of row {row} are not finite. Look at that example.")
+            raise PluginError(
+                f"{NAME}: the features of row {row} are not finite. Look at that example.",
+                code="not-finite",
+                mend=[mends.drop_rows("train", [row])],
+            )
 
 
 def refuse_moving_data(batches: Iterable[dict[str, torch.Tensor]]) -> None:

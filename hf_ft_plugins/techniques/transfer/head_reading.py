@@ -18,6 +18,8 @@ Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 class NotCacheable(PluginError):
     """The features cannot be computed once; the message says why."""
 
+    DEFAULT_CODE = "model-unsuited"
+
 
 def without_labels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in batch.items() if name != "labels"}

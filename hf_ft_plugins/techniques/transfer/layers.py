@@ -72,7 +72,10 @@ def freeze(model: Any, *patterns: str) -> list[str]:
         if not fitting:
             layers = {name.rpartition(".")[0] for name in names} | set(names)
             near = difflib.get_close_matches(pattern, sorted(layers), n=3, cutoff=0.3)
-            raise PluginError(f"{NAME}: freeze={pattern} fits no parameter. Near it: {', '.join(near) or 'none'}.")
+            raise PluginError(
+                f"{NAME}: freeze={pattern} fits no parameter. Near it: {', '.join(near) or 'none'}.",
+                code="option-value",
+            )
         frozen += fitting
     for name in frozen:
         names[name].requires_grad_(False)

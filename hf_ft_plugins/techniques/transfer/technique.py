@@ -72,7 +72,7 @@ class Transfer(Technique):
         self.require(0 < self.decay <= 1, "layer_decay", "it must lie in (0, 1].")
         self.require(self.unfrozen_at is None or 0 <= self.unfrozen_at < 1, "unfrozen_at", "it must lie in [0, 1).")
         self.require(0 <= self.rewarm < 1, "rewarm", "it must lie in [0, 1).")
-        self.require(self.probe_steps >= 1, "probe_steps", "it must be 1 or more.")
+        self.require(self.probe_steps >= 1, "probe_steps", "it must be 1 or more.", use=1)
         self.require(
             self.probe_learning_rate is None or self.probe_learning_rate > 0, "probe_learning_rate", "it must be > 0."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
 from ...shards import are_cut_up, fsdp_version
@@ -45,25 +46,35 @@ def refuse_unfit(strategy: Strategy, groups: Sequence[LayerGroup], args: Trainin
     if strategy != "gradual" and first.name != HEAD:
         raise PluginError(
             f"{NAME}: strategy={strategy} trains the head alone, and a {type(base).__name__} has none outside its "
-            "backbone, or one that is tied to its embeddings. Use strategy=full or gradual."
+            "backbone, or one that is tied to its embeddings. Use strategy=full or gradual.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "strategy", "full")],
         )
     learns = {name for name, weight in base.named_parameters() if weight.requires_grad}
     if not learns.intersection(first.parameters):
         raise PluginError(
             f"{NAME}: strategy={strategy} begins with {first.name}, all of whose parameters are frozen. Name it in the "
-            "adapters' modules_to_save, take it out of freeze=..., or use strategy=full."
+            "adapters' modules_to_save, take it out of freeze=..., or use strategy=full.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "strategy", "full")],
         )
     if args.deepspeed or fsdp_version() == 1:
         raise PluginError(
             f"{NAME}: strategy={strategy} under {'DeepSpeed' if args.deepspeed else 'FSDP1'} does not work: its flat "
             "buffers hold frozen and learning layers together. Use FSDP2 (fsdp_config={'version': 2}), or "
-            "strategy=full."
+            "strategy=full.",
+            code="distributed-unsupported",
+            mend=[mends.set_argument("fsdp_config", {"version": 2}), mends.set_option(NAME, "strategy", "full")][
+                bool(args.deepspeed) :
+            ],
         )
     cut_up = fsdp_version() is not None or are_cut_up(model)
     if args.world_size > 1 and not cut_up and not _finds_unused(args, model):
         raise PluginError(
             f"{NAME}: strategy={strategy} on {args.world_size} ranks needs ddp_find_unused_parameters=True, since "
-            "frozen layers get no gradient. Set it, or use strategy=full."
+            "frozen layers get no gradient. Set it, or use strategy=full.",
+            code="training-arguments",
+            mend=[mends.set_argument("ddp_find_unused_parameters", True), mends.set_option(NAME, "strategy", "full")],
         )
 
 

@@ -19,7 +19,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from transformers.trainer_callback import TrainerCallback
 
-from ... import lr_scale
+from ... import lr_scale, mends
 from ...errors import PluginError
 from ...host.log_notes import add_note
 from ...host.stash import WithTrainer
@@ -285,7 +285,11 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
 
     def _not_cached(self, reason: Any) -> None:
         if self.cache_features == "always":
-            raise PluginError(f"{NAME}: cache_features=always is not possible here: {reason}.")
+            raise PluginError(
+                f"{NAME}: cache_features=always is not possible here: {reason}.",
+                code="option-combination",
+                mend=[mends.set_option(NAME, "cache_features", "auto")],
+            )
         logger.warning("%s: the head is trained in the run's own steps: %s.", NAME, reason)
 
     def _has_read_out(self, args: TrainingArguments, model: Module) -> bool:

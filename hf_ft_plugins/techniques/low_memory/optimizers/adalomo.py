@@ -179,4 +179,6 @@ def _settled(tensor: torch.Tensor) -> torch.Tensor:
 
 def _require(holds: bool, argument: str, value: Any, wanted: str) -> None:
     if not holds:
-        raise PluginError(f"{NAME}: AdaLOMO({argument}={value!r}) is out of range. Set {argument} to {wanted}.")
+        raise PluginError(
+            f"{NAME}: AdaLOMO({argument}={value!r}) is out of range. Set {argument} to {wanted}.", code="option-value"
+        )

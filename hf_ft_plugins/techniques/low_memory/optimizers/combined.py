@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ..settings import NAME
 from .per_tensor import PerTensorOptimizer
@@ -71,7 +72,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
             raise PluginError(
                 f"{NAME}: the checkpoint's optimizer state is that of {_listed(saved)}, and this run trains with "
                 f"{_listed(own)}. Resume with the algorithm that the checkpoint was made with, or load its weights "
-                "alone and start a new run."
+                "alone and start a new run.",
+                code="checkpoint-other-run",
+                mend=[mends.use_checkpoint(None)],
             )
         super().load_state_dict(state_dict)
         exact = {name for name, member in self._members.items() if isinstance(member, PerTensorOptimizer)}

@@ -71,14 +71,16 @@ class CompactAdamW(PerTensorOptimizer):
             if strange:
                 raise PluginError(
                     f"{NAME}: the saved optimizer is not CompactAdamW; its state has {', '.join(strange)}. Resume with "
-                    "the algorithm of that run, or train anew in another output_dir."
+                    "the algorithm of that run, or train anew in another output_dir.",
+                    code="checkpoint-other-run",
                 )
             is_half = parameter.dtype is torch.bfloat16
             if ("rest" in state) != is_half:
                 raise PluginError(
                     f"{NAME}: a weight of shape {tuple(parameter.shape)} is {parameter.dtype}, and was "
                     f"{'float32' if is_half else 'bfloat16'} in the run that is resumed. Use the dtype of the model, "
-                    "and the bf16=, of that run."
+                    "and the bf16=, of that run.",
+                    code="checkpoint-other-run",
                 )
 
     @torch.no_grad()
@@ -248,4 +250,6 @@ def _write_back(tensor: torch.Tensor, flat: torch.Tensor) -> None:
 
 def _refuse(wrong: bool, argument: str, value: Any, allowed: str) -> None:
     if wrong:
-        raise PluginError(f"{NAME}: CompactAdamW takes no {argument}={value}; it must be {allowed}.")
+        raise PluginError(
+            f"{NAME}: CompactAdamW takes no {argument}={value}; it must be {allowed}.", code="option-value"
+        )

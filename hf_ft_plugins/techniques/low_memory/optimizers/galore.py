@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ..settings import NAME
 from .matrices import LowRankOptimizer, adam, descend, precise, wide
@@ -89,7 +90,9 @@ def leading_vectors(matrix: torch.Tensor, rank: int) -> torch.Tensor:
         if not bool(torch.isfinite(matrix).all()):
             raise PluginError(
                 f"{NAME}: GaLore computes its projection of a gradient of shape {tuple(matrix.shape)} in this step, "
-                "and that gradient is not finite. Lower the learning rate, warm up for longer, or clip gradients."
+                "and that gradient is not finite. Lower the learning rate, warm up for longer, or clip gradients.",
+                code="not-finite",
+                mend=[mends.set_argument("max_grad_norm", 1.0)],
             ) from None
         vectors = leading_space(matrix, rank)
     # Not a view, which would keep, and save, all vectors.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ..settings import NAME
 from .per_tensor import PerTensorOptimizer
@@ -35,13 +36,15 @@ class MatrixOptimizer(PerTensorOptimizer):
                 raise PluginError(
                     f"{NAME}: {type(self).__name__} steps matrices, and got a parameter of shape "
                     f"{tuple(parameter.shape)}. Give it the weights of linear layers, and the rest to AdamW: see "
-                    "CombinedOptimizer."
+                    "CombinedOptimizer.",
+                    code="part-misused",
                 )
 
     def require(self, holds: bool, argument: str, value: Any, wanted: str) -> None:
         if not holds:
             raise PluginError(
-                f"{NAME}: {type(self).__name__}({argument}={value!r}) is out of range. Set {argument} to {wanted}."
+                f"{NAME}: {type(self).__name__}({argument}={value!r}) is out of range. Set {argument} to {wanted}.",
+                code="option-value",
             )
 
 
@@ -65,7 +68,8 @@ class LowRankOptimizer(MatrixOptimizer):
                 raise PluginError(
                     f"{NAME}: {type(self).__name__}(rank={group['rank']}) is above a matrix of shape "
                     f"{tuple(parameter.shape)}. Set rank to at most {min(parameter.shape)}, or give that matrix to "
-                    "AdamW."
+                    "AdamW.",
+                    code="option-value",
                 )
 
 
@@ -83,7 +87,9 @@ def precise(gradient: torch.Tensor) -> torch.Tensor:
     if hasattr(gradient, "full_tensor"):
         raise PluginError(
             f"{NAME}: FSDP2 has cut up a matrix of shape {tuple(gradient.shape)}, and this algorithm needs whole ones. "
-            "Train with DDP, or with an algorithm that steps each number alone, such as algorithm=script with AdamW."
+            "Train with DDP, or with an algorithm that steps each number alone, such as algorithm=script with AdamW.",
+            code="distributed-unsupported",
+            mend=[mends.set_option(NAME, "algorithm", "script")],
         )
     return gradient if gradient.dtype == torch.float64 else gradient.float()
 

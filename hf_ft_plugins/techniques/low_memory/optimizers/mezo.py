@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ..keyed_random import generator
 from ..settings import NAME
@@ -70,7 +71,9 @@ class MeZO(torch.optim.Optimizer):
         ):
             if not holds:
                 least = "above 0" if name == "perturbation" else "0 or more"
-                raise PluginError(f"{NAME}: MeZO({name}={value}) is not allowed: it must be {least}.")
+                raise PluginError(
+                    f"{NAME}: MeZO({name}={value}) is not allowed: it must be {least}.", code="option-value"
+                )
         # `steps`, of which the first group's counts, is saved with the groups.
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "steps": 0})
         self.perturbation = perturbation
@@ -83,7 +86,9 @@ class MeZO(torch.optim.Optimizer):
             if parameter.dtype not in (torch.float32, torch.float64):
                 raise PluginError(
                     f"{NAME}: MeZO perturbs weights in place, and those in {parameter.dtype} would lose more by that "
-                    "than a step gives them. Load the model in float32; bf16=True still computes in bfloat16."
+                    "than a step gives them. Load the model in float32; bf16=True still computes in bfloat16.",
+                    code="model-unsuited",
+                    mend=[mends.set_model_argument("dtype", "float32")],
                 )
 
     @torch.no_grad()
@@ -101,7 +106,10 @@ class MeZO(torch.optim.Optimizer):
             [], the mean of the two losses, which is the loss at theta but for terms in e squared.
         """
         if self.slope is not None and self.slope.seed != seed:
-            raise PluginError(f"{NAME}: MeZO.estimate(seed={seed}) in a step that began with seed={self.slope.seed}.")
+            raise PluginError(
+                f"{NAME}: MeZO.estimate(seed={seed}) in a step that began with seed={self.slope.seed}.",
+                code="part-misused",
+            )
         at = 0.0
         try:
             self._perturb(seed, 1.0)
@@ -139,7 +147,10 @@ class MeZO(torch.optim.Optimizer):
         """
         loss = None if closure is None else self.estimate(closure)
         if self.slope is None:
-            raise PluginError(f"{NAME}: MeZO.step() has nothing to go by. Call estimate(loss) first, or step(loss).")
+            raise PluginError(
+                f"{NAME}: MeZO.step() has nothing to go by. Call estimate(loss) first, or step(loss).",
+                code="part-misused",
+            )
         slope = float(self.slope.value)
         if slope - slope == 0:
             for group, parameter, direction in self._directions(self.slope.seed):

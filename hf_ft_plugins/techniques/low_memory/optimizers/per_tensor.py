@@ -48,7 +48,8 @@ class PerTensorOptimizer(torch.optim.Optimizer):
                 if parameter.grad.is_sparse:
                     raise PluginError(
                         f"{NAME}: {type(self).__name__} takes no sparse gradients, and a parameter of shape "
-                        f"{tuple(parameter.shape)} has one. Make the layer with sparse=False."
+                        f"{tuple(parameter.shape)} has one. Make the layer with sparse=False.",
+                        code="model-unsuited",
                     )
                 self.update(parameter, parameter.grad, self.state[parameter], group)
         return loss

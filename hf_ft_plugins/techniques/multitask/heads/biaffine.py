@@ -41,7 +41,8 @@ class BiaffineScorer(nn.Module):
         if arc_dim < 1 or label_dim < 1 or not 0 <= dropout < 1:
             raise PluginError(
                 f"{NAME}: arc_dim={arc_dim}, label_dim={label_dim}, dropout={dropout}: the widths must be 1 or more, "
-                "dropout 0 or more and below 1."
+                "dropout 0 or more and below 1.",
+                code="option-value",
             )
         self.dropout = dropout
         self.root = nn.Parameter(torch.empty(hidden_size))

@@ -16,7 +16,8 @@ def refuse_encoder(model: Any) -> None:
     if main_input_name(model) != "input_ids":
         raise PluginError(
             f"{called} takes {main_input_name(model)}, and rows here are tokens. Use a text encoder: "
-            "AutoModel.from_pretrained('answerdotai/ModernBERT-base')."
+            "AutoModel.from_pretrained('answerdotai/ModernBERT-base').",
+            code="model-unsuited",
         )
     if model.config.is_encoder_decoder:
         alone = encoder_class(model.config)
@@ -26,10 +27,14 @@ def refuse_encoder(model: Any) -> None:
             else "transformers has no class of its encoder alone, by which a saved model could be loaded: use another, "
             "such as T5EncoderModel.from_pretrained(...) or a BERT."
         )
-        raise PluginError(f"{called} has an encoder and a decoder, and tasks are heads on one of them. {advice}")
+        raise PluginError(
+            f"{called} has an encoder and a decoder, and tasks are heads on one of them. {advice}",
+            code="model-unsuited",
+        )
     head = next((name for name in ("classifier", "score", "lm_head", "qa_outputs") if hasattr(model, name)), None)
     if head is not None:
         raise PluginError(
             f"{called} has a head of its own ({head}), and tasks have theirs. Pass the model without it: "
-            "model.base_model, or AutoModel.from_pretrained(...)."
+            "model.base_model, or AutoModel.from_pretrained(...).",
+            code="model-unsuited",
         )

@@ -38,17 +38,21 @@ def exported(model: Any, task: str) -> PreTrainedModel:
     """
     specs = model.specs
     if task not in specs:
-        raise PluginError(f"{NAME}: there is no task {task!r} to export; the tasks are {', '.join(specs)}.")
+        raise PluginError(
+            f"{NAME}: there is no task {task!r} to export; the tasks are {', '.join(specs)}.", code="option-value"
+        )
     spec = specs[task]
     if spec.kind not in CLASSES:
         raise PluginError(
             f"{NAME}: task {task!r} is of kind {spec.kind!r}, for which transformers has no class. Save the whole "
-            "model, and load it with MultiTaskModel.from_pretrained."
+            "model, and load it with MultiTaskModel.from_pretrained.",
+            code="model-unsuited",
         )
     if spec.kind == "token" and model.config.word_pooling != "first":
         raise PluginError(
             f"{NAME}: task {task!r} reads words by word_pooling={model.config.word_pooling!r}, and a plain model reads "
-            "tokens. Train with word_pooling='first' to export it."
+            "tokens. Train with word_pooling='first' to export it.",
+            code="model-unsuited",
         )
     auto, problem_type = CLASSES[spec.kind]
     config = type(model.encoder.config).from_dict(model.encoder.config.to_dict())
@@ -91,7 +95,8 @@ def _language_head(plain: Any) -> list[str]:
 def _refusal(task: str, why: str) -> PluginError:
     return PluginError(
         f"{NAME}: task {task!r} cannot be a plain model: {why}. Save the whole model, and load it with "
-        "MultiTaskModel.from_pretrained."
+        "MultiTaskModel.from_pretrained.",
+        code="model-unsuited",
     )
 
 

@@ -143,7 +143,9 @@ class MultiTaskModel(PreTrainedModel):
             kwargs: for `AutoModel.from_pretrained`.
         """
         if word_pooling not in ("first", "last", "mean", None):
-            raise PluginError(f"{NAME}: word_pooling is {word_pooling!r}; it must be first, last or mean.")
+            raise PluginError(
+                f"{NAME}: word_pooling is {word_pooling!r}; it must be first, last or mean.", code="option-value"
+            )
         complete = with_labels(tasks, *datasets)
         model = AutoModel.from_pretrained(encoder, **kwargs) if isinstance(encoder, str) else encoder
         refuse_encoder(model)
@@ -259,7 +261,8 @@ class MultiTaskModel(PreTrainedModel):
             if word_ids is None:
                 raise PluginError(
                     f"{NAME}: task {over_words[0]!r} is over words, and the batch has no word_ids. Use "
-                    "MultiTaskCollator, on rows with their words in a column 'tokens'."
+                    "MultiTaskCollator, on rows with their words in a column 'tokens'.",
+                    code="part-misused",
                 )
             count = labels[over_words[0]].shape[1] if labels is not None else max(int(word_ids.max()) + 1, 1)
             words = pool_words(hidden, word_ids, self.config.word_pooling, count)
@@ -306,7 +309,8 @@ class MultiTaskModel(PreTrainedModel):
         if total is None:
             raise PluginError(
                 f"{NAME}: a batch has labels for {', '.join(labels) or 'no task'}, and the model's tasks are "
-                f"{', '.join(specs)}."
+                f"{', '.join(specs)}.",
+                code="labels-unsuited",
             )
         if self.training and self.touches_idle:
             idle = [0.0 * parameter.sum() for parameter in self.idle_parameters(scores) if parameter.requires_grad]

@@ -35,7 +35,7 @@ def pool_words(hidden: Tensor, word_ids: Tensor, how: Pooling, words: int) -> Te
         PluginError: `how` is none of the three.
     """
     if how not in ("first", "last", "mean"):
-        raise PluginError(f"{NAME}: words are pooled by first, last or mean, not by {how!r}.")
+        raise PluginError(f"{NAME}: words are pooled by first, last or mean, not by {how!r}.", code="option-value")
     rows, tokens, width = hidden.shape
     # Tokens without a word go to a slot of their own, which is cut off.
     slots = torch.where((word_ids >= 0) & (word_ids < words), word_ids, words)

@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from transformers import initialization
 
 from ....errors import PluginError
-from ....technique import nearest
+from ....near import nearest
 from ..tasks import ABSENT, NAME
 from .biaffine import BiaffineScorer
 from .crf import LinearChain
@@ -235,16 +235,20 @@ def make_head(kind: str, hidden_size: int, labels: Sequence[Any], **options: Any
     """
     if kind not in HEADS:
         raise PluginError(
-            f"{NAME}: there is no head of kind {kind!r}.{nearest(kind, HEADS)} Kinds: {', '.join(HEADS)}."
+            f"{NAME}: there is no head of kind {kind!r}.{nearest(kind, HEADS)} Kinds: {', '.join(HEADS)}.",
+            code="option-value",
         )
     if len(labels) == 0:
-        raise PluginError(f"{NAME}: a head of kind {kind!r} has no labels. Name them in the task.")
+        raise PluginError(
+            f"{NAME}: a head of kind {kind!r} has no labels. Name them in the task.", code="labels-unsuited"
+        )
     known = [name for name in inspect.signature(HEADS[kind]).parameters if name not in ("hidden_size", "labels")]
     for name in options:
         if name not in known:
             raise PluginError(
                 f"{NAME}: a head of kind {kind!r} has no option {name!r}.{nearest(name, known)} "
-                f"Its options are: {', '.join(known) or '(none)'}."
+                f"Its options are: {', '.join(known) or '(none)'}.",
+                code="option-unknown",
             )
     return HEADS[kind](hidden_size, labels, **options)
 
@@ -270,7 +274,8 @@ def _sum_of_row_means(loss: Any, scores: Tensor, labels: Tensor) -> Tensor:
     if labels.shape != scores.shape:
         raise PluginError(
             f"{NAME}: the labels have the shape {tuple(labels.shape)}, and the head predicts {tuple(scores.shape)}. "
-            "Give each row as many numbers as the task has labels."
+            "Give each row as many numbers as the task has labels.",
+            code="labels-unsuited",
         )
     known = ~labels.isnan()
     losses = loss(scores.float(), torch.where(known, labels, 0.0).float(), reduction="none")

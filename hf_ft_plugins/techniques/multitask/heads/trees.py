@@ -27,7 +27,7 @@ def maximum_spanning_tree(scores: np.ndarray) -> np.ndarray:
         PluginError: no words, or a score that is not finite.
     """
     if len(scores) == 0:
-        raise PluginError(f"{NAME}: a sentence without words has no tree. Leave it out.")
+        raise PluginError(f"{NAME}: a sentence without words has no tree. Leave it out.", code="data-rows")
     return maximum_spanning_trees(scores[None], np.ones((1, len(scores)), dtype=bool))[0]
 
 
@@ -55,7 +55,8 @@ def maximum_spanning_trees(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if not np.isfinite(scores[read]).all():
         raise PluginError(
             f"{NAME}: a parser's scores are not finite, so that it predicts no tree: the model has diverged. Train it "
-            "with a lower learning rate."
+            "with a lower learning rate.",
+            code="not-finite",
         )
     heads = np.where(read, scores, -np.inf).argmax(-1)
     for row in np.flatnonzero(~_are_trees(heads, mask)):

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .... import mends
 from ....errors import PluginError
 from ....models.inputs import bare
 from ....technique import data_seed
@@ -134,7 +135,9 @@ def last_shared(encoder: nn.Module) -> list[nn.Parameter]:
     if not found:
         raise PluginError(
             f"{NAME}: option balance=gradnorm compares the tasks in the encoder's last layer, and a "
-            f"{type(encoder).__name__} has none that learns. Use balance=uncertainty."
+            f"{type(encoder).__name__} has none that learns. Use balance=uncertainty.",
+            code="model-unsuited",
+            mend=[mends.set_option(NAME, "balance", "uncertainty")],
         )
     return found
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .... import mends
 from ....errors import PluginError
+from ....near import nearest_value
 from ..tasks import NAME
 
 METHODS = ("pcgrad", "cagrad")
@@ -43,7 +45,11 @@ def surgery_weights(method: str, gramian: Tensor, seed: int) -> Tensor:
         PluginError: no such method, or what it needs (torchjd, scipy) is not installed.
     """
     if method not in METHODS:
-        raise PluginError(f"{NAME}: there is no gradient surgery {method!r}. Use {' or '.join(METHODS)}.")
+        raise PluginError(
+            f"{NAME}: there is no gradient surgery {method!r}. Use {' or '.join(METHODS)}.",
+            code="option-value",
+            mend=nearest_value(NAME, "balance", method, METHODS),
+        )
     weights = torch.ones(len(gramian), dtype=torch.float64)
     moving = gramian.diagonal() > 0
     if bool(torch.isfinite(gramian).all()) and int(moving.sum()) > 1:
@@ -56,7 +62,11 @@ def _pcgrad(gramian: Tensor, seed: int) -> Tensor:
     try:
         from torchjd.aggregation import PCGradWeighting
     except ImportError as error:
-        raise PluginError(f"{NAME}: option balance=pcgrad needs torchjd, which is not installed. {INSTALL}") from error
+        raise PluginError(
+            f"{NAME}: option balance=pcgrad needs torchjd, which is not installed. {INSTALL}",
+            code="package-missing",
+            mend=[mends.install("torchjd>=0.18,<1")],
+        ) from error
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed every GPU, whose states are not put back.
         torch.default_generator.manual_seed(seed)
@@ -68,7 +78,11 @@ def _cagrad(gramian: Tensor, c: float = CAGRAD_C) -> Tensor:
     try:
         from scipy.optimize import minimize
     except ImportError as error:
-        raise PluginError(f"{NAME}: option balance=cagrad needs scipy, which is not installed. {INSTALL}") from error
+        raise PluginError(
+            f"{NAME}: option balance=cagrad needs scipy, which is not installed. {INSTALL}",
+            code="package-missing",
+            mend=[mends.install("scipy")],
+        ) from error
 
     count = len(gramian)
     # By the length of the mean gradient, so that the solver's tolerance means the same for any scale of losses.

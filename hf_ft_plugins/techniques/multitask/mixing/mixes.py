@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .... import mends
 from ....errors import PluginError
 
 MIXES = (
@@ -34,13 +35,17 @@ def check_sizes(sizes: Sequence[int], names: Sequence[str] | None = None) -> Non
         PluginError: with the source's name, or its number without names.
     """
     if not len(sizes):
-        raise PluginError("multitask: there is no data set to draw from. Give one or more.")
+        raise PluginError("multitask: there is no data set to draw from. Give one or more.", code="data-missing")
     if names is not None and len(names) != len(sizes):
-        raise PluginError(f"multitask: {len(names)} names for {len(sizes)} data sets. Give one for each.")
+        raise PluginError(
+            f"multitask: {len(names)} names for {len(sizes)} data sets. Give one for each.", code="option-value"
+        )
     for number, size in enumerate(sizes):
         if size < 1:
             called = repr(names[number]) if names else f"number {number}"
-            raise PluginError(f"multitask: the data set {called} has {size} examples. Leave it out.")
+            raise PluginError(
+                f"multitask: the data set {called} has {size} examples. Leave it out.", code="data-missing"
+            )
 
 
 def proportional(sizes: Sequence[int]) -> np.ndarray:
@@ -63,7 +68,11 @@ def temperature(sizes: Sequence[int], temperature: float) -> np.ndarray:
         PluginError: a temperature that is not above 0.
     """
     if not temperature > 0:
-        raise PluginError(f"multitask: temperature={temperature} must be above 0; 1 is proportional.")
+        raise PluginError(
+            f"multitask: temperature={temperature} must be above 0; 1 is proportional.",
+            code="option-value",
+            mend=[mends.set_option("multitask", "temperature", 1)],
+        )
     return _powers(sizes, 1 / temperature)
 
 
@@ -96,7 +105,9 @@ def unimax(sizes: Sequence[int], budget: float, max_passes: float) -> np.ndarray
     """
     check_sizes(sizes)
     if not (budget > 0 and max_passes > 0):
-        raise PluginError(f"multitask: budget={budget} and max_passes={max_passes} must be above 0.")
+        raise PluginError(
+            f"multitask: budget={budget} and max_passes={max_passes} must be above 0.", code="option-value"
+        )
     drawn = np.zeros(len(sizes))
     left = float(budget)
     for done, source in enumerate(np.argsort(np.asarray(sizes), kind="stable")):
@@ -112,9 +123,15 @@ def weighted(weights: Sequence[float], sources: int) -> np.ndarray:
         PluginError: not one for each source, a negative or not finite one, or none above 0.
     """
     if len(weights) != sources:
-        raise PluginError(f"multitask: {len(weights)} weights for {sources} data sets. Give one for each, in order.")
+        raise PluginError(
+            f"multitask: {len(weights)} weights for {sources} data sets. Give one for each, in order.",
+            code="option-value",
+        )
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-        raise PluginError(f"multitask: weights={list(weights)} must be finite, 0 or more, and one of them above 0.")
+        raise PluginError(
+            f"multitask: weights={list(weights)} must be finite, 0 or more, and one of them above 0.",
+            code="option-value",
+        )
     return _shares(np.array(weights, dtype=np.float64))
 
 

@@ -147,7 +147,10 @@ class LearnedQuotas:
     def tell(self, block: int, losses: Sequence[float | None]) -> None:
         """The mean loss of each source in a block; see `MultiTaskSampler.tell`."""
         if block != len(self.losses):
-            raise PluginError(f"multitask: losses of block {block} are told, those of {len(self.losses)} come next.")
+            raise PluginError(
+                f"multitask: losses of block {block} are told, those of {len(self.losses)} come next.",
+                code="part-misused",
+            )
         self._check(losses)
         for name, loss in zip(self.names, losses, strict=True):
             if loss is not None and not math.isfinite(loss):
@@ -168,7 +171,10 @@ class LearnedQuotas:
 
     def _check(self, losses: Sequence[float | None]) -> None:
         if len(losses) != len(self.sizes):
-            raise PluginError(f"multitask: {len(losses)} losses for {len(self.sizes)} data sets. Give one for each.")
+            raise PluginError(
+                f"multitask: {len(losses)} losses for {len(self.sizes)} data sets. Give one for each.",
+                code="part-misused",
+            )
 
     def _settle(self, block: int) -> None:
         """Fix shares and counts of all blocks up to this one."""
@@ -184,7 +190,8 @@ class LearnedQuotas:
             raise PluginError(
                 f"multitask: block {block} is drawn, but the losses of block {block - 2} were not told. Call "
                 "tell(block, losses) after each block, and let the data loader read ahead by less than "
-                f"update_every={self.update_every} micro-steps."
+                f"update_every={self.update_every} micro-steps.",
+                code="part-misused",
             )
         new = self.losses[block - 2]
         measured = [loss is not None for loss in new]

@@ -23,9 +23,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from .... import mends
 from ....errors import PluginError
 from ....keyed_permutation import KeyedPermutation, key_of, permuted
-from ....technique import nearest
+from ....near import nearest, nearest_value
 from . import mixes
 from .quotas import FixedQuotas, LearnedQuotas
 
@@ -94,13 +95,23 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
         numbers = {"batch_size": batch_size, "world_size": world_size, "epochs": epochs, "update_every": update_every}
         for option, value in {**numbers, "steps_per_epoch": steps_per_epoch}.items():
             if value is not None and value < 1:
-                raise PluginError(f"multitask: {option}={value} must be 1 or more.")
+                raise PluginError(f"multitask: {option}={value} must be 1 or more.", code="option-value")
         for option, text, known in (("mix", mix, mixes.MIXES), ("unit", unit, get_args(Unit))):
             if text not in known:
                 hint = nearest(text, known) or f" Take one of {', '.join(known)}."
-                raise PluginError(f"multitask: {option}={text!r} is unknown.{hint}")
+                raise PluginError(
+                    f"multitask: {option}={text!r} is unknown.{hint}",
+                    code="option-value",
+                    mend=nearest_value("multitask", option, text, known),
+                )
         if (mix == "weights") != (weights is not None):
-            raise PluginError(f"multitask: mix={mix!r} with weights={weights}. Give weights with mix='weights' alone.")
+            raise PluginError(
+                f"multitask: mix={mix!r} with weights={weights}. Give weights with mix='weights' alone.",
+                code="option-combination",
+                mend=[mends.remove_option("multitask", "weights")]
+                if weights
+                else [mends.remove_option("multitask", "mix")],
+            )
         self.sizes = [int(size) for size in sizes]
         self.names = list(names) if names is not None else [str(number) for number in range(len(sizes))]
         self.mix, self.unit, self.world_size, self.seed = mix, unit, world_size, seed
@@ -146,7 +157,7 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
             PluginError: more steps than an epoch has.
         """
         if not 0 <= steps <= self.steps:
-            raise PluginError(f"multitask: cannot seek step {steps} of an epoch of {self.steps}.")
+            raise PluginError(f"multitask: cannot seek step {steps} of an epoch of {self.steps}.", code="part-misused")
         self._begin = (steps, placeholders)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -179,7 +190,10 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
     def source_at(self, step: int) -> int:
         """Number of the source of a micro-step of the run, with unit="batch"."""
         if self.unit != "batch":
-            raise PluginError("multitask: with unit='example' a step is of no single source; ask source_of(position).")
+            raise PluginError(
+                "multitask: with unit='example' a step is of no single source; ask source_of(position).",
+                code="part-misused",
+            )
         block = self.block_of(step)
         if self._looked_up is None or self._looked_up[0] != block:
             self._looked_up = (block, self._slots(block)[0])
@@ -251,7 +265,9 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
             PluginError: a mix that does not learn, another block than the next, or not one loss for each source.
         """
         if not isinstance(self._quotas, LearnedQuotas):
-            raise PluginError(f"multitask: mix={self.mix!r} does not learn from losses. Do not tell it any.")
+            raise PluginError(
+                f"multitask: mix={self.mix!r} does not learn from losses. Do not tell it any.", code="part-misused"
+            )
         self._quotas.tell(block, losses)
 
     def state_dict(self) -> dict[str, Any]:
@@ -273,13 +289,16 @@ class MultiTaskSampler(torch.utils.data.Sampler[list[int]]):
         if set(state) != set(self.state_dict()):
             raise PluginError(
                 f"multitask: the checkpoint's mix {'learned from losses' if state else 'was fixed'}, and "
-                f"mix={self.mix!r} {'is fixed' if state else 'learns from losses'}. Resume with the checkpoint's mix."
+                f"mix={self.mix!r} {'is fixed' if state else 'learns from losses'}. Resume with the checkpoint's mix.",
+                code="checkpoint-other-run",
             )
         if isinstance(self._quotas, LearnedQuotas):
             if state["update_every"] != self._quotas.update_every:
                 raise PluginError(
                     f"multitask: update_every={self._quotas.update_every}, but the checkpoint's mix was learned with "
-                    f"{state['update_every']}. Resume with that."
+                    f"{state['update_every']}. Resume with that.",
+                    code="checkpoint-other-run",
+                    mend=[mends.set_option("multitask", "update_every", state["update_every"])],
                 )
             self._quotas.load(state["told"])
         self._looked_up = None

@@ -75,7 +75,8 @@ def weigh(
         if not isinstance(batch.get("labels"), Mapping):
             raise PluginError(
                 f"{NAME}: a training batch has {', '.join(batch)} and no labels by task. Use MultiTaskCollator, or "
-                "give it labels={task: tensor, ...}."
+                "give it labels={task: tensor, ...}.",
+                code="part-misused",
             )
         for index, (name, spec) in enumerate(specs.items()):
             if name in batch["labels"]:
