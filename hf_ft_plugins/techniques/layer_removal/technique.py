@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import PluginError
 from ...host.stash import Stash, stash_of
-from ...shards import are_cut_up, fsdp_version
 from ...technique import Change, Technique, option
 
 if TYPE_CHECKING:
@@ -194,6 +193,8 @@ class LayerRemoval(Technique):
 
 def _refuse_pieces(name: str, model: PreTrainedModel, args: TrainingArguments) -> None:
     """FSDP2 cuts a model up when training begins, long after its layers are gone."""
+    from ...shards import are_cut_up, fsdp_version
+
     if are_cut_up(model):
         raise PluginError(
             f"{name}: from_pretrained(..., distributed_config=...) has cut the weights up over ranks, and layers are "
