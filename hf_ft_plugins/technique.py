@@ -215,6 +215,13 @@ class Technique:
         ]
 
     @classmethod
+    def option_choices(cls) -> dict[str, list[str]]:
+        """Of the options that take a few values, and nothing else, these values as strings have them."""
+        hints = typing.get_type_hints(cls)
+        found = {field.name: _few_values(hints[field.name]) for field in dataclasses.fields(cls)}
+        return {name: values for name, values in found.items() if values is not None}
+
+    @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Make the technique from a mapping of options; an unknown name raises `OptionError`."""
         known = [field.name for field in dataclasses.fields(cls)]
@@ -316,6 +323,19 @@ def _items(value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{shown(value)} is not a list")
     return list(value)
+
+
+def _few_values(hint: Any) -> list[str] | None:
+    """All values of a type, as strings; None where they are more than a few."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is bool:
+        return ["true", "false"]
+    if origin is Literal:
+        return [str(argument) for argument in arguments]
+    if origin in (Union, types.UnionType):
+        found = [["none"] if part is type(None) else _few_values(part) for part in arguments]
+        return None if None in found else [value for values in found if values is not None for value in values]
+    return None
 
 
 def _type_name(hint: Any) -> str:

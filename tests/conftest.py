@@ -12,6 +12,8 @@ from tests.two_processes import on_both_ranks, processes  # noqa: F401
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nor does one write into the user's cache folder.
+os.environ.setdefault("HF_FT_PLUGINS_FORGET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -38,9 +38,11 @@ from .options import (
     log_to_stderr,
 )
 from .planning import memory_estimate, model_without_weights
+from .plugin_facts import row_of
 from .recipes import chosen_techniques
 from .record import Watch
 from .refusals import Asked, show_complaint, show_refusal
+from .remembered_facts import facts_of
 from .run import run as run_script
 from .technique_commands import WithTechniqueCommands
 
@@ -79,7 +81,7 @@ def hf_ft(
 def list_techniques(as_json: AsJson = False, only_builtin: OnlyBuiltin = False) -> None:
     """What is installed, from which distribution; a plug-in that cannot be imported is listed with its error."""
     keep_third_parties_out(only_builtin)
-    rows = [_row(offer) for offer in registry.offers()]
+    rows = [facts.row for facts in facts_of(registry.offers()) if facts is not None]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -101,7 +103,7 @@ def show(
 ) -> None:
     """Everything about one technique: where it comes from, the hooks it answers, its options."""
     offer = registry.find(name)
-    row = _row(offer, technique=offer.load())
+    row = row_of(offer, offer.load())
     if as_json:
         print(json.dumps(row, indent=1))
         return
@@ -304,16 +306,3 @@ def _plan(techniques: tuple[Technique, ...]) -> dict[str, list[str]]:
         for hook in technique.hooks():
             plan.setdefault(hook, []).append(technique.name)
     return plan
-
-
-def _row(offer: registry.Offer, technique: type[Technique] | None = None) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": offer.name, "distribution": offer.distribution, "version": offer.version}
-    try:
-        technique = technique or offer.load()
-    except PluginError as error:
-        return row | {"error": str(error.__cause__ or error)}
-    return row | {
-        "summary": technique.summary,
-        "hooks": technique.hooks(),
-        "options": [vars(info) for info in technique.option_infos()],
-    }

@@ -186,7 +186,7 @@ def test_command_lines_parse_and_name_what_is_there(page, code):
 
 def check_command(group, arguments):
     name, *rest = arguments
-    command = group.get_command(SimpleNamespace(), name)
+    command = group.get_command(SimpleNamespace(resilient_parsing=False), name)
     assert command is not None, arguments
     if hasattr(command, "commands"):
         check_command(command, rest)

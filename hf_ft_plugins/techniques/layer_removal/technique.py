@@ -15,7 +15,6 @@ from ... import mends
 from ...errors import PluginError
 from ...host.stash import Stash, stash_of
 from ...near import closest
-from ...shards import are_cut_up, fsdp_version
 from ...technique import Change, Technique, option
 
 if TYPE_CHECKING:
@@ -211,6 +210,8 @@ class LayerRemoval(Technique):
 
 def _refuse_pieces(name: str, model: PreTrainedModel, args: TrainingArguments) -> None:
     """FSDP2 cuts a model up when training begins, long after its layers are gone."""
+    from ...shards import are_cut_up, fsdp_version
+
     if are_cut_up(model):
         raise PluginError(
             f"{name}: from_pretrained(..., distributed_config=...) has cut the weights up over ranks, and layers are "
