@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...models.unchanged import evaluating, unchanged_on_error
+from ...progress import progress
 from .quality import measure_quality, perplexity_of
 from .remove import remove_layers
 from .score import Batches, choose_layers, mean_loss, removal_order
+from .stacks import NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +69,7 @@ def measure_choices(
 ) -> list[dict[str, Any]]:
     """The points of a curve for layers that are chosen already; the whole model is the first."""
     points, original = [], None
-    for layers in ([], *choices):
+    for layers in progress(([], *choices), f"{NAME}: what each number of layers costs", unit="models"):
         with unchanged_on_error(model), evaluating(model), torch.no_grad():
             removal = remove_layers(model, layers, side=side, check=False) if layers else None
             loss = mean_loss(model, held_out)
