@@ -61,8 +61,8 @@ def progress(
         return
     if callable(total):
         total = total()
-    elif total is None:
-        total = operator.length_hint(iterable) + (count if items is iterable else 0) or None
+    elif total is None and (left := operator.length_hint(iterable, -1)) >= 0:
+        total = left + count if items is iterable else left
     work = _Work(what, unit, total, began)
     yield from work.with_bar(items, count) if _shows_bars() else work.with_lines(items, count)
 
@@ -91,11 +91,9 @@ class _Work:
     began: float
 
     def with_bar(self, items: Iterator[T], count: int) -> Iterator[T]:
-        # The one that takes no second to import, and that all switches of Hugging Face's libraries switch off.
-        from huggingface_hub.utils import tqdm
-
+        settings: dict[str, Any] = {"desc": self.what, "total": self.total, "unit": f" {self.unit}", "initial": count}
         # Below another bar it goes away when it ends; else it stays.
-        bar = tqdm(items, desc=self.what, total=self.total, unit=f" {self.unit}", initial=count, leave=None)
+        bar = _bar_class()(items, **settings, leave=None)
         # TQDM_DISABLE, too, disables it.
         if not bar.disable:
             # The work began before the bar was there.
@@ -119,6 +117,13 @@ class _Work:
 
     def _elapsed(self) -> float:
         return time.monotonic() - self.began
+
+
+def _bar_class() -> Any:
+    # transformers' takes a second to import, which who converts a log need not have. Its switch is this one's, too.
+    from huggingface_hub.utils import tqdm
+
+    return tqdm
 
 
 def _seconds(number: float) -> str:
