@@ -89,10 +89,8 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
     """Write `NAME.json` and draw `NAME.png`, whose path is returned."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(list(points), indent=1), encoding="utf-8")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    # Not pyplot: a notebook's own backend stays as it is.
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     removed = [point["removed"] for point in points]
@@ -104,7 +102,8 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
         panels.append(
             ("share", {label: [point[key] for point in points] for label, key in shares.items()}),
         )
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False)
+    figure = Figure(figsize=(5.2 * len(panels), 4))
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (label, lines) in zip(axes[0], panels, strict=True):
         for line, values in lines.items():
             axis.plot(removed, values, marker="o", label=line)
@@ -129,5 +128,4 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
     figure.tight_layout()
     file = folder / f"{name}.png"
     figure.savefig(file, dpi=120)
-    plt.close(figure)
     return file
