@@ -205,6 +205,11 @@ class Technique:
         options = ",".join(f"{name}={written(value)}" for name, value in self.changed_options().items())
         return f"{self.name}:{options}" if options else self.name
 
+    def _repr_html_(self) -> str:
+        from .option_table import as_html
+
+        return as_html(self)
+
     @classmethod
     def option_infos(cls) -> list[OptionInfo]:
         """Name, type, default and help of each option, in the order in which the class declares them."""

@@ -188,6 +188,32 @@ def test_production_code_knows_nothing_of_the_kit(path):
     assert not [name for name in imported if "testing" in name.split(".") or "pytest" in name.split(".")]
 
 
+def backend_changes(source):
+    """Lines of a module that draw by pyplot, or choose matplotlib's backend: a notebook would lose its own."""
+    tree = ast.parse(source)
+    names = [
+        (node.lineno, [getattr(node, "module", None) or "", *(alias.name for alias in node.names)])
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    used = [node.lineno for node in ast.walk(tree) if ast.unparse(node) == "matplotlib.use"]
+    return [line for line, words in names if any("pyplot" in word for word in words)] + used
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import matplotlib.pyplot as plt", "from matplotlib import pyplot", "import matplotlib; matplotlib.use('Agg')"],
+)
+def test_control_a_change_of_the_backend_is_found(line):
+    assert backend_changes(line)
+    assert backend_changes("from matplotlib.figure import Figure") == []
+
+
+@pytest.mark.parametrize("path", PRODUCTION, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_picture_changes_the_backend_of_a_notebook(path):
+    assert backend_changes(path.read_text(encoding="utf-8")) == []
+
+
 TECHNIQUES = [offer.name for offer in offers() if offer.distribution == "hf-ft-plugins"]
 
 

@@ -9,7 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..progress import progress
 from .events import TEMPLATE_FIELDS
+from .log_files import NAME
 
 AT_ONCE = 10_000
 
@@ -39,17 +41,19 @@ def dataset_of(file: Path, kind: str, split: str | None) -> Any:
     )
     # Equal rows have one fingerprint, in this process and the next: what is cached of them is found again.
     fingerprint = blake2b(content, key=str(split).encode(), digest_size=8).hexdigest()
+    count = content.count(b"\n")
     del content
-    tables = [Dataset.from_list(rows, features=features).data.table for rows in _chunks(file, split, list(features))]
+    chunks = _chunks(file, split, list(features), count)
+    tables = [Dataset.from_list(rows, features=features).data.table for rows in chunks]
     table = pyarrow.concat_tables(tables or [features.arrow_schema.empty_table()])
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=fingerprint)
 
 
-def _chunks(file: Path, split: str | None, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _chunks(file: Path, split: str | None, columns: list[str], count: int) -> Iterator[list[dict[str, Any]]]:
     with file.open(encoding="utf-8") as lines:
         rows = (
             {column: row.get(column) for column in columns}
-            for row in map(json.loads, lines)
+            for row in map(json.loads, progress(lines, f"{NAME}: rows as a table", total=count))
             if split is None or row["split"] == split
         )
         while chunk := list(islice(rows, AT_ONCE)):

@@ -7,7 +7,7 @@ broken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import OptionError, PluginError
 from ..mends import add_flag
 from ..near import closest
+from ..progress import progress
 from .adapters import (
     column_names as layouts,
 )
@@ -30,7 +31,7 @@ from .adapters import (
 )
 from .adapters.preference_rows import rows
 from .events import Event, MalformedError, Message, event_of, message_of
-from .log_files import NAME, UNREADABLE, Reading, files_of, not_of_this_format, records_of
+from .log_files import NAME, UNREADABLE, Reading, files_of, line_count, not_of_this_format, records_of
 from .transcripts import HUMAN
 
 Record = dict[str, Any]
@@ -153,7 +154,7 @@ def detected(files: list[Path]) -> str:
     )
 
 
-def messages_and_events(path: Path, format: str, reading: Reading) -> tuple[str, Iterator[Message | Event]]:
+def messages_and_events(path: Path, format: str, reading: Reading) -> tuple[str, Generator[Message | Event]]:
     """A log's format and all it holds, streaming.
 
     Args:
@@ -177,8 +178,10 @@ def messages_and_events(path: Path, format: str, reading: Reading) -> tuple[str,
     def reread() -> Iterator[Record]:
         return (record for _, record in records_of(files))
 
-    def checked() -> Iterator[Message | Event]:
-        yield from FORMATS[name].convert(records_of(files, reading), reading, reread)
+    def checked() -> Generator[Message | Event]:
+        records = records_of(files, reading)
+        shown = progress(records, f"{NAME}: reading {path.name}", total=lambda: line_count(files), unit="records")
+        yield from FORMATS[name].convert(shown, reading, reread)
         # Once more: records of the last lines may have been malformed.
         reading.check()
 

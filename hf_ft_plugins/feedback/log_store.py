@@ -74,6 +74,7 @@ class Store:
         raters: number and sum of each user's ratings.
         shown: of choices, how often the chosen answer was shown at which place.
         latest: the time of the latest event, seconds since 1970.
+        prompts: how many groups there are; None until they are given.
     """
 
     folder: Path
@@ -87,6 +88,7 @@ class Store:
     raters: dict[str, list[float]] = field(default_factory=dict)
     shown: Counter[int] = field(default_factory=Counter)
     latest: float = 0.0
+    prompts: int | None = None
 
     def __post_init__(self) -> None:
         self._texts, self._events = Spool(self.folder / "messages"), Spool(self.folder / "events")
@@ -211,6 +213,7 @@ class Store:
         prompts = links.parent[answers[order]]
         starts = np.flatnonzero(np.diff(prompts, prepend=NONE - 1))
         ends = np.append(starts[1:], len(order))
+        self.prompts = len(starts)
         first = 0
         while first < len(starts):
             last = max(first + 1, int(np.searchsorted(ends, starts[first] + EVENTS_AT_ONCE, "right")))

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..progress import progress
 from . import signal_noise as noise
+from .log_files import NAME
 from .log_store import APART
 from .near_duplicates import near_duplicates, signatures
 from .prompt_preferences import Preference
@@ -289,9 +291,8 @@ class Waiting:
         apart = APART.encode()
         # As bytes: millions of lines need neither be decoded nor encoded again.
         with self.file.open("rb", buffering=BUFFER) as lines, target.open("wb", buffering=BUFFER) as out:
-            for row, (line, (kept, other_way, weighs, wrong, its_signal, for_eval)) in enumerate(
-                zip(lines, flags, strict=True)
-            ):
+            rows = progress(zip(lines, flags, strict=True), f"{NAME}: writing {self.kind}", total=len(alive))
+            for row, (line, (kept, other_way, weighs, wrong, its_signal, for_eval)) in enumerate(rows):
                 if not kept:
                     continue
                 context, first, second, tools, events, user = line[:-1].split(apart)

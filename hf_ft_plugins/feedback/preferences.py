@@ -13,7 +13,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, PluginError
+from ..progress import progress
 from . import signal_noise as noise
 from .agreement import Findings
 from .formats import messages_and_events
@@ -114,7 +115,7 @@ def load_good_answers(log: str | Path, split: str | None = None, **options: Any)
 
     found = preferences_from_log(log, **options)
     weights: dict[str, list[float]] = {}
-    for row in _good_answers(found):
+    for row in progress(_good_answers(found), f"{NAME}: weighing good answers"):
         weights.setdefault(row["split"], []).append(row["behavior_weight"])
     if not weights or (split is not None and split not in weights):
         raise PluginError(
@@ -125,7 +126,7 @@ def load_good_answers(log: str | Path, split: str | None = None, **options: Any)
     mean = {name: sum(given) / len(given) for name, given in weights.items()}
     file = found.folder / "answers.jsonl"
     with file.open("w", encoding="utf-8") as lines:
-        for row in _good_answers(found):
+        for row in progress(_good_answers(found), f"{NAME}: writing good answers"):
             weight = row["behavior_weight"] / mean[row["split"]]
             lines.write(json.dumps({**row, "behavior_weight": weight}) + "\n")
     return dataset_of(file, "labels", split).remove_columns(["label", "behavior_eps"])
@@ -191,7 +192,8 @@ def preferences_from_log(
         store = Store(Path(work), scrub, digest(files) if pii else None, options)
         try:
             name, items = messages_and_events(log, format, reading)
-            store.take(islice(items, limit))
+            with closing(items):
+                store.take(islice(items, limit))
             findings, rows = _collect(store, Path(work), eval_share, seed)
         finally:
             store.close()
@@ -288,7 +290,8 @@ def _collect(store: Store, work: Path, eval_share: float, seed: int) -> tuple[Fi
         drawn = blake2b(who.encode("utf-8", "replace"), key=seed.to_bytes(8, "little", signed=True), digest_size=8)
         return int.from_bytes(drawn.digest(), "little") < eval_share * 2**64
 
-    for group in store.groups():
+    groups = progress(store.groups(), f"{NAME}: what was preferred", total=lambda: store.prompts, unit="prompts")
+    for group in groups:
         of_eval = _split(group, is_for_eval, findings)
         context = None
         for preference in preferences_of(group, store.raters, findings):

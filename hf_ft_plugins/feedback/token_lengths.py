@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PluginError
+from ..progress import progress
 from .log_files import NAME
 
 # Rows whose tokens are counted; a share of them has a standard error of 1 % at most.
@@ -44,7 +45,8 @@ def token_lengths(folder: Path, tokenizer: str, max_length: int) -> dict[str, An
             rows = [json.loads(line) for line in islice(lines, MEASURED)]
         if not rows:
             continue
-        lengths = np.array([[_tokens(loaded, row["prompt"] + row[side]) for side in sides] for row in rows])
+        counted = progress(rows, f"{NAME}: counting tokens of {kind}")
+        lengths = np.array([[_tokens(loaded, row["prompt"] + row[side]) for side in sides] for row in counted])
         # Both sides of a pair are padded to the longest of the batch.
         batches = [
             np.minimum(lengths[at : at + MEASURED_BATCH], max_length) for at in range(0, len(rows), MEASURED_BATCH)

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import CheckpointError
+from ..progress import progress
 from . import manifest
 from .ranks import is_distributed
 
@@ -188,7 +189,7 @@ def send_missing_files(machines: Machines, folder: Path, device: torch.device) -
     listed = machines.reports(manifest.read_manifest(folder) or {} if machines.leads else None)
     names = sorted({name for files in listed for name in files})
     received, failed = False, None
-    for name in names:
+    for name in progress(names, f"{folder.name}: sending files that a machine lacks", unit="files"):
         owner = next(place for place, files in enumerate(listed) if name in files)
         lacking = [place for place, files in enumerate(listed) if name not in files]
         if not lacking:

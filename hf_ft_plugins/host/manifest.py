@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..progress import progress
 from ..registry import is_on
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def write_manifest(folder: Path, *, save: str | None = None, part: bool = False)
         save: of a run on several machines without a common disk, what all parts of this checkpoint are of.
         part: whether the folder lacks what another machine has.
     """
-    files = {file.relative_to(folder).as_posix(): _flushed(file) for file in files_of(folder)}
+    found = progress(files_of(folder), f"{folder.name}: digests", unit="files")
+    files = {file.relative_to(folder).as_posix(): _flushed(file) for file in found}
     _write(folder, files, _of_machines(save, part))
 
 
@@ -205,7 +207,7 @@ def changes(folder: Path, files: Files) -> list[str]:
     if not found:
         found = [
             f"{name} has changed since it was written"
-            for name, expected in files.items()
+            for name, expected in progress(files.items(), f"{folder.name}: comparing digests", unit="files")
             if expected["sha256"] not in (None, digest_of(folder / name))
         ]
     return found

@@ -25,11 +25,13 @@ from transformers.trainer_callback import DefaultFlowCallback, TrainerCallback
 
 from .. import lr_scale, mends, shards
 from ..errors import ConflictError, PluginError
+from ..progress import bars_as_asked
 from ..registry import origin, refuse_conflicts, resolve
 from ..technique import Technique
 from . import hooks
 from .adapter import Innermost
 from .alerts import TRACKER, DecisionAlerts
+from .bars import Bars
 from .blame import Blame
 from .checkpoints import WholeCheckpoints
 from .endings import END_PHASES, Endings, phase_of
@@ -105,7 +107,7 @@ def _part_of(technique: type) -> str:
     return "/".join(technique.__module__.split(".")[1:3])
 
 
-class Host(Blame, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, LoadedInPieces):
+class Host(Blame, Bars, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeCheckpoints, LoadedInPieces):
     """Mix-in that comes before a Trainer class in the method resolution order. Made by `with_plugins`."""
 
     # Norm of all gradients before clipping, from `on_pre_optimizer_step` on; None where the trainer computes none.
@@ -119,7 +121,8 @@ class Host(Blame, RunRecord, Inputs, StreamPasses, Preemption, Endings, WholeChe
         self._ft_manager = hooks.manager(self._ft_techniques, type(self))
         self._ft_journal_start = journal().count
         self.ft_stash = Stash()
-        with self._changes_undone_on_error():
+        asked = next((one for one in (*args, *kwargs.values()) if hasattr(one, "disable_tqdm")), None)
+        with bars_as_asked(asked), self._changes_undone_on_error():
             with saved_whole(*args, *kwargs.values()):
                 super().__init__(*args, **kwargs)
             self._refuse_two_schedulers()

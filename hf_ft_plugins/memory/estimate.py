@@ -19,6 +19,7 @@ from .. import mends
 from ..errors import OptionError, PluginError
 from ..models.classes import class_of
 from ..option_text import parse_spec
+from ..progress import progress
 from ..registry import offers
 from ..technique import Technique
 from .fewer_layers import kinds_of, stack_of, trial_depths, with_layers
@@ -124,7 +125,8 @@ def estimate_memory(
         found = run(depth if removed else None)
     else:
         few, more = few_and_more
-        found = run(few).extended(run(more), (depth - few) / (more - few))
+        one, other = (run(layers) for layers in progress(few_and_more, "memory: trial steps", unit="models"))
+        found = one.extended(other, (depth - few) / (more - few))
     # The whole model is loaded before layers are removed and weights quantised.
     loaded = found.loaded if whole is None or depth is None else found.loaded * whole / depth
     phases = {
@@ -162,7 +164,7 @@ def refuse_over_budget(estimate: MemoryEstimate, budget: int, retry: Callable[..
     if estimate.peak <= budget:
         return
     lowest, tried = estimate, []
-    for advice, changes, technique in _savings(args):
+    for advice, changes, technique in progress(_savings(args), "memory: what would make it fit", unit="trials"):
         other = copy.copy(args)
         for name, value in changes.items():
             setattr(other, name, value)

@@ -13,7 +13,7 @@ from hf_ft_plugins import feedback
 ROOT = Path(hf_ft_plugins.__file__).parent
 INSIDE = "hf_ft_plugins.feedback"
 # What the converter takes from the rest of the package.
-SHARED = {"hf_ft_plugins.errors", "hf_ft_plugins.lazy", "hf_ft_plugins.mends", "hf_ft_plugins.near"}
+SHARED = {f"hf_ft_plugins.{name}" for name in ("errors", "lazy", "mends", "near", "progress")}
 # What it never imports, not even within a function. `transformers` counts tokens, where that is asked for.
 FORBIDDEN = {"torch", "trl", "peft", "accelerate"}
 # The one module with a door of its own: `hf-ft` adds it as a sub-command.

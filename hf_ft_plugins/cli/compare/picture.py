@@ -19,19 +19,16 @@ FEW_POINTS = 40
 
 def draw(outcomes: Outcomes, file: Path, *, title: str) -> Path:
     """Write the picture as a PNG; decisions are marked. Of more than `MOST_ROWS` trainings, the first are drawn."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    # Not pyplot: a notebook's own backend stays as it is.
+    from matplotlib.figure import Figure
 
     several = max(len(outcome.trainings) for outcome in _all(outcomes)) > 1
     count = min(MOST_ROWS, *(len(outcome.trainings) for outcome in _all(outcomes)))
     rows = [{which: [run.trainings[row] for run in runs] for which, runs in outcomes.items()} for row in range(count)]
     keys = [["loss", *_evaluated(row[WITHOUT][0]), "learning_rate"] for row in rows]
     columns = max(map(len, keys))
-    figure, panels = pyplot.subplots(
-        count, columns, figsize=(4.2 * columns, 3.6 * count), constrained_layout=True, squeeze=False
-    )
+    figure = Figure(figsize=(4.2 * columns, 3.6 * count), layout="constrained")
+    panels = figure.subplots(count, columns, squeeze=False)
     for position, (row, names) in enumerate(zip(rows, keys, strict=True)):
         for panel in panels[position][len(names) :]:
             panel.set_visible(False)
@@ -44,7 +41,6 @@ def draw(outcomes: Outcomes, file: Path, *, title: str) -> Path:
         f"without and with {words}   (dotted: it decided something; solid: it stopped)", fontsize=10, parse_math=False
     )
     figure.savefig(file, dpi=110)
-    pyplot.close(figure)
     return file
 
 

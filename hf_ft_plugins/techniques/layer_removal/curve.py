@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...models.unchanged import evaluating, unchanged_on_error
+from ...progress import progress
 from .quality import measure_quality, perplexity_of
 from .remove import remove_layers
 from .score import Batches, choose_layers, mean_loss, removal_order
+from .stacks import NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +69,7 @@ def measure_choices(
 ) -> list[dict[str, Any]]:
     """The points of a curve for layers that are chosen already; the whole model is the first."""
     points, original = [], None
-    for layers in ([], *choices):
+    for layers in progress(([], *choices), f"{NAME}: what each number of layers costs", unit="models"):
         with unchanged_on_error(model), evaluating(model), torch.no_grad():
             removal = remove_layers(model, layers, side=side, check=False) if layers else None
             loss = mean_loss(model, held_out)
@@ -87,10 +89,8 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
     """Write `NAME.json` and draw `NAME.png`, whose path is returned."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(list(points), indent=1), encoding="utf-8")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    # Not pyplot: a notebook's own backend stays as it is.
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     removed = [point["removed"] for point in points]
@@ -102,7 +102,8 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
         panels.append(
             ("share", {label: [point[key] for point in points] for label, key in shares.items()}),
         )
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), squeeze=False)
+    figure = Figure(figsize=(5.2 * len(panels), 4))
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (label, lines) in zip(axes[0], panels, strict=True):
         for line, values in lines.items():
             axis.plot(removed, values, marker="o", label=line)
@@ -127,5 +128,4 @@ def save_curve(points: Sequence[dict[str, Any]], folder: Path, name: str = FILE)
     figure.tight_layout()
     file = folder / f"{name}.png"
     figure.savefig(file, dpi=120)
-    plt.close(figure)
     return file

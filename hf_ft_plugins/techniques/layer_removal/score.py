@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating, unchanged_on_error
 from ...near import nearest_value
+from ...progress import progress
 from .remove import Removal, refuse_architecture, remove_layers
 from .stacks import NAME, Stack, find_stack
 from .trial_inputs import takes_cache
@@ -125,7 +126,7 @@ def gives_loss(model: PreTrainedModel, batches: Batches) -> bool:
 def failure_of(model: PreTrainedModel, batches: Batches) -> Exception | None:
     """What the model raises when it is called with one of the batches; None if it takes them all."""
     with torch.no_grad(), evaluating(model):
-        for batch in batches:
+        for batch in progress(batches, f"{NAME}: trying the data", unit="batches"):
             try:
                 _forward(model, batch)
             except Exception as error:
@@ -153,7 +154,8 @@ def score_layers(model: PreTrainedModel, batches: Batches, *, side: str = "") ->
     with unchanged_on_error(model), evaluating(model), torch.no_grad():
         depth = len(find_stack(model, side).layers)
         labelled = gives_loss(model, batches)
-        losses = [_loss_without(model, batches, [layer], side) for layer in range(depth) if labelled]
+        layers = progress(range(depth if labelled else 0), f"{NAME}: loss without each layer", unit="layers")
+        losses = [_loss_without(model, batches, [layer], side) for layer in layers]
         turned = _turned(model, batches, side, 1)
     return {"loss": losses, "block_influence": turned}
 
@@ -162,10 +164,20 @@ def _by_perplexity(
     model: PreTrainedModel, batches: Batches, number: int, side: str, free: list[int], seed: int
 ) -> Iterable[int]:
     gone: list[int] = []
-    for _ in range(number):
-        left = [layer for layer in free if layer not in gone]
-        gone.append(min(left, key=lambda layer: (_loss_without(model, batches, [*gone, layer], side), layer)))
+    losses: dict[int, float] = {}
+    trials = number * len(free) - number * (number - 1) // 2
+    for layer in progress(_left(free, gone, number), f"{NAME}: choosing layers", total=trials, unit="trials"):
+        losses[layer] = _loss_without(model, batches, [*gone, layer], side)
+        if len(losses) == len(free) - len(gone):
+            gone.append(min(losses, key=lambda layer: (losses[layer], layer)))
+            losses.clear()
     return gone
+
+
+def _left(free: list[int], gone: list[int], number: int) -> Iterator[int]:
+    """The layers that are not gone, as many times as layers are to go; `gone` grows meanwhile."""
+    for _ in range(number):
+        yield from [layer for layer in free if layer not in gone]
 
 
 def _loss_without(model: PreTrainedModel, batches: Batches, layers: list[int], side: str) -> float:
@@ -209,7 +221,7 @@ def _turned(model: PreTrainedModel, batches: Batches, side: str, over: int) -> l
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     hooks.append(layers[-1].register_forward_hook(note_last))
     try:
-        for batch in batches:
+        for batch in progress(batches, f"{NAME}: what each layer turns", unit="batches"):
             states.clear()
             _forward(model, batch)
             real = _real(batch, states[0], model.config.is_encoder_decoder and stack.half == "decoder")
@@ -255,7 +267,7 @@ def _by_taylor(
         for weight in model.parameters():
             weight.grad = None
             weight.requires_grad_(weight.is_floating_point())
-        for batch in batches:
+        for batch in progress(batches, f"{NAME}: gradients of each layer", unit="batches"):
             with torch.enable_grad():
                 loss = getattr(_forward(model, batch), "loss", None)
                 if loss is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ... import mends
 from ...errors import PluginError
+from ...progress import progress
 from .columns import class_names, column_names, column_values, plain
 from .tasks import ABSENT, FLOAT_KINDS, NAME, TaskSpec, columns_of, source_tasks
 
@@ -73,7 +74,8 @@ def names_in(task: str, kind: str, columns: Sequence[str], datasets: Sequence[An
     if kind in FLOAT_KINDS and len(columns) > 1:
         return tuple(columns)
     declared = _declared(column, datasets) if kind != "regression" else ()
-    values = (value for data in datasets for (value,) in column_values(data, [column]))
+    given = (value for data in datasets for (value,) in column_values(data, [column]))
+    values = progress(given, f"{NAME}: label names of {task}", total=lambda: sum(map(len, datasets)))
     if kind in FLOAT_KINDS:
         names = _of_numbers(kind, task, column, values, declared)
     else:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import PluginError
 from ...near import nearest
+from ...progress import progress
 from .columns import class_names, column_names, column_values
 from .heads.trees import tree_error
 from .label_names import flat
@@ -190,7 +191,8 @@ def refuse_bad_rows(task: str, spec: TaskSpec, source: Any, called: str, strict:
     read = [*columns, *([spoken] if spoken else [])]
     declared = declared_otherwise(source, {task: spec})
     labelled = 0
-    for index, values in zip(range(rows), column_values(source, read), strict=False):
+    given = zip(range(rows), column_values(source, read), strict=False)
+    for index, values in progress(given, f"{NAME}: checking the labels of {task}", total=rows):
         row = named(dict(zip(read, values, strict=True)), declared)
         words = row[spoken] if spoken else row[columns[0]]
         length = len(words) if spec.kind in WORD_KINDS and words is not None else None

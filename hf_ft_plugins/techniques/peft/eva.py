@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from ...progress import progress
 from .layers import NAME
 
 if TYPE_CHECKING:
@@ -35,15 +37,11 @@ def initialize(trainer: Trainer) -> None:
     found: list[Any] = [None]
     training = model.training
     if args.process_index == 0:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), closing(_Batches(trainer.feature_batches())) as batches:
             torch.manual_seed(args.seed)
+            # peft's own bar has no name, and is there from the first moment.
             found = [
-                get_eva_state_dict(
-                    model,
-                    _Batches(trainer.feature_batches()),
-                    gather_distributed_inputs=False,
-                    show_progress_bar=False,
-                )
+                get_eva_state_dict(model, batches, gather_distributed_inputs=False, show_progress_bar=False),
             ]
     if args.world_size > 1:
         dist.broadcast_object_list(found, src=0)
@@ -58,9 +56,17 @@ class _Batches:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
+        self._shown: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        # How many are needed is not known: not their number.
+        batches = (batch for batch in self.loader)
+        self._shown = progress(batches, f"{NAME}: EVA's directions", unit="batches")
+        return self._shown
+
+    def close(self) -> None:
+        """peft stops as soon as all directions have settled."""
+        self._shown.close()
 
     def __len__(self) -> int:
         return 1

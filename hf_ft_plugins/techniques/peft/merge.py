@@ -12,7 +12,8 @@ with: the quantised base, dequantised.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from ... import mends
 from ...errors import PluginError
 from ...models.embeddings import input_embeddings
+from ...progress import progress
 from .layers import NAME
 from .model_outputs import answers, relative_error
 from .quantization import dequantized, is_quantized
@@ -86,9 +88,8 @@ def dense(model: Any, dtype: torch.dtype) -> Any:
     """Turn layers of bitsandbytes back, in place, into what they were made of."""
     from transformers.pytorch_utils import Conv1D
 
-    for path, module in list(model.named_modules()):
-        if not is_quantized(module):
-            continue
+    quantised = [(path, module) for path, module in model.named_modules() if is_quantized(module)]
+    for path, module in progress(quantised, f"{NAME}: dequantising", unit="layers"):
         weight, bias = dequantized(module).to(dtype), module.bias
         outputs, inputs = weight.shape
         transposed = getattr(module, "source_cls", None) is Conv1D
@@ -140,7 +141,15 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processin
         PluginError: the merged model is not what was trained, or the reloaded one is not what was saved; then nothing
             is left in the folder that could be taken for it.
     """
+    steps = _verified_merge(model, batch, folder, processing_class)
+    *_, error = progress(steps, f"{NAME}: merging, comparing, saving, reading back", total=4, unit="steps")
+    return error
+
+
+def _verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processing_class: Any) -> Iterator[float]:
+    """After each of four steps the logits' error as far as it is known."""
     merged = merge_exactly(model)
+    yield math.nan
     error, most = logits_error(model, merged, batch), tolerance(model)
     if not error <= most:
         raise PluginError(
@@ -149,8 +158,10 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processin
             code="quality-gate",
             mend=[mends.set_option(NAME, "export", "adapter")],
         )
+    yield error
     with written_whole(folder) as scratch:
         merged.save_pretrained(scratch)
+        yield error
         with quiet():
             again = type(merged).from_pretrained(scratch).state_dict()
         changed = tensors_that_differ(again, merged.state_dict())
@@ -163,7 +174,7 @@ def verified_merge(model: Any, batch: Mapping[str, Any], folder: Path, processin
             )
         if processing_class is not None:
             processing_class.save_pretrained(scratch)
-    return error
+    yield error
 
 
 def tolerance(model: Any) -> float:

@@ -23,6 +23,7 @@ from ... import mends
 from ...errors import PluginError
 from ...models.linear_layers import is_linear, linear_layers_of_blocks
 from ...models.unchanged import unchanged_on_error
+from ...progress import progress
 from .layers import NAME, block_stacks
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def quantize(model: PreTrainedModel, kind: Kind, *, compute_dtype: torch.dtype |
     dtype, turned = model.dtype, 0
     with unchanged_on_error(model, storages=False):
         block_stacks(model)
-        for path, module in list(linear_layers_of_blocks(model)):
+        for path, module in progress(list(linear_layers_of_blocks(model)), f"{NAME}: {kind}", unit="layers"):
             if not isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt):
                 model.set_submodule(path, _quantized(bnb, module, kind, compute_dtype))
                 module.weight.data = module.weight.data.to("cpu")

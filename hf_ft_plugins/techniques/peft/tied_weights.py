@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...models.embeddings import tied_layers
+from ...progress import progress
+from .layers import NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,6 +134,6 @@ def tensors_that_differ(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
     """Names of the tensors of `wanted` that `found` lacks or has with other bits."""
     return [
         name
-        for name, tensor in wanted.items()
+        for name, tensor in progress(wanted.items(), f"{NAME}: comparing what was saved", unit="tensors")
         if name not in found or not torch.equal(found[name].to(tensor.device, tensor.dtype), tensor)
     ]

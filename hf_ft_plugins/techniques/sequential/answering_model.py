@@ -16,6 +16,7 @@ from ...errors import PluginError
 from ...keyed_permutation import key_of
 from ...models.inputs import bare
 from ...models.limits import longest_input
+from ...progress import progress
 from .settings import NAME
 
 # What answers begin with. Penalties and beams of the model's settings would answer otherwise than it predicts.
@@ -78,7 +79,8 @@ class AnsweringModel:
         found: list[list[int] | None] = [None] * len(questions)
         order = sorted(range(len(questions)), key=lambda place: len(questions[place].prompt))
         with _answering(self.model):
-            for start in range(0, len(order), self.batch_size):
+            starts = range(0, len(order), self.batch_size)
+            for start in progress(starts, f"{NAME}: the model's own answers", unit="batches"):
                 places = order[start : start + self.batch_size]
                 # A batch draws what it would draw by itself.
                 torch.manual_seed(int(key_of(self.seed, start)[0] % 2**63))

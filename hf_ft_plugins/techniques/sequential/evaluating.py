@@ -13,6 +13,7 @@ import torch
 
 from ...errors import PluginError
 from ...host.stash import parts_of
+from ...progress import progress
 from .settings import NAME
 from .stage_records import Measured
 from .unfit_losses import is_trls
@@ -37,7 +38,7 @@ def measured(trainer: Trainer, sets: Mapping[str, Any], own: Collection[str] = (
     """
     results: Measured = {}
     with _unnoticed(trainer):
-        for name, rows in sets.items():
+        for name, rows in progress(sets.items(), f"{NAME}: evaluating the stages' sets", unit="sets"):
             try:
                 found = _evaluated(trainer, rows)
             except PluginError as error:

@@ -22,6 +22,7 @@ from ... import mends
 from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating
 from ...near import nearest_value
+from ...progress import progress
 from ...shards import whole_tensor
 from .log_likelihood import Kind, negative_log_likelihood
 from .penalties import local
@@ -94,7 +95,7 @@ def for_each_row(
     count = 0
     with evaluating(model), _gradients_kept(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for row in _rows_of(batches, rows):
+        for row in progress(_rows_of(batches, rows), f"{NAME}: Fisher information", total=rows):
             inputs = {name: one.to(device) if torch.is_tensor(one) else one for name, one in row.items()}
             with torch.enable_grad():
                 loss = negative_log_likelihood(model, inputs, kind, generator)

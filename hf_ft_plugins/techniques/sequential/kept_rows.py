@@ -17,6 +17,7 @@ from ... import mends
 from ...errors import PluginError
 from ...keyed_permutation import KeyedPermutation
 from ...models.label_columns import random_state_kept
+from ...progress import progress
 from .arrow_rows import MEND, stored
 from .settings import NAME
 
@@ -51,7 +52,7 @@ def keep_rows(dataset: Any, count: int, seed: int) -> Any:
         return dataset.with_format(None).select(chosen)
     # A row may be augmented as it is read.
     with random_state_kept():
-        return stored([dataset[int(position)] for position in chosen])
+        return stored([dataset[int(position)] for position in progress(chosen, f"{NAME}: rows to keep")])
 
 
 def refuse_stream(dataset: Any) -> int:

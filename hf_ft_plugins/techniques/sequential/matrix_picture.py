@@ -37,15 +37,14 @@ def changes_since_learned(matrix: TransferMatrix) -> np.ndarray[Any, np.dtype[np
 
 def draw_matrix(matrix: TransferMatrix, file: Path) -> Path:
     """Draw it as a PNG; the file is returned. Values are the metric's, changes have their sign, whichever is better."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    # Not pyplot: a notebook's own backend stays as it is.
+    from matplotlib.figure import Figure
 
     values, changes = np.array(matrix.values, dtype=float), changes_since_learned(matrix)
     rows, columns = values.shape
     size = (max(MARGIN[0] + CELL[0] * columns, LEAST), MARGIN[1] + CELL[1] * rows)
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
     axes.imshow(_colours(values, changes, matrix.greater), aspect="auto")
     for row, column in np.ndindex(rows, columns):
         own = matrix.rows[row] == matrix.sets[column][1]
@@ -63,7 +62,6 @@ def draw_matrix(matrix: TransferMatrix, file: Path) -> Path:
     figure.suptitle(_title(matrix), fontsize=10)
     figure.supxlabel("in bold: when its stage had ended; below: since then, red worse, blue better", fontsize=8)
     figure.savefig(file, dpi=120)
-    plt.close(figure)
     return file
 
 

@@ -22,6 +22,7 @@ from ... import mends
 from ...errors import CheckpointError, OptionError, PluginError
 from ...host.log_notes import StockLog, add_note, tell_at_the_end
 from ...host.stash import WithTrainer, parts_of
+from ...progress import bars_as_asked
 from ...shards import placed_like
 from .adapter_fisher import AdapterEWC, delta_name, estimate_adapter_fisher, refuse_shards
 from .fisher import estimate_fisher
@@ -138,7 +139,8 @@ class PenaltyCallback(WithTrainer, TrainerCallback):
         elif not self._hosted and STATE_KEY in state.stateful_callbacks:
             self.load_state_dict(state.stateful_callbacks[STATE_KEY])
         self._parameters = moving_parameters(model, optimizer)
-        self._penalties = self._made(args, model, optimizer, begins)
+        with bars_as_asked(args):
+            self._penalties = self._made(args, model, optimizer, begins)
         if not self._hosted:
             state.stateful_callbacks[STATE_KEY] = self.state_dict()
 

@@ -20,6 +20,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from ...host.ranks import from_first_rank, is_distributed
 from ...host.stash import WithTrainer, stash_of
+from ...progress import bars_as_asked
 from ...technique import data_seed
 from . import model_identity
 from .evaluating import measured
@@ -162,7 +163,8 @@ class StageCallback(WithTrainer, TrainerCallback):
         return {name: rows for name, rows in read.items() if rows is not None}
 
     def _measured(self, args: TrainingArguments, sets: dict[str, Any]) -> Measured:
-        results = measured(self._trainer, sets, named(self.stage, own_sets(self._data(), self.evaluation_rows)))
+        with bars_as_asked(args):
+            results = measured(self._trainer, sets, named(self.stage, own_sets(self._data(), self.evaluation_rows)))
         # Ranks may differ in the last bits of what they have gathered.
         return from_first_rank(args, lambda: results)
 

@@ -12,11 +12,15 @@ from ...errors import PluginError
 from ...models.inputs import bare
 from ...models.label_columns import is_transformed, label_values
 from ...models.labels import Labels
+from ...progress import progress
 from . import NAME
 
 if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import TrainingArguments
+
+
+BATCH = 1000  # rows read at once
 
 
 def refuse_nan_labels(dataset: Any, labels: Labels) -> None:
@@ -40,7 +44,8 @@ def refuse_not_a_number(dataset: Any, model: Module, args: TrainingArguments) ->
         return
     read = set(inspect.signature(bare(model).forward).parameters)
     seen = 0
-    for batch in dataset.with_format("arrow").iter(batch_size=1000):
+    batches, number = dataset.with_format("arrow").iter(batch_size=BATCH), -(-len(dataset) // BATCH)
+    for batch in progress(batches, f"{NAME}: looking for NaN and infinity", total=number, unit="batches"):
         for column in batch.column_names:
             if args.remove_unused_columns and column not in read:
                 continue

@@ -12,11 +12,13 @@ import torch
 
 from ... import mends
 from ...errors import PluginError
+from ...progress import progress
 from .arrays import Ragged, positions
 from .reading import rows_of
 from .rows import Rows, hiding, where
 
 CHUNK = 1 << 14  # rows read at once
+COUNTING = "text2text: counting tokens"
 
 
 class Row(NamedTuple):
@@ -186,10 +188,10 @@ def chunks(dataset: Any, *, texts: bool = False, missing: bool = False, labels_a
     ids = "labels" if labels_alone else "input_ids"
     if is_arrow(dataset):
         table = TokenTable(dataset, texts=texts, missing=missing, ids=ids)
-        for start in range(0, len(table), CHUNK):
+        for start in progress(range(0, len(table), CHUNK), COUNTING, unit="chunks"):
             yield table.at(np.arange(start, min(start + CHUNK, len(table))))
         return
-    rows = _each(dataset)
+    rows = progress(_each(dataset), COUNTING, total=len(dataset) if hasattr(dataset, "__len__") else None)
     for start in itertools.count(step=CHUNK):
         examples = list(islice(rows, CHUNK))
         if not examples:

@@ -14,6 +14,7 @@ from ... import mends
 from ...errors import PluginError
 from ...models.heads import head_names
 from ...models.inputs import bare
+from ...progress import progress
 from .head_reading import HeadReading, Loss, NotCacheable, answering, output_of, what_the_head_reads, without_labels
 from .layers import NAME
 
@@ -41,7 +42,7 @@ class Features:
         first_output, reading, used, examples = None, HeadReading({}, False), 0, 0
         refuse_moving_data(batches)
         with _head_perturbed(model):
-            for batch in batches:
+            for batch in progress(batches, f"{NAME}: features of the frozen layers", unit="batches"):
                 if not isinstance(batch.get("labels"), torch.Tensor) or not batch["labels"].dim():
                     raise NotCacheable("the batches have no labels, or those of several heads")
                 output, logits = _output(model, backbone, batch)

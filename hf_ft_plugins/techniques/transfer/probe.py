@@ -17,8 +17,10 @@ from torch.nn import Module
 
 from ...models.heads import backbone_of, head_names
 from ...models.inputs import bare
+from ...progress import progress
 from .features import Features
 from .head_reading import Loss, NotCacheable
+from .layers import NAME
 
 BATCH = 256  # examples of one step of the head
 TOKENS = 2048  # where these are the examples
@@ -94,7 +96,8 @@ def _fitted(
     for weight in others:
         weight.requires_grad_(False)
     try:
-        for rows in _rows(len(features), size, number):
+        drawn = _rows(len(features), size, number)
+        for rows in progress(drawn, f"{NAME}: the head on cached features", total=number, unit="steps"):
             with features.instead_of(backbone, rows):
                 value = loss(model, features.batch(rows))
             optimizer.zero_grad()

@@ -24,8 +24,10 @@ from torch.nn import functional
 
 from ...models.heads import backbone_of
 from ...models.inputs import bare
+from ...progress import progress
 from .features import refuse_moving_data
 from .head_reading import without_labels
+from .layers import NAME
 
 MOST_EXAMPLES = 1000
 RIDGE = 1.0  # of the mean squared length of the centred features
@@ -250,7 +252,7 @@ def _pooled(model: nn.Module, sites: _Sites, batches: list[dict[str, Tensor]]) -
 def _features(model: nn.Module, sites: _Sites, batches: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """What reaches the classifier, what the mean over tokens would be, each [N, width], and the logits."""
     found: dict[str, list[Tensor]] = {"read": [], "below": [], "logits": []}
-    for batch in batches:
+    for batch in progress(batches, f"{NAME}: what the read-out sees", unit="batches"):
         with _watched(sites, found):
             output = model(**without_labels(batch))
         states = found["below"].pop()
