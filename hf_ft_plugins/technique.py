@@ -22,11 +22,14 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, Self, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union
 
 from . import hookspecs
 from .errors import OptionError
 from .option_text import parse_spec, shown, written
+
+if TYPE_CHECKING:
+    from .suggest import RunFacts, Suggestion
 
 __all__ = ["OptionInfo", "Technique", "convert", "data_seed", "nearest", "option", "parse_spec"]
 
@@ -174,6 +177,15 @@ class Technique:
         `OptimizerMemory` (`memory/trial_run.py`) as `optimizer`.
         """
         return {}
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        """Whether it would help a run, for `hf-ft suggest`; None where it would not, or where that is not known.
+
+        `facts` are measured before the first step (`suggest/facts.py`), and each reason is one of them. Nothing of the
+        run may be changed.
+        """
+        return None
 
     @classmethod
     def hooks(cls) -> list[str]:

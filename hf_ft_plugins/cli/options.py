@@ -15,7 +15,7 @@ from .. import registry
 from ..errors import PluginError
 from .run import one_paragraph
 
-COMMANDS_WITH_A_SCRIPT = ("run", "compare")
+COMMANDS_WITH_A_SCRIPT = ("run", "compare", "suggest")
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

@@ -18,6 +18,8 @@ from .settings import NAME, ControllerSettings, GuardSettings, WatchSettings, se
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
+    from ...suggest import RunFacts, Suggestion
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLR(Technique):
@@ -79,6 +81,12 @@ class AdaptiveLR(Technique):
         if not self.guard and "max_nonfinite_share" in self.changed_options():
             idle["max_nonfinite_share"] = "guard is off"
         return idle
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_callbacks(self) -> list[TrainerCallback]:
         from .callback import AdaptiveLRCallback

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import Trainer, TrainerCallback
 
+    from ...suggest import RunFacts, Suggestion
+
 logger = logging.getLogger(__name__)
 
 
@@ -125,6 +127,12 @@ class LowMemory(Technique):
         from .footprint import effects
 
         return effects(self.algorithm, fused=self.fused, rank=self.rank, active_layers=self.active_layers)
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     # ---- hooks ----
 

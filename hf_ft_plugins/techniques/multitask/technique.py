@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from ...host.stash import Stash
+    from ...suggest import RunFacts, Suggestion
     from .callback import MultiTaskCallback
     from .data import TaggedConcat
     from .metrics import MultiTaskMetrics
@@ -112,6 +113,12 @@ class MultiTask(Technique):
             Change.CLASS_LABELS: "multitask takes heads, labels and metrics from the model's tasks, not from one task.",
             Change.GENERATION: "multitask draws and collates batches for its heads, the other for text generation.",
         }
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_model(self, model: PreTrainedModel) -> None:
         from ...models.inputs import bare

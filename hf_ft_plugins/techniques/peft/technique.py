@@ -22,6 +22,8 @@ from ...technique import Change, Technique, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+    from ...suggest import RunFacts, Suggestion
+
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +108,12 @@ class Peft(Technique):
     def packages(self) -> dict[str, str]:
         quantised = {"bitsandbytes": "bitsandbytes>=0.50"} if self.quant is not None else {}
         return {"peft": "peft>=0.21", **quantised}
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     # ---- hooks ----
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
     from ...host.stash import Stash
+    from ...suggest import RunFacts, Suggestion
     from .stage_records import StageRecords
 
 
@@ -105,6 +106,12 @@ class Sequential(Technique):
 
     def keeps_objective(self) -> bool:
         return self.token_weights == "none" and not self.lwf
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     @classmethod
     def ft_commands(cls) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from ...models.labels import Labels
+    from ...suggest import RunFacts, Suggestion
     from .losses import TaskLoss
     from .metrics import TaskMetrics
 
@@ -99,6 +100,12 @@ class Task(Technique):
 
     def excludes(self) -> dict[Change, str]:
         return {Change.GENERATION: "task trains heads on labels, the other generation, each with its loss and metrics."}
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_model(self, model: Module, train_dataset: Any, args: TrainingArguments, first_batches: Any) -> None:
         from ...models.heads import fit_head

@@ -17,6 +17,7 @@ from ...technique import Change, Technique, data_seed, option
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+    from ...suggest import RunFacts, Suggestion
     from .loss import TokenMeanLoss
     from .pair_format import PairFormat
 
@@ -118,6 +119,12 @@ class Text2Text(Technique):
         if not setting.get("in_float32", True):
             return f"computed in half precision by stock and in float32 by {self.name}"
         return None
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_dataset(
         self,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    from ...suggest import RunFacts, Suggestion
+
 logger = logging.getLogger(__name__)
 
 # Its head would learn alone for 50 steps.
@@ -80,6 +82,12 @@ class Transfer(Technique):
 
     def changes(self) -> frozenset[Change]:
         return frozenset() if self.strategy == "full" else frozenset({Change.LAYERS})
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     @property
     def all_learn_from(self) -> float:
