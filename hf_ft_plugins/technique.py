@@ -21,12 +21,15 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, Self, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union
 
 from . import hookspecs, mends
 from .errors import OptionError
 from .near import closest, nearest, nearest_value
 from .option_text import parse_spec, shown, written
+
+if TYPE_CHECKING:
+    from .suggest import RunFacts, Suggestion
 
 __all__ = ["OptionInfo", "Technique", "convert", "data_seed", "nearest", "option", "parse_spec"]
 
@@ -182,6 +185,15 @@ class Technique:
         `OptimizerMemory` (`memory/trial_run.py`) as `optimizer`.
         """
         return {}
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        """Whether it would help a run, for `hf-ft suggest`; None where it would not, or where that is not known.
+
+        `facts` are measured before the first step (`suggest/facts.py`), and each reason is one of them. Nothing of the
+        run may be changed.
+        """
+        return None
 
     @classmethod
     def hooks(cls) -> list[str]:

@@ -241,6 +241,28 @@ def compare(
     )
 
 
+@app.command(context_settings=SCRIPT_SETTINGS)
+def suggest(
+    script: Script,
+    arguments: ScriptArguments = None,
+    as_module: AsModule = False,
+    budget: Annotated[
+        float | None, typer.Option(help="GiB of memory that there are; default: what the run's device has.")
+    ] = None,
+    only_builtin: OnlyBuiltin = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> Any:
+    """Look at a script's model, data and arguments without training: which techniques would help, and why."""
+    from .suggest.command import suggest as suggest_for
+
+    keep_third_parties_out(only_builtin)
+    # As of `run`: outside of click.
+    return lambda: suggest_for(
+        script, arguments or [], as_module=as_module, budget=budget, as_json=as_json, console=console
+    )
+
+
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="A run's output_dir, or compare's.")],

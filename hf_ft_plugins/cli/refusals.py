@@ -15,7 +15,7 @@ from ..error_codes import page_of, table
 from ..errors import PluginError
 
 # Their stdout, or what they print, is that of somebody else's script.
-COMMANDS_WITH_A_SCRIPT = ("run", "compare")
+COMMANDS_WITH_A_SCRIPT = ("run", "compare", "suggest")
 COMMAND_LINE = "command-line"
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,12 @@ class AdaptiveLR(Technique):
         if not self.guard and "max_nonfinite_share" in self.changed_options():
             idle["max_nonfinite_share"] = "guard is off"
         return idle
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_callbacks(self) -> list[TrainerCallback]:
         from .callback import AdaptiveLRCallback

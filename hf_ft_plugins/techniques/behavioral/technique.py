@@ -19,6 +19,8 @@ from ...technique import Change, Technique, data_seed, option
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
+    from ...suggest import RunFacts, Suggestion
+
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,12 @@ class Behavioral(Technique):
         if hook != "ft_sampler":
             return super().answers_on(hook, trainer_class)
         return any(cls.__name__ == "KTOTrainer" for cls in getattr(trainer_class, "__mro__", ()))
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     @classmethod
     def ft_commands(cls) -> Any:

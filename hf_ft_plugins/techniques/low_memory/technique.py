@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,12 @@ class LowMemory(Technique):
         from .footprint import effects
 
         return effects(self.algorithm, fused=self.fused, rank=self.rank, active_layers=self.active_layers)
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     # ---- hooks ----
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ...host.stash import Stash
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
     from .callback import MultiTaskCallback
     from .data import TaggedConcat
     from .metrics import MultiTaskMetrics
@@ -113,6 +114,12 @@ class MultiTask(Technique):
             Change.CLASS_LABELS: "multitask takes heads, labels and metrics from the model's tasks, not from one task.",
             Change.GENERATION: "multitask draws and collates batches for its heads, the other for text generation.",
         }
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_model(self, model: PreTrainedModel) -> None:
         from ...models.inputs import bare

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
 
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,12 @@ class Peft(Technique):
     def packages(self) -> dict[str, str]:
         quantised = {"bitsandbytes": "bitsandbytes>=0.50"} if self.quant is not None else {}
         return {"peft": "peft>=0.21", **quantised}
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     # ---- hooks ----
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ...host.stash import Stash
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
     from .stage_records import StageRecords
 
 
@@ -106,6 +107,12 @@ class Sequential(Technique):
 
     def keeps_objective(self) -> bool:
         return self.token_weights == "none" and not self.lwf
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     @classmethod
     def ft_commands(cls) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ...models.labels import Labels
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
     from .losses import TaskLoss
     from .metrics import TaskMetrics
 
@@ -103,6 +104,12 @@ class Task(Technique):
 
     def excludes(self) -> dict[Change, str]:
         return {Change.GENERATION: "task trains heads on labels, the other generation, each with its loss and metrics."}
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_model(self, model: Module, train_dataset: Any, args: TrainingArguments, first_batches: Any) -> None:
         from ...models.heads import fit_head

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
     from .loss import TokenMeanLoss
     from .pair_format import PairFormat
 
@@ -120,6 +121,12 @@ class Text2Text(Technique):
         if not setting.get("in_float32", True):
             return f"computed in half precision by stock and in float32 by {self.name}"
         return None
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     def ft_dataset(
         self,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from ...report_sections import Section
+    from ...suggest import RunFacts, Suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,12 @@ class Transfer(Technique):
 
     def changes(self) -> frozenset[Change]:
         return frozenset() if self.strategy == "full" else frozenset({Change.LAYERS})
+
+    @classmethod
+    def suggestion(cls, facts: RunFacts) -> Suggestion | None:
+        from .suggestion import suggestion
+
+        return suggestion(facts)
 
     @property
     def all_learn_from(self) -> float:

@@ -1,0 +1,65 @@
+"""When `hf-ft suggest` names `adaptive-lr`: a run goes often over its data, and nothing heeds its evaluations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import PluginError
+from ...suggest.suggestion import Because, Figure, Suggestion
+from .settings import NAME, WatchSettings
+
+if TYPE_CHECKING:
+    from ...suggest import RunFacts
+
+# With fewer a run is over before anything is decided.
+EVALUATIONS = 3
+# Of the runs that were measured, the one that saw its data least often: 60 steps of 16 over 200 reviews.
+PASSES = 4.8
+RESULTS = "adaptive_lr"
+NLL = "worst-rate NLL, end against the baseline's best"
+LINEAR = Figure(RESULTS, f"digits, clean dev: stock linear: {NLL}", "ours", 2.62)
+OURS = Figure(RESULTS, f"digits, clean dev: default: {NLL}", "ours", 0.85)
+FEWEST_STEPS = Figure(RESULTS, "digits, noisy dev: default: steps, mean over rates", "ratio", 0.56)
+MOST_STEPS = Figure(RESULTS, "sentiment, 10% wrong labels: default: steps, mean over rates", "ratio", 0.76)
+
+
+def suggestion(facts: RunFacts) -> Suggestion | None:
+    """Its suggestion for a run."""
+    run = facts.schedule
+    passes = run.passes or 0.0
+    if run.early_stopping or run.evaluations < EVALUATIONS or passes < PASSES or _is_refused(facts):
+        return None
+    kept = " The best checkpoint is kept already, so what it saves is steps." if run.keeps_best else ""
+    return Suggestion(
+        spec=NAME,
+        does="The rate rises while evaluations improve; at the first that does not, the run goes back to its best "
+        "weights with a lower rate, and it ends with them.",
+        because=(
+            Because(
+                "schedule.passes",
+                round(passes, 1),
+                f"The run goes {passes:.0f} times over its data and is evaluated {run.evaluations} times, and nothing "
+                "ends it or lowers its rate when the evaluations stop improving. On 300 digits with wrong labels, at "
+                f"the worst of three rates, it left a test loss of {OURS} where a linear schedule left {LINEAR}."
+                f"{kept}",
+            ),
+            Because(
+                "schedule.evaluations",
+                run.evaluations,
+                f"It needed {FEWEST_STEPS:.0%} to {MOST_STEPS:.0%} of the steps of stock's plateau schedule with early "
+                "stopping (digits, film reviews).",
+            ),
+        ),
+        not_when="Where the rate is tuned and the run ends before it overfits, there is little to gain. Noisy "
+        f"evaluations end a run early: {NAME}:patience=2.",
+    )
+
+
+def _is_refused(facts: RunFacts) -> bool:
+    from .unsupported import refuse_unsupported
+
+    try:
+        refuse_unsupported(None, WatchSettings(), facts.trainer)
+    except PluginError:
+        return True
+    return False
