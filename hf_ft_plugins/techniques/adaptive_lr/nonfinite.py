@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ... import mends
 from ...errors import PluginError
+from ...shards import whole_tensor
 from .settings import NAME
 
 if TYPE_CHECKING:
@@ -65,8 +66,7 @@ def all_finite(gradients: Iterable[torch.Tensor]) -> bool:
             others.append(gradient)
     found = [_found_bad(same) for same in plain.values()]
     if others:
-        norm = torch.nn.utils.get_total_norm(others)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = whole_tensor(torch.nn.utils.get_total_norm(others))
         found.append(1.0 - torch.isfinite(norm).float())
     device = found[0].device if found else None
     bad = sum((one.to(device).reshape(()) for one in found), torch.zeros((), device=device))

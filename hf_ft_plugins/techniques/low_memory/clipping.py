@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from ...shards import whole_tensor
+
 # Of the first parameter group, which is saved with the optimizer's state, so that a resumed run clips as before.
 BEFORE = "hf_ft_norm_before"
 EPSILON = 1e-6  # as clip_grad_norm_'s
@@ -64,8 +66,7 @@ def _coefficient(max_norm: float, norm: torch.Tensor) -> torch.Tensor:
 
 def norm_of(gradient: torch.Tensor) -> torch.Tensor:
     """[] float32: the 2-norm of a gradient, of all shards of one that is cut up."""
-    norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole_tensor(torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32))
 
 
 def total_of(total: torch.Tensor | None, norm: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...shards import whole_tensor
 from .start_weights import plain_name
 
 # Numbers of each tensor that are kept to recognise it, and how far they may be from what another dtype rounds them to.
@@ -83,8 +84,7 @@ def sample_of(model: Any) -> dict[str, list[float]]:
         # Quantised numbers are packed.
         if "lora_" in name or "modules_to_save" in name or not parameter.is_floating_point():
             continue
-        tensor = parameter.detach()
-        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        tensor = whole_tensor(parameter.detach())
         # All over it: the first row of embeddings may be that of padding, which never moves.
         last = tensor.numel() - 1
         places = sorted({last * number // (KEPT - 1) for number in range(KEPT)}) if last >= 0 else []
