@@ -193,6 +193,18 @@ def _who(name: str) -> str:
     return name.partition("/")[0]
 
 
+def factors_of(optimizer: Any) -> list[dict[str, float] | None]:
+    """The named factors of each parameter group; None of one without."""
+    return [dict(group[KEY]) if KEY in group else None for group in innermost(optimizer).param_groups]
+
+
+def put_factors(optimizer: Any, factors: Iterable[dict[str, float] | None]) -> None:
+    """Give each parameter group what `factors_of` gave; `take_up` then has them applied."""
+    for group, found in zip(innermost(optimizer).param_groups, factors, strict=True):
+        if found is not None:
+            group[KEY] = dict(found)
+
+
 def take_up(optimizer: Any, kept: Iterable[str]) -> None:
     """Let the factors that a checkpoint has restored act from the next step on: those named in `kept`, or `KEPT/...`.
 

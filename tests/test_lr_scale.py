@@ -195,3 +195,17 @@ def test_factors_of_others_are_not_taken_up():
     lr_scale.take_up(second, ["layers"])
     second.step()
     assert [lr_scale.scale_of(group) for group in second.param_groups] == [1.0, 0.5]
+
+
+def test_factors_are_put_on_another_optimizer_as_they_were():
+    one, other = (
+        torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(2)], 1.0) for _ in "ab"
+    )
+    lr_scale.set_scale(one, "a", 0.5, [one.param_groups[1]])
+    lr_scale.put_factors(other, lr_scale.factors_of(one))
+    assert lr_scale.factors_of(other) == [None, {"a": 0.5}]
+    lr_scale.take_up(other, ["a"])
+    for group in other.param_groups:
+        group["params"][0].grad = torch.ones(1)
+    other.step()
+    assert [group["params"][0].item() for group in other.param_groups] == [0.0, 0.5]

@@ -44,25 +44,25 @@ ONE, DDP, FSDP2 = World("one rank"), World("two ranks", 2), World("two ranks, FS
 WORLDS = (ONE, DDP, FSDP2)
 
 
-def on_ranks(world: World, work: Callable[[int], Any]) -> list[dict[str, Any]]:
+def on_ranks(world: World, work: Callable[[int], Any], patience: float = PATIENCE) -> list[dict[str, Any]]:
     """`work(rank)` on each rank of a world, which returns what JSON can hold.
 
     Returns:
         For each rank its `value`, `error` or `signal`; a rank that outlives a killed one by more than five seconds, or
-        lasts longer than four minutes, is killed (`waited`).
+        lasts longer than `patience` seconds, is killed (`waited`).
     """
     port = _free_port()
     ranks = [_forked(world, rank, port, work) for rank in range(world.ranks)]
     found: list[dict[str, Any]] = [{} for _ in ranks]
     texts = [b"" for _ in ranks]
-    left, deadline = set(range(len(ranks))), time.monotonic() + PATIENCE
+    left, deadline = set(range(len(ranks))), time.monotonic() + patience
     while left:
         ready, _, _ = select.select([ranks[rank][1] for rank in left], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             for rank in left:
                 os.kill(ranks[rank][0], signal.SIGKILL)
                 found[rank]["waited"] = True
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + patience
             continue
         for rank in list(left):
             if ranks[rank][1] not in ready:

@@ -227,6 +227,9 @@ class WholeCheckpoints(CallsHooks):
                 mend=[*state.back_to(content, self._ft_techniques), mends.use_checkpoint(None)],
             ) from error
         if checkpoint is not None and self.optimizer is not None:
+            # Of weights in pieces, only the first rank's groups have got the entries that torch does not know.
+            factors = from_first_rank(self.args, lambda: lr_scale.factors_of(self.optimizer))
+            lr_scale.put_factors(self.optimizer, factors)
             lr_scale.take_up(self.optimizer, (technique.name for technique in self._ft_techniques))
         for key, part in self.ft_stash.parts.items():
             stored = content["states"].get(key) if content else None
