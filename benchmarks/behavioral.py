@@ -14,7 +14,6 @@ Needs the folder FT_DATA (default ../shared/data).
 - exactness: relative differences from stock's rows and from sums by hand; `baseline` a control that must be above.
 - noisy log: share of clean held-out pairs that the trained model orders rightly; `noise` twice the deviation of a mean
   over seeds, by stock against itself on another order of the data (the A/A). The log: `behavioral_noise.py`.
-- real feedback: the same, of what people really said, after one pass; quick: on a Llama of 260 k weights.
 - conversion: events of a synthetic log a second, and the memory that it takes.
 """
 
@@ -35,7 +34,6 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks import report
 from benchmarks.behavioral_conversion import conversion
 from benchmarks.behavioral_exactness import exactness
-from benchmarks.behavioral_feedback import feedback
 from benchmarks.behavioral_logs import MODEL, available, hh_pairs, oasst_pairs
 from benchmarks.behavioral_noise import noisy_logs
 from benchmarks.behavioral_speed import speed
@@ -140,7 +138,6 @@ def measured(asked: Namespace) -> Iterator[Result | LeftOut]:
     yield from speed(asked.device, *((2, 1, 256) if asked.quick else (4, 5, None)), common)
     yield from exactness(common)
     yield from noisy_logs(5, common)
-    yield from feedback(asked.device, asked.quick, common)
     yield from kept_whole(asked.quick, common)
     yield from kto_batches(common)
     yield from conversion(100_000 if asked.quick else 1_000_000)

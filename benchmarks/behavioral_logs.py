@@ -19,7 +19,7 @@ def available() -> bool:
 
 
 def oasst_pairs() -> list[dict[str, Any]]:
-    """Pairs of ranked replies of OpenAssistant's trees: `prompt`, `chosen`, `rejected`, `conversation`."""
+    """Pairs of ranked replies of OpenAssistant's trees: `prompt`, `chosen`, `rejected`, `conversation`, `distance`."""
     roles = {"prompter": "user", "assistant": "assistant"}
     return [
         {
@@ -27,6 +27,7 @@ def oasst_pairs() -> list[dict[str, Any]]:
             "chosen": [{"role": "assistant", "content": row["chosen"]}],
             "rejected": [{"role": "assistant", "content": row["rejected"]}],
             "conversation": row["tree_id"],
+            "distance": row["rank_rejected"] - row["rank_chosen"],
         }
         for row in lines_of(OASST)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,20 @@ def test_real_feedback_must_gain_more_than_the_noise(monkeypatch: pytest.MonkeyP
         "T", (), {"from_pretrained": lambda name: type("Made", (), {"chat_template": "", "pad_token": "p"})()}
     )
     monkeypatch.setattr(behavioral_feedback, "AutoTokenizer", tokenizer)
-    found = by_metric(behavioral_feedback.feedback("cpu", True, {}))
-    above_stock = found["held-out accuracy, real feedback (%): behavioral against stock"]
+    found = by_metric(behavioral_feedback.feedback(Path("model"), 2, 200, 200, "cpu", {}))
+    above_stock = found["model, 200 pairs: held-out accuracy (%): behavioral against stock"]
     assert above_stock.met is False
     assert above_stock.conditions["met_without_noise"]
-    assert found["held-out accuracy, real feedback (%): behavioral against the model before"].met is True
+    assert found["model, 200 pairs: held-out accuracy (%): behavioral against the model before"].met is True
+
+
+def test_the_power_of_an_experiment_is_that_of_its_paired_differences() -> None:
+    found = behavioral_feedback.power([61.0, 63.0, 62.0, 64.0], [60.0, 60.0, 60.0, 60.0])
+    deviation = (5 / 3) ** 0.5
+    assert found["difference"] == 2.5
+    assert found["shows"] == pytest.approx(2.8016 * deviation / 2, abs=0.01)
+    assert found["seeds_needed"] == 3  # (2.8 * 1.29 / 2.5) ** 2 = 2.1
+    assert behavioral_feedback.power([1.0, 2.0], [2.0, 1.0])["seeds_needed"] is None
 
 
 def test_layer_removal_is_held_to_random_layers_in_several_draws(monkeypatch: pytest.MonkeyPatch) -> None:
