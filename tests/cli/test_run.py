@@ -183,7 +183,9 @@ def test_debug_shows_the_traceback_too(tmp_path):
     process = start(*RUN, "--debug", "--with", "adaptive-lr:factor=2", "script.py", cwd=tmp_path)
     assert process.returncode == 2
     assert "Traceback" in process.stderr
-    assert process.stderr.splitlines()[-1].startswith("hf-ft: adaptive-lr: option factor=2")
+    *_, said, hint = process.stderr.splitlines()
+    assert said.startswith("hf-ft: adaptive-lr: option factor=2")
+    assert hint == "(hf-ft explain option-value)"
 
 
 # ---- trainers ----

@@ -92,7 +92,7 @@ class Runs:
             refusal = object_at_the_end(log)
             if refusal is not None:
                 raise PluginError(
-                    f"compare: the run {which} the techniques {what}: {refusal['error']}",
+                    f"{refusal['error']} (compare: the run {which} the techniques {what}; its output: {log})",
                     code=refusal["code"],
                     mend=refusal["mend"],
                 )

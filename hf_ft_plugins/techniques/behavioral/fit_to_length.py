@@ -194,7 +194,7 @@ def fitted_dataset(dataset: Any, fitter: Fitter) -> tuple[Any, Counter[str]]:
         raise PluginError(
             f"{NAME}: no preference is left: {in_words(counts)}. Raise max_length, or look at the data.",
             code="data-missing",
-            mend=[mends.set_argument("max_length", 2 * fitter.max_length)],
+            mend=[mends.set_argument("max_length", 2 * fitter.max_length)] if fitter.max_length else [],
         )
     return dataset.remove_columns([FITTED]), counts
 

@@ -201,7 +201,7 @@ def _without_empty(dataset: Any, empty: np.ndarray, share: float, max_empty_shar
             f"{NAME}: {count} targets of the train set are empty (rows {rows}, ...), more than "
             f"max_empty_share={max_empty_share}. Look at the data, or raise the option to drop them.",
             code="data-rows",
-            mend=[] if empty.all() else [mends.set_option(NAME, "max_empty_share", share)],
+            mend=[] if empty.all() else [mends.drop_rows("train", np.flatnonzero(empty))],
         )
     logger.warning("%s: dropped %s pairs, whose target is empty (rows %s).", NAME, count, rows)
     kept = np.flatnonzero(~empty)

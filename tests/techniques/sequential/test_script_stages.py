@@ -199,12 +199,18 @@ def test_three_scripts_one_after_the_other_go_on_where_one_has_failed(recipe, pr
     changed = three(recipe, project, project / "stages", general={"steps": 7})
     with pytest.raises(PluginError, match="! general: arguments: steps was 6, is 7"):
         run_scripts(changed, Console(quiet=True))
+    refused = hf_ft("stages", changed, "--json")
+    assert refused.returncode == 2
+    assert json.loads(refused.stdout)["code"] == "stages"
 
     again = hf_ft("stages", three(recipe, project, project / "stages"))
     assert again.returncode == 0, again.stderr
     assert "stage 1 of 3: general is finished" in again.stdout
     assert again.stdout.count("trained 6") == 2
     assert "hf_ft_forgetting.png" in again.stdout
+    told = json.loads(hf_ft("stages", project / "recipe.yaml", "--json").stdout)
+    assert [stage["name"] for stage in told["stages"]] == ["general", "medical", "answers"]
+    assert told["picture"].endswith("hf_ft_forgetting.png")
     run_all(project / "one script")
     ours, theirs = left_in(project / "one script"), left_in(project / "stages")
     assert difference(ours["weights"], theirs["weights"]) is None
