@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,7 @@ def memory_facts(trainer: Any, data: DataFacts, budget: float | None) -> MemoryF
     why = _why_not(trainer, data)
     if why:
         return MemoryFacts(available=available, device=device, why_unknown=why)
-    args = copy.copy(trainer.args)
-    args.per_device_train_batch_size = data.rows
+    args = trainer.args
     reference = getattr(trainer, "ref_model", None)
     beside = 0 if reference is None else sum(one.nbytes for one in reference.parameters())
     estimate = functools.partial(_estimate, trainer, data, beside)
@@ -119,17 +119,24 @@ def _estimate(
             weight.requires_grad_(learns.get(name, True))
         return empty
 
+    args = copy.copy(args)
+    # Of a pair of answers to one prompt, a batch has two rows.
+    rows_each = max(1, round(data.rows / trainer.args.train_batch_size))
+    args.per_device_train_batch_size *= rows_each
     # Both halves of an encoder-decoder are given rows of one length.
     length = (data.width + data.target_width) // 2 if data.target_width else data.width
-    found = estimate_memory(
-        config,
-        args,
-        length=max(1, length),
-        techniques=() if technique is None else (technique,),
-        change=None if all(learns.values()) else frozen_alike,
-        model_class=type(model),
-        device="cuda" if weights.device.type == "cuda" else "cpu",
-    )
+    with warnings.catch_warnings():
+        # torch's tracker, of modules that a trial before has had; what is alive is counted all the same.
+        warnings.filterwarnings("ignore", "Module is None", UserWarning)
+        found = estimate_memory(
+            config,
+            args,
+            length=max(1, length),
+            techniques=() if technique is None else (technique,),
+            change=None if all(learns.values()) else frozen_alike,
+            model_class=type(model),
+            device="cuda" if weights.device.type == "cuda" else "cpu",
+        )
     return MemoryEstimate(**{**found.as_dict(), "weights": found.weights + beside, "peak": found.peak + beside})
 
 

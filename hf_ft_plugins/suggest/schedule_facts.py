@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import has_length
 
 from ..models.inputs import bare
 from ..models.scored import is_causal
@@ -64,7 +65,7 @@ def schedule_facts(trainer: Any, loader: Any, batches: list[Any]) -> ScheduleFac
     """Of a trainer and its loader of training data (None: there is none), of which `batches` are the first."""
     args = trainer.args
     per_pass = None
-    if loader is not None and hasattr(loader, "__len__"):
+    if loader is not None and has_length(loader):
         per_pass = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * (per_pass or 0))
     passes = steps / per_pass if per_pass else None
@@ -103,7 +104,8 @@ def _evaluations(args: Any, steps: int, passes: float | None) -> int:
     if strategy != "steps" or not args.eval_steps:
         return 0
     every = args.eval_steps if args.eval_steps >= 1 else math.ceil(steps * args.eval_steps)
-    return steps // max(1, int(every))
+    # The last step is followed by one, too.
+    return math.ceil(steps / max(1, int(every)))
 
 
 def _own_loss(trainer: Any) -> str:

@@ -16,7 +16,6 @@ from ...errors import PluginError
 from ..hosting import Hosting
 from ..run import run as run_script
 from .inspection import Inspection, Stopped
-from .showing import as_dict, show
 
 
 def suggest(
@@ -59,6 +58,9 @@ def suggest(
             raise PluginError(_trained_nothing(script, inspection.built))
         return status
     if os.environ.get("RANK", "0") == "0":
+        # It imports torch, which the script may want to do by itself.
+        from .showing import as_dict, show
+
         command = [*(["-m"] if as_module else []), script, *arguments]
         if as_json:
             print(json.dumps(as_dict(inspection.report, command), indent=1, default=str))

@@ -37,9 +37,9 @@ def suggestion(facts: RunFacts) -> Suggestion | None:
         return None
     return Suggestion(
         spec=NAME,
-        does="Each row's gradient is scaled by its weight, each pair has its own flip probability in the loss; a prompt "
-        "past the limit loses its oldest turns, not the answers their ends; what both answers begin with is computed "
-        "once where that is exact.",
+        does="Each row's gradient is scaled by its weight, each pair has its own flip probability in the loss; a "
+        "prompt past the limit loses its oldest turns, not the answers their ends; what both answers begin with is "
+        "computed once where that is exact.",
         because=tuple(reasons),
         not_when="Few pairs teach a small model little, whatever weighs them; short prompts save little.",
         weight=2,
@@ -123,7 +123,7 @@ def _of_a_log(facts: RunFacts) -> Suggestion | None:
                         f"{bad} that they are bad, and SFTTrainer learns both alike.",
                     ),
                 ),
-                not_when="Signs that are as often wrong as right teach nothing; `hf-ft behavioral inspect LOG` shows it.",
+                not_when="Signs that are as often wrong as right teach nothing: `hf-ft behavioral inspect LOG` tells.",
                 first="Put the log's file or folder in the place of LOG; it takes the place of the training data.",
             )
     return None

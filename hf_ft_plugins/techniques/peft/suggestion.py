@@ -1,4 +1,4 @@
-"""When `hf-ft suggest` names `peft`: full tuning does not fit into memory, or the script's adapter learns too slowly."""
+"""When `hf-ft suggest` names `peft`: full tuning does not fit into memory, or the script's adapter learns slowly."""
 
 from __future__ import annotations
 
