@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
 from typing import ClassVar
+from weakref import WeakSet
 
 import datasets
 import huggingface_hub.utils
@@ -66,6 +67,8 @@ def given_a_terminal(monkeypatch):
     there = SimpleNamespace(**{**vars(sys), "stderr": screen})
     monkeypatch.setattr(progress_module, "sys", there)
     monkeypatch.setattr(tqdm.std, "sys", there)
+    # Bars that other tests have left open would take the first lines.
+    monkeypatch.setattr(tqdm.std.tqdm, "_instances", WeakSet())
     return screen
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..progress import progress
+
 LABEL_COLUMNS = ("labels", "label", "label_ids")
 # Rows that are compared to find the column of the labels, and whether a transform changes them.
 SHOWN = 16
@@ -84,7 +86,9 @@ def label_values(dataset: Any, column: str) -> list[Any]:
             # Reading a column as it is stored costs nothing; a transform may decode and augment a picture a row.
             return list(dataset.with_format(None)[column])
     with random_state_kept():
-        return [_plain(value) for rows in dataset.iter(batch_size=SHOWN) for value in rows[column]]
+        batches, number = dataset.iter(batch_size=SHOWN), -(-len(dataset) // SHOWN)
+        read = progress(batches, f"reading {column!r} of every row", total=number, unit="batches")
+        return [_plain(value) for rows in read for value in rows[column]]
 
 
 def is_transformed(dataset: Any) -> bool:

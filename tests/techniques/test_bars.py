@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -12,7 +13,7 @@ from hf_ft_plugins import progress as progress_module
 from hf_ft_plugins.feedback import load_feedback, load_good_answers
 from hf_ft_plugins.host.manifest import damage, write_manifest
 from hf_ft_plugins.memory.estimate import estimate_memory, refuse_over_budget
-from hf_ft_plugins.models.labels import Labels
+from hf_ft_plugins.models.label_columns import label_values
 from hf_ft_plugins.techniques.layer_removal.curve import measure_curve
 from hf_ft_plugins.techniques.layer_removal.score import choose_layers, score_layers
 from hf_ft_plugins.techniques.multitask import with_labels
@@ -21,7 +22,8 @@ from hf_ft_plugins.techniques.multitask.tasks import TaskSpec
 from hf_ft_plugins.techniques.sequential.fisher import estimate_fisher
 from hf_ft_plugins.techniques.sequential.kept_rows import keep_rows
 from hf_ft_plugins.techniques.sequential.own_answers import with_own_answers
-from hf_ft_plugins.techniques.task.not_finite import refuse_nan_labels, refuse_not_a_number
+from hf_ft_plugins.techniques.task.not_finite import refuse_not_a_number
+from hf_ft_plugins.techniques.text2text.batches import TokenBudgetBatchSampler
 from hf_ft_plugins.techniques.text2text.lengths import measured
 from hf_ft_plugins.techniques.transfer import fit_probe
 from hf_ft_plugins.techniques.transfer.read_out import read_out
@@ -43,9 +45,6 @@ class Bars(list):
 
     def named(self, what):
         return [(count, total) for name, count, total in self if name == what]
-
-    def names(self):
-        return {name for name, _, _ in self}
 
 
 @pytest.fixture
@@ -121,6 +120,13 @@ def test_counting_tokens(bars):
     # Arrow's are counted thousands at once.
     assert bars.named("text2text: counting tokens") == [(7, 7), (1, 1)]
     assert in_memory.targets.tolist() == in_arrow.targets.tolist() == [2] * 7
+
+
+def test_cutting_batches(bars):
+    lengths = np.arange(1, 41)
+    batches = TokenBudgetBatchSampler(lengths, lengths, pool=10, target_tokens=40, max_tokens=400)
+    assert bars.named("text2text: cutting batches") == [(4, 4)]
+    assert sorted(row for batch in batches for row in batch)[-1] == 39
 
 
 # ---- layer-removal ----
@@ -211,8 +217,12 @@ def test_looking_at_every_row_of_a_classifiers_data(tmp_path, bars):
     args = TrainingArguments(str(tmp_path), remove_unused_columns=False)
     refuse_not_a_number(data, tiny_model(), args)
     assert bars.named("task: looking for NaN and infinity") == [(3, 3)]
-    refuse_nan_labels(data, Labels("label", "regression", ()))
-    assert bars.names() == {"task: looking for NaN and infinity"}
+    made = data.with_transform(lambda rows: {"label": [2 * label for label in rows["label"]]})
+    assert label_values(made, "label") == [2] * 2500
+    assert bars.named("reading 'label' of every row") == [(157, 157)]
+    # Control: what is stored is not read row by row.
+    assert label_values(data, "label") == [1] * 2500
+    assert len(bars) == 2
 
 
 def test_checking_the_labels_of_several_tasks(bars):
@@ -261,4 +271,4 @@ def test_bars_change_no_weight(tmp_path, request):
         trainer.train()
         runs.append(trainer.model.state_dict())
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    assert "transfer: features of the frozen layers" in request.getfixturevalue("bars").names()
+    assert request.getfixturevalue("bars").named("transfer: features of the frozen layers") == [(3, 3)]

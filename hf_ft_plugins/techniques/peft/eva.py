@@ -37,12 +37,12 @@ def initialize(trainer: Trainer) -> None:
     found: list[Any] = [None]
     training = model.training
     if args.process_index == 0:
-        with torch.random.fork_rng(devices=[]), closing(_Batches(trainer.feature_batches())) as batches:
+        # peft's own bar has no name, and is there from the first moment.
+        quietly = {"gather_distributed_inputs": False, "show_progress_bar": False}
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(args.seed)
-            # peft's own bar has no name, and is there from the first moment.
-            found = [
-                get_eva_state_dict(model, batches, gather_distributed_inputs=False, show_progress_bar=False),
-            ]
+            with closing(_Batches(trainer.feature_batches())) as batches:
+                found = [get_eva_state_dict(model, batches, **quietly)]
     if args.world_size > 1:
         dist.broadcast_object_list(found, src=0)
     initialize_lora_eva_weights(model, eva_state_dict=found[0], gather_distributed_inputs=False)
@@ -66,7 +66,8 @@ class _Batches:
 
     def close(self) -> None:
         """peft stops as soon as all directions have settled."""
-        self._shown.close()
+        if self._shown is not None:
+            self._shown.close()
 
     def __len__(self) -> int:
         return 1

@@ -55,7 +55,7 @@ def draw_matrix(matrix: TransferMatrix, file: Path) -> Path:
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     names = [name for name, _ in matrix.sets]
-    turned = {"rotation": 20, "ha": "left"} if max(map(len, names)) >= ROTATED_FROM else {}
+    turned: dict[str, Any] = {"rotation": 20, "ha": "left"} if max(map(len, names)) >= ROTATED_FROM else {}
     axes.xaxis.tick_top()
     axes.set_xticks(range(columns), names, **turned)
     axes.set_yticks(range(rows), ["at the start" if row == START else f"after {row}" for row in matrix.rows])

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...progress import progress
+
 logger = logging.getLogger(__name__)
 
 SLACK = 0.005  # share of batches beyond those that the first epoch needs
@@ -266,7 +268,7 @@ class TokenBudgetBatchSampler(torch.utils.data.Sampler[list[int]]):
                     self._slots[0][near], self._slots[1][near], real_targets=self.target_lengths[near], **self.limits
                 )
             ]
-            for near in pools
+            for near in progress(pools, "text2text: cutting batches", unit="pools")
         ]
 
     def _random(self, epoch: int) -> np.random.Generator:
