@@ -1,6 +1,8 @@
 """What importing costs, and whether the contract's own promises hold."""
 
 import ast
+import importlib.util
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -238,3 +240,48 @@ def test_a_technique_that_is_named_is_found(tmp_path):
         '"""Of peft and others."""\nif other.name == "peft" or spec == "task:tau=1":\n    x\n'
     )
     assert named_techniques(tmp_path / "core.py") == ["peft", "task:tau=1"]
+
+
+# ---- the distribution ----
+
+
+@pytest.fixture(scope="module")
+def description():
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.description
+
+
+def links(text):
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def test_the_package_index_shows_no_link_that_leads_nowhere(description):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert any(not link.startswith("https://") for link in links(readme))
+    assert [link for link in links(description(readme, None, "1.0")) if not link.startswith("https://")] == []
+    absolute = links(description(readme, "https://example.org/r/", "1.0"))
+    assert "https://example.org/r/raw/v1.0/examples/digits-compare.png" in absolute
+    assert "https://example.org/r/blob/v1.0/docs/composition.md" in absolute
+    assert all(link.startswith("https://") for link in absolute)
+
+
+def test_what_is_no_relative_link_is_described_as_it_stands(description):
+    text = "See [it](https://example.org/a), [part](#part) and `list[int](3)`."
+    assert description(text, None, "1.0") == "See [it](https://example.org/a), part and `list[int](3)`."
+
+
+def test_a_wheel_holds_the_package_and_what_it_reads_and_nothing_else():
+    from hatchling.builders.wheel import WheelBuilder
+
+    files = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    there = [path for path in (ROOT / "hf_ft_plugins").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert files == {path.relative_to(ROOT).as_posix() for path in there}
+    for needed in (
+        "py.typed",
+        "cli/scaffold/technique.py.jinja",
+        "cli/shells/hf-ft.bash",
+        "feedback/report.html.jinja",
+    ):
+        assert f"hf_ft_plugins/{needed}" in files

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.completion import completion_init
 
 from .. import registry
 from ..errors import PluginError
@@ -20,6 +21,7 @@ from ..host import state
 from ..option_text import default_text
 from ..technique import Technique
 from .checkpoint import app as checkpoint
+from .completion import VARIABLE, Shell, install_script, script_of, technique_names
 from .explaining import explain
 from .hosting import Hosting
 from .options import (
@@ -39,7 +41,6 @@ from .options import (
 )
 from .planning import memory_estimate, model_without_weights
 from .plugin_facts import row_of
-from .recipes import chosen_techniques
 from .record import Watch
 from .refusals import Asked, show_complaint, show_refusal
 from .remembered_facts import facts_of
@@ -62,8 +63,8 @@ app.add_typer(checkpoint, name="checkpoint")
 console = Console()
 
 
-def _version(value: bool) -> None:
-    if value:
+def _version(ctx: typer.Context, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
         print(f"hf-ft-plugins {version(registry.DISTRIBUTION)}")
         raise typer.Exit
 
@@ -97,7 +98,7 @@ def list_techniques(as_json: AsJson = False, only_builtin: OnlyBuiltin = False) 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="The technique's name.")],
+    name: Annotated[str, typer.Argument(help="The technique's name.", autocompletion=technique_names)],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -137,6 +138,8 @@ def check(
     debug: Debug = False,
 ) -> None:
     """The plan before training: which technique answers which hook, and every conflict. Exit status 2 if any."""
+    from .recipes import chosen_techniques
+
     keep_third_parties_out(only_builtin)
     techniques = chosen_techniques(with_, recipe)
     plan = _plan(techniques)
@@ -192,6 +195,8 @@ def run(
     debug: Debug = False,
 ) -> Any:
     """Run a Trainer script that nobody edited, with techniques."""
+    from .recipes import chosen_techniques
+
     keep_third_parties_out(only_builtin)
     techniques = chosen_techniques(with_, recipe)
     if not techniques and record is None:
@@ -230,6 +235,7 @@ def compare(
 ) -> None:
     """Run a script without and with the techniques, same seed, and show the two side by side."""
     from .compare.comparison import compare_runs
+    from .recipes import chosen_techniques
 
     keep_third_parties_out(only_builtin)
     techniques = chosen_techniques(with_, recipe)
@@ -302,11 +308,25 @@ def new(
 app.command()(explain)
 
 
+@app.command()
+def completion(
+    shell: Annotated[Shell, typer.Argument(help="The shell.")],
+    install: Annotated[bool, typer.Option("--install", help="Let it read the script whenever it starts.")] = False,
+) -> None:
+    """Print the script by which a shell completes techniques, options and values at the TAB key."""
+    if install:
+        print(f"{shell} completes hf-ft from its next start on, by {install_script(shell)}")
+    else:
+        print(script_of(shell), end="")
+
+
 def main() -> None:
     """The command's entry point; turns our errors into one paragraph and exit status 2."""
     # The script that a command runs gets an argv of its own.
     arguments = sys.argv[1:]
     Asked.debug = Asked.as_json = False
+    if VARIABLE in os.environ:
+        completion_init()
     try:
         todo = app(args=arguments, prog_name="hf-ft", standalone_mode=False)
         status = todo() if callable(todo) else todo

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import registry
+from .completion import recipes, techniques
 from .refusals import Asked
 
 
@@ -25,10 +26,19 @@ def _json(value: bool) -> bool:
 
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", "-w", help="A technique, as name or name:option=value,option=value. May be repeated."),
+    typer.Option(
+        "--with",
+        "-w",
+        autocompletion=techniques,
+        help="A technique, as name or name:option=value,option=value. May be repeated.",
+    ),
 ]
 Recipe = Annotated[
-    Path | None, typer.Option(help="A YAML file with the same list under the key 'techniques'; --with comes after it.")
+    Path | None,
+    typer.Option(
+        autocompletion=recipes,
+        help="A YAML file with the same list under the key 'techniques'; --with comes after it.",
+    ),
 ]
 OnlyBuiltin = Annotated[bool, typer.Option("--only-builtin", help="Keep third-party techniques out.")]
 AsModule = Annotated[bool, typer.Option("-m", "--module", help="SCRIPT names a module, as for python -m.")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +22,12 @@ class Facts:
         row: what `hf-ft list --json` prints; with `error` in place of summary, hooks and options where it cannot be
             imported.
         choices: of the options that take few values, these values as a command line gives them.
-        commands: name and help of each sub-command of `hf-ft` that it brings, its own name first.
+        commands: gives name and help of each sub-command of `hf-ft` that it brings, its own name first.
     """
 
     row: dict[str, Any]
     choices: dict[str, list[str]] = field(default_factory=dict)
-    commands: list[tuple[str, str]] = field(default_factory=list)
+    commands: Callable[[], list[tuple[str, str]]] = list
 
 
 def read_facts(offer: registry.Offer) -> Facts:
@@ -34,7 +36,7 @@ def read_facts(offer: registry.Offer) -> Facts:
         technique = offer.load()
     except PluginError as error:
         return Facts(_origin(offer) | {"error": str(error.__cause__ or error)})
-    return Facts(row_of(offer, technique), technique.option_choices(), _commands(technique))
+    return Facts(row_of(offer, technique), technique.option_choices(), functools.partial(_commands, technique))
 
 
 def row_of(offer: registry.Offer, technique: type[Technique]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,12 +56,12 @@ class _Memory:
         place, mark = f"{offer.distribution} {offer.name}", _mark(offer, self.environment)
         known = self.known.get(place)
         if mark and isinstance(known, dict) and known.get("mark") == mark:
-            return Facts(known["row"], known["choices"], [(name, text) for name, text in known["commands"]])
+            return Facts(known["row"], known["choices"], lambda: [(name, text) for name, text in known["commands"]])
         if not importing:
             return None
         facts = read_facts(offer)
         if mark and "error" not in facts.row:
-            self.new[place] = {"mark": mark, **asdict(facts)}
+            self.new[place] = {"mark": mark, **vars(facts), "commands": facts.commands()}
         return facts
 
     def save(self) -> None:

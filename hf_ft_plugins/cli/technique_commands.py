@@ -40,7 +40,7 @@ class WithTechniqueCommands(TyperGroup):
     def _add_those_of_techniques(self, *, importing: bool) -> None:
         """As names with their help, to be shown."""
         for facts in facts_of(registry.offers(), importing=importing):
-            for name, text in facts.commands if facts is not None else ():
+            for name, text in facts.commands() if facts is not None else ():
                 self.commands.setdefault(name, TyperCommand(name, help=text))
 
 
@@ -48,5 +48,5 @@ def _with_shortcut(name: str, *, importing: bool) -> Iterator[type[Technique]]:
     """The techniques that have `name` among their shortcuts, our own first: where one has it, no other is imported."""
     for offer in sorted(registry.offers(), key=lambda offer: offer.distribution != registry.DISTRIBUTION):
         for facts in facts_of([offer], importing=importing):
-            if facts is not None and name in dict(facts.commands):
+            if facts is not None and name in dict(facts.commands()):
                 yield offer.load()
