@@ -90,11 +90,14 @@ def from_json(content: Any) -> Section:
     except (KeyError, TypeError, ValueError) as error:
         raise PluginError(
             f"report: a section of the record cannot be read ({type(error).__name__}: {error}). Its kind must be "
-            f"one of {', '.join(KINDS)}, with the fields of that kind."
+            f"one of {', '.join(KINDS)}, with the fields of that kind.",
+            code="file-unusable",
         ) from error
     wrong = misshapen(section)
     if wrong:
-        raise PluginError(f"report: the section {section.title!r} of the record cannot be read: {wrong}.")
+        raise PluginError(
+            f"report: the section {section.title!r} of the record cannot be read: {wrong}.", code="file-unusable"
+        )
     return section
 
 

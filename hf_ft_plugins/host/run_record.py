@@ -178,10 +178,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         content = read_json(file)
     except (ValueError, RecursionError, OSError) as error:
         raise PluginError(
-            f"{file} cannot be read ({type(error).__name__}: {error}). Remove it; the checkpoints hold the log, too."
+            f"{file} cannot be read ({type(error).__name__}: {error}). Remove it; the checkpoints hold the log, too.",
+            code="file-unusable",
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise PluginError(f"{file}: it is no record that this version reads (format {FORMAT}). Remove it.")
+        raise PluginError(
+            f"{file}: it is no record that this version reads (format {FORMAT}). Remove it.", code="file-unusable"
+        )
     return content
 
 
@@ -207,11 +210,15 @@ def _checked(section: Any) -> sections.Section:
     if not isinstance(section, sections.Section):
         raise PluginError(
             f"ft_report answers a {type(section).__name__} among its sections. Answer a list of Facts, Rows, Grid and "
-            "Curve (hf_ft_plugins/report_sections.py)."
+            "Curve (hf_ft_plugins/report_sections.py).",
+            code="part-misused",
         )
     wrong = sections.misshapen(section)
     if wrong:
-        raise PluginError(f"ft_report: the section {section.title!r} has not the shape that it must have: {wrong}.")
+        raise PluginError(
+            f"ft_report: the section {section.title!r} has not the shape that it must have: {wrong}.",
+            code="part-misused",
+        )
     return section
 
 

@@ -95,7 +95,8 @@ def _trained_alike(what: str) -> Iterator[None]:
     except Exception as error:
         raise PluginError(
             f"suggest: {what} of the script's training data cannot be made ({type(error).__name__}: {error}). Training "
-            "would end with this error, too; mend it first."
+            "would end with this error, too; mend it first.",
+            code="data-unsuited",
         ) from error
 
 

@@ -91,7 +91,8 @@ def _asked(technique: type[Technique], offer: Offer, facts: RunFacts) -> Suggest
 def _failed(offer: Offer, how: str) -> PluginError:
     error = PluginError(
         f"{offer.name}: {how}. Repair {offer.distribution} {offer.version}, or leave the technique out: "
-        f"HF_FT_PLUGINS_DISABLE={offer.name}."
+        f"HF_FT_PLUGINS_DISABLE={offer.name}.",
+        code="plugin-broken",
     )
     error.add_note(f"in the suggestion of technique {offer.name} ({offer.distribution} {offer.version})")
     return error
@@ -101,7 +102,7 @@ def _with_packages(technique: type[Technique], offer: Offer, suggestion: Suggest
     try:
         name, options = parse_spec(suggestion.spec)
         if name != technique.name:
-            raise PluginError(f"it names {name}")
+            raise PluginError(f"it names {name}", code="plugin-broken")
         made = technique.from_options(options)
     except PluginError as error:
         raise _failed(offer, f"its suggestion {suggestion.spec!r} cannot be used ({error})") from error

@@ -102,7 +102,7 @@ def refused(process):
 
 def test_list_tells_where_every_technique_comes_from_and_what_it_answers(plugins):
     rows = listed(hf_ft("list", "--json", cwd=plugins))
-    assert rows["adaptive-lr", "hf-ft-plugins"]["hooks"] == ["ft_callbacks", "ft_trainer"]
+    assert rows["adaptive-lr", "hf-ft-plugins"]["hooks"] == ["ft_callbacks", "ft_trainer", "ft_report"]
     sound = rows["sound", "sound-dist"]
     assert (sound["version"], sound["summary"], sound["hooks"]) == ("1.0", "sounds good", ["ft_callbacks"])
     assert sound["options"] == [{"name": "amount", "type": "a number", "default": 0.5, "help": "how much of it"}]
@@ -178,6 +178,7 @@ def test_check_shows_who_answers_what_in_the_users_order(plugins):
     assert plan["hooks"] == {
         "ft_callbacks": ["sound", "adaptive-lr"],
         "ft_trainer": ["adaptive-lr"],
+        "ft_report": ["adaptive-lr"],
         "ft_scheduler": ["owner"],
     }
     assert plan["techniques"][0] == {

@@ -29,7 +29,9 @@ def write_report(folders: list[Path], output: Path | None, title: str | None) ->
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise PluginError(f"report: {file} cannot be written ({error}). Name another file with --output.") from error
+        raise PluginError(
+            f"report: {file} cannot be written ({error}). Name another file with --output.", code="file-unusable"
+        ) from error
     return file, found
 
 

@@ -163,7 +163,8 @@ def _comparison(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return _compared(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise PluginError(
-            f"report: compare.json cannot be read ({type(error).__name__}: {error}). Compare the runs again."
+            f"report: compare.json cannot be read ({type(error).__name__}: {error}). Compare the runs again.",
+            code="file-unusable",
         ) from error
 
 

@@ -68,7 +68,9 @@ def read_runs(folders: list[Path]) -> Found:
     names = _short_names(folders)
     for folder, name in zip(folders, names, strict=True):
         if not folder.is_dir():
-            raise PluginError(f"report: there is no folder {folder}. Name the output_dir of a run.")
+            raise PluginError(
+                f"report: there is no folder {folder}. Name the output_dir of a run.", code="file-unusable"
+            )
         if (folder / COMPARISON_FILE).is_file():
             comparison = _read(folder / COMPARISON_FILE, dict)
             found = list(_sides(folder))
@@ -77,7 +79,8 @@ def read_runs(folders: list[Path]) -> Found:
         if not found:
             raise PluginError(
                 f"report: {folder} holds no run: neither {RECORD_FILE}, nor {STOCK_FILE} in it or in a checkpoint, nor "
-                "folders that do. Name the output_dir of a run, or the --output of hf-ft compare."
+                "folders that do. Name the output_dir of a run, or the --output of hf-ft compare.",
+                code="file-unusable",
             )
         runs += found
     return Found(runs, comparison if len(folders) == 1 else None)
@@ -115,18 +118,26 @@ def run_of_record(record: Mapping[str, Any], name: str, file: str, group: str | 
     """
     for key, kind in SHAPES.items():
         if not isinstance(record.get(key, kind()), kind):
-            raise PluginError(f"report: in {file}, {key!r} is no {kind.__name__}. Remove the file.")
+            raise PluginError(
+                f"report: in {file}, {key!r} is no {kind.__name__}. Remove the file.", code="file-unusable"
+            )
     for key in ("techniques", "points", "told"):
         if not all(isinstance(one, dict) for one in record.get(key, [])):
-            raise PluginError(f"report: in {file}, {key!r} holds something else than objects. Remove the file.")
+            raise PluginError(
+                f"report: in {file}, {key!r} holds something else than objects. Remove the file.", code="file-unusable"
+            )
     if not all(
         isinstance(value, (int, float, NoneType)) for point in record.get("points", []) for value in point.values()
     ):
-        raise PluginError(f"report: in {file}, 'points' hold something else than numbers. Remove the file.")
+        raise PluginError(
+            f"report: in {file}, 'points' hold something else than numbers. Remove the file.", code="file-unusable"
+        )
     report = {}
     for technique, listed in record.get("sections", {}).items():
         if not isinstance(listed, list):
-            raise PluginError(f"report: in {file}, the sections of {technique!r} are no list. Remove the file.")
+            raise PluginError(
+                f"report: in {file}, the sections of {technique!r} are no list. Remove the file.", code="file-unusable"
+            )
         report[technique] = [sections.from_json(one) for one in listed]
     steps = record.get("step")
     training = Training(_entries(record.get("log"), file), steps=steps if isinstance(steps, int) else 0)
@@ -157,7 +168,9 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _entries(log: Any, file: str) -> list[dict[str, Any]]:
     if not isinstance(log, list) or not all(isinstance(entry, dict) for entry in log):
-        raise PluginError(f"report: {file} holds no log of a Trainer. Remove the file, or name another folder.")
+        raise PluginError(
+            f"report: {file} holds no log of a Trainer. Remove the file, or name another folder.", code="file-unusable"
+        )
     return log
 
 
@@ -165,9 +178,11 @@ def _read(file: Path, kind: type) -> Any:
     try:
         content = read_json(file)
     except (ValueError, RecursionError, OSError) as error:
-        raise PluginError(f"report: {file} cannot be read ({type(error).__name__}: {error}). Remove it.") from error
+        raise PluginError(
+            f"report: {file} cannot be read ({type(error).__name__}: {error}). Remove it.", code="file-unusable"
+        ) from error
     if not isinstance(content, kind):
-        raise PluginError(f"report: {file} holds no {kind.__name__}. Remove it.")
+        raise PluginError(f"report: {file} holds no {kind.__name__}. Remove it.", code="file-unusable")
     return content
 
 

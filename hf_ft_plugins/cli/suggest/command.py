@@ -39,7 +39,9 @@ def suggest(
         PluginError: it trains nothing, or its data or a technique's suggestion are at fault.
     """
     if budget is not None and not budget > 0:
-        raise PluginError(f"suggest: --budget {budget} is no amount of memory. Use GiB, more than 0.")
+        raise PluginError(
+            f"suggest: --budget {budget} is no amount of memory. Use GiB, more than 0.", code="command-line"
+        )
     with tempfile.TemporaryDirectory(prefix="hf-ft-suggest-") as folder:
         inspection = Inspection(str(Path(folder).resolve()), budget)
         hook = sys.excepthook
@@ -55,7 +57,7 @@ def suggest(
         raise inspection.error
     if status or inspection.report is None:
         if not status and not {"-h", "--help"} & set(arguments):
-            raise PluginError(_trained_nothing(script, inspection.built))
+            raise PluginError(_trained_nothing(script, inspection.built), code="script-failed")
         return status
     if os.environ.get("RANK", "0") == "0":
         # It imports torch, which the script may want to do by itself.

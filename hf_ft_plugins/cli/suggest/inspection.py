@@ -108,7 +108,8 @@ class Inspection:
         if os.getpid() != self.process:
             raise PluginError(
                 "suggest: the script trains in a process that it starts, where it was not looked at. Let it train in "
-                "its own: one process, and no launcher within the script."
+                "its own: one process, and no launcher within the script.",
+                code="script-failed",
             )
         if self.report is not None or self.error is not None:
             return
