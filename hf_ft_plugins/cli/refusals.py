@@ -40,11 +40,12 @@ def wants_json(arguments: list[str]) -> bool:
 
 def show_refusal(error: PluginError, arguments: list[str]) -> None:
     """Print a refusal of ours."""
-    text = one_paragraph(error, debug=Asked.debug)
+    trace = f"{''.join(traceback.format_exception(error))}\n" if Asked.debug else ""
+    text = one_paragraph(error)
     if wants_json(arguments):
-        _print_object(as_object(text, error.code, error.mend, technique_of(error)), arguments)
+        _print_object(as_object(trace + text, error.code, error.mend, technique_of(error)), arguments)
     else:
-        errors.print(f"hf-ft: {text}\n{how_to_read_on(error.code)}", markup=False)
+        errors.print(f"{trace}hf-ft: {text}\n{how_to_read_on(error.code)}", markup=False)
 
 
 def show_complaint(error: Any, arguments: list[str]) -> None:
@@ -91,8 +92,6 @@ def technique_of(error: PluginError) -> str | None:
     return name if name in registry.names() else None
 
 
-def one_paragraph(error: PluginError, *, debug: bool) -> str:
-    """The text of an error and its notes; with `debug`, the traceback before them."""
-    notes = "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))
-    text = f"{error}{notes}"
-    return f"{''.join(traceback.format_exception(error))}\n{text}" if debug else text
+def one_paragraph(error: PluginError) -> str:
+    """The text of an error and its notes."""
+    return f"{error}" + "".join(f"\n  ({note})" for note in getattr(error, "__notes__", []))

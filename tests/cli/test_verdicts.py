@@ -190,6 +190,8 @@ def test_any_text_is_text_to_table_and_picture(tmp_path, text):
 def test_the_verdict_is_printed_as_json_and_written_before_the_picture(tmp_path, monkeypatch, capsys):
     outcomes = {WITHOUT: runs({"eval_loss": 1.0}), WITH: runs({"eval_loss": 0.5})}
     monkeypatch.setattr(comparison, "_both", lambda *_: outcomes)
+    # There are no runs behind these.
+    monkeypatch.setattr(comparison, "write_report", lambda *_: (tmp_path / "report.html", None))
     comparison.compare_runs(HARMLESS, ["x.py"], tmp_path / "seen", console=None, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "seen" / "compare.json").read_text())
