@@ -82,7 +82,8 @@ def memory_facts(trainer: Any, data: DataFacts, budget: float | None) -> MemoryF
     advice = ""
     if found.peak > available:
         try:
-            refuse_over_budget(found, available, functools.partial(_or_none, estimate), args)
+            retry: Any = functools.partial(_or_none, estimate)
+            refuse_over_budget(found, available, retry, args)
         except PluginError as error:
             advice = str(error)
     return MemoryFacts(
