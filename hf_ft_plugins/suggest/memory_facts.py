@@ -142,10 +142,11 @@ def _estimate(
 
 
 def _or_none(estimate: Callable[..., MemoryEstimate], args: Any, spec: str | None) -> MemoryEstimate | None:
-    """None where a technique cannot be used, as its package is not installed, or does nothing for this model."""
+    """None where a technique cannot be used, as its package is not installed, or cannot be followed on this model."""
     try:
         return estimate(args, None if spec is None else registry.resolve(spec))
-    except PluginError:
+    except Exception:
+        # As above.
         return None
 
 
