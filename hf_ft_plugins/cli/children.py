@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import registry
-from .hosting import TRAINER_MODULE, AfterImport, Hosting
-from .record import Watch
+from .hosting import TRAINER_MODULE, AfterImport, Hosting, Watcher
 
 SPAWN_MODULE = "multiprocessing.spawn"
 
@@ -22,7 +21,7 @@ class Handed:
     """What a spawned process is to do before the script is imported there; pickled as a call of `arrived`."""
 
     hosting: Hosting
-    watch: Watch | None
+    watch: Watcher | None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By name and options: a third party's module may not be there to be imported yet.
@@ -30,7 +29,7 @@ class Handed:
         return arrived, (techniques, self.hosting.only, self.hosting.process, self.hosting.tally, self.watch)
 
 
-def hand_on(hosting: Hosting, watch: Watch | None) -> None:
+def hand_on(hosting: Hosting, watch: Watcher | None) -> None:
     """Let every process that multiprocessing spawns from here on host its Trainers as this one does."""
 
     def install(module: types.ModuleType) -> None:
@@ -44,7 +43,9 @@ def hand_on(hosting: Hosting, watch: Watch | None) -> None:
     AfterImport(SPAWN_MODULE, install).watch()
 
 
-def arrived(techniques: list[dict[str, Any]], only: str | None, process: int, tally: str, watch: Watch | None) -> None:
+def arrived(
+    techniques: list[dict[str, Any]], only: str | None, process: int, tally: str, watch: Watcher | None
+) -> None:
     """Do in a spawned process what `run` did in the script's own."""
 
     def install(module: types.ModuleType) -> None:

@@ -16,12 +16,18 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..technique import Technique
 
 TRAINER_MODULE = "transformers.trainer"
 ARGUMENTS_MODULE = "transformers.training_args"
+
+
+class Watcher(Protocol):
+    """Acts in the script's process before the script is run, and, pickled, in those that multiprocessing spawns."""
+
+    def start(self) -> None: ...
 
 
 def _new_tally() -> str:

@@ -20,17 +20,16 @@ from typing import Any
 
 from ..errors import PluginError
 from .children import hand_on
-from .hosting import TRAINER_MODULE, AfterImport, Hosting
-from .record import Watch
+from .hosting import TRAINER_MODULE, AfterImport, Hosting, Watcher
 
 
 def run(
-    hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: bool = False, watch: Watch | None = None
+    hosting: Hosting, target: str, arguments: Sequence[str], *, as_module: bool = False, watch: Watcher | None = None
 ) -> int:
     """Run a script (or, with `as_module`, a module as `python -m` does) as `__main__`.
 
     Args:
-        watch: records the run for `hf-ft compare`.
+        watch: records the run for `hf-ft compare`, or looks at it for `hf-ft suggest`.
 
     Returns:
         The exit status that the script would have had; 2 when it ended well but built no Trainer to act on.

@@ -45,6 +45,7 @@ REMOVED = "A model with layers removed is saved and loaded as it was"
 ADALORA = "AdaLoRA moves its ranks, and a resumed run has those of the run never stopped"
 EMBEDDINGS = "adamw-8bit keeps moments of embeddings in 32 bits, and of nothing else"
 MEANS = "Ranks that step within the backward pass step with the mean of their gradients"
+LOOKS_ON = "`hf-ft suggest` leaves nothing behind"
 QUANTISED = "A model that is quantised in place trains, merges and is saved as one loaded so"
 
 
@@ -183,6 +184,13 @@ HOST: tuple[Name, ...] = (
     Name(TRAINER, "DEFAULT_CALLBACKS", "cli", "`hf-ft compare` sees what runs log", used_by="Trainer.__init__"),
     Name(
         "transformers.training_args", "TrainingArguments.__post_init__", "cli", "`hf-ft compare` keeps runs apart", ""
+    ),
+    _trainer("init_hf_repo", LOOKS_ON, "", "__init__", used_in="cli"),
+    _trainer("save_model", LOOKS_ON, "output_dir", used_in="cli"),
+    Name(
+        *("transformers.modeling_utils", "PreTrainedModel.from_pretrained", "suggest"),
+        "`hf-ft suggest` tells pretrained weights from new ones",
+        "pretrained_model_name_or_path",
     ),
     # ---- the learning-rate arbiter ----
     Name(

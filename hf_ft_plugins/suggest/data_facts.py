@@ -173,7 +173,7 @@ def _is_table(value: Any) -> bool:
 def _real(batch: Mapping[str, Any], processing_class: Any) -> torch.Tensor | None:
     """Which tokens are no padding; None where that cannot be told."""
     ids, mask = batch["input_ids"], batch.get("attention_mask")
-    if _is_table(mask) and mask.shape == ids.shape:
+    if mask is not None and _is_table(mask) and mask.shape == ids.shape:
         return mask != 0
     if "position_ids" in batch or "seq_lengths" in batch:
         return torch.ones_like(ids, dtype=torch.bool)  # Rows laid end to end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..technique import Technique
 from .data_facts import DataFacts, data_facts, first_batches, training_loader
 from .label_facts import LabelFacts, label_facts
 from .memory_facts import MemoryFacts, memory_facts
@@ -69,7 +70,7 @@ def facts_of(trainer: Any, loaded: Loaded | None = None, budget: float | None = 
     return RunFacts(
         trainer_class=type(trainer).__name__,
         trl=_trl(trainer),
-        techniques=tuple(one.name for one in getattr(trainer, "_ft_techniques", ())),
+        techniques=tuple(one.name for one in techniques_of(trainer)),
         model=model,
         data=data,
         labels=labels,
@@ -79,6 +80,12 @@ def facts_of(trainer: Any, loaded: Loaded | None = None, budget: float | None = 
         trainer=trainer,
         batches=tuple(batches),
     )
+
+
+def techniques_of(trainer: Any) -> tuple[Technique, ...]:
+    """Those that the script has given its trainer."""
+    techniques: tuple[Technique, ...] = getattr(trainer, "_ft_techniques", ())
+    return techniques
 
 
 def _trl(trainer: Any) -> str:

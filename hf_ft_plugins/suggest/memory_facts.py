@@ -82,7 +82,8 @@ def memory_facts(trainer: Any, data: DataFacts, budget: float | None) -> MemoryF
     advice = ""
     if found.peak > available:
         try:
-            refuse_over_budget(found, available, functools.partial(_or_none, estimate), args)
+            retry: Any = functools.partial(_or_none, estimate)
+            refuse_over_budget(found, available, retry, args)
         except PluginError as error:
             advice = str(error)
     return MemoryFacts(
@@ -141,10 +142,11 @@ def _estimate(
 
 
 def _or_none(estimate: Callable[..., MemoryEstimate], args: Any, spec: str | None) -> MemoryEstimate | None:
-    """None where a technique cannot be used, as its package is not installed, or does nothing for this model."""
+    """None where a technique cannot be used, as its package is not installed, or cannot be followed on this model."""
     try:
         return estimate(args, None if spec is None else registry.resolve(spec))
-    except PluginError:
+    except Exception:
+        # As above.
         return None
 
 

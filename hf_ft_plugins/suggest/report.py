@@ -11,7 +11,7 @@ from ..host.hooks import manager
 from ..option_text import parse_spec
 from ..registry import Offer, offers, refuse_missing_packages
 from ..technique import Technique
-from .facts import RunFacts
+from .facts import RunFacts, techniques_of
 from .suggestion import Suggestion
 
 
@@ -115,7 +115,7 @@ def _with_packages(technique: type[Technique], offer: Offer, suggestion: Suggest
 
 def _sorted_out(advice: Sequence[Advice], trainer: Any) -> list[Advice]:
     """With the reason of each that cannot be in one command with those before it."""
-    listed = list(getattr(trainer, "_ft_techniques", ()))
+    listed = list(techniques_of(trainer))
     met: dict[str, str] = {}
     found = []
     for one in advice:

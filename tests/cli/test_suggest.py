@@ -1,9 +1,12 @@
 """`hf-ft suggest`: a script is run until its first training step, leaves no trace, and what would help is printed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import ROOT
 
 from .test_cli import add_plugin, hf_ft
 
@@ -133,6 +136,18 @@ def test_what_the_script_has_already_is_not_suggested_again(tmp_path):
     told = json.loads(hf_ft("suggest", "--json", SCRIPT, "--how", "with a technique", *RARE, cwd=tmp_path).stdout)
     assert told["facts"]["techniques"] == ["task"]
     assert told["suggestions"] == told["command"] == []
+
+
+@pytest.mark.slow
+def test_the_output_on_the_page_is_what_is_printed():
+    process = hf_ft("suggest", "examples/sentiment.py", cwd=ROOT, COLUMNS="112", FT_DATA="none")
+    assert process.returncode == 0, process.stderr
+    page = (ROOT / "docs" / "guide" / "suggest.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    # The machine's memory is another elsewhere.
+    plain = [re.sub(r"Memory of a step.*?memory\)\.", "", " ".join(text.split())) for text in (process.stdout, shown)]
+    assert plain[0] == plain[1]
+    assert "24 to 1" in plain[0]
 
 
 THIRD = """

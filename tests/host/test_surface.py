@@ -23,6 +23,7 @@ ROOT = PACKAGE.parent
 # Private names that are of no other library, used outside the module that defines them: `file: name`.
 OURS = {
     "host/trainer.py: _ft_techniques",
+    "suggest/facts.py: _ft_techniques",
     "techniques/low_memory/building.py: _ft_techniques",
     "techniques/multitask/heads/export.py: _features",
     "techniques/sequential/callbacks.py: _trainer",

@@ -64,6 +64,11 @@ def test_no_adaptive_lr_where(tmp_path, changes):
 
 
 @quiet
+def test_no_adaptive_lr_for_a_model_that_writes_of_which_there_is_no_figure(tmp_path):
+    assert suggested(translator(tmp_path, [8] * 64, **LONG)) == {}
+
+
+@quiet
 def test_no_adaptive_lr_for_an_optimizer_that_it_refuses(tmp_path):
     trainer = classifier(tmp_path, **LONG)
     trainer.optimizer = torch.optim.Rprop(trainer.model.parameters())

@@ -68,7 +68,7 @@ class Inspection:
             prepare(args)
             self.divert(args)
 
-        arguments.__post_init__ = __post_init__  # type: ignore[attr-defined]
+        arguments.__post_init__ = __post_init__
 
     def _watch_trainers(self, module: types.ModuleType, loaded: Loaded) -> None:
         cls = module.Trainer
@@ -102,6 +102,7 @@ class Inspection:
         Raises:
             PluginError: this is another process than the script's own.
         """
+        from ...host.surface_check import check_surface
         from ...suggest.facts import facts_of
         from ...suggest.report import report_on
 
@@ -114,6 +115,7 @@ class Inspection:
         if self.report is not None or self.error is not None:
             return
         try:
+            check_surface(["cli", "suggest"])
             self.report = report_on(facts_of(trainer, loaded, self.budget))
         except Exception as error:
             self.error = error

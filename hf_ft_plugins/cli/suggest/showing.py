@@ -16,6 +16,7 @@ from ...suggest.facts import RunFacts
 from ...suggest.report import Advice, Report
 
 INDENT = 2
+MIB = 2**20
 
 
 def run_line(specs: Sequence[str], command: Sequence[str]) -> list[str]:
@@ -103,14 +104,21 @@ def looked_at(facts: RunFacts) -> str:
     ]
     if data.padding is not None and data.lengths is not None:
         shortest, mean, longest = data.lengths
-        parts.append(f"rows of {shortest} to {longest} tokens, {mean:.0f} on average; {data.padding:.0%} is padding")
+        spread = (
+            f"{longest} tokens" if shortest == longest else f"{shortest} to {longest} tokens, {mean:.0f} on average"
+        )
+        parts.append(f"rows of {spread}; {data.padding:.0%} of the batches is padding")
     needed = facts.memory.needed
-    takes = "unknown" if needed is None else f"about {needed / GIB:.2f} GiB"
-    parts.append(f"memory of a step {takes}, of {facts.memory.available / GIB:.1f} ({facts.memory.device})")
+    takes = "unknown" if needed is None else f"about {_bytes(needed)}"
+    parts.append(f"memory of a step {takes}, of {_bytes(facts.memory.available)} ({facts.memory.device})")
     if facts.techniques:
         parts.append(f"techniques that the script has: {', '.join(facts.techniques)}")
     parts.append("Stopped at the first train(); nothing was trained")
     return f"{'. '.join(part[0].upper() + part[1:] for part in parts)}."
+
+
+def _bytes(number: int) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.0f} MiB"
 
 
 def _count(number: int) -> str:

@@ -1,4 +1,8 @@
-"""When `hf-ft suggest` names `adaptive-lr`: a run goes often over its data, and nothing heeds its evaluations."""
+"""When `hf-ft suggest` names `adaptive-lr`: a classifier goes often over its data, and nothing heeds its evaluations.
+
+Other models were not measured; a small language model that learns from nothing (`examples/instruct_causal.py`) ended
+where it would have without.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,11 @@ MOST_STEPS = Figure(RESULTS, "sentiment, 10% wrong labels: default: steps, mean 
 
 def suggestion(facts: RunFacts) -> Suggestion | None:
     """Its suggestion for a run."""
+    from ...suggest.model_facts import CLASSIFIER
+
     run = facts.schedule
+    if facts.model.kind != CLASSIFIER or facts.trl:
+        return None
     passes = run.passes or 0.0
     if run.early_stopping or run.evaluations < EVALUATIONS or passes < PASSES or _is_refused(facts):
         return None

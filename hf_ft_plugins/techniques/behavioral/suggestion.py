@@ -16,6 +16,9 @@ SHARED = 0.25
 # Share of pairs longer than the limit.
 CUT = 0.05
 LOOKED_AT = 500
+WEIGHS = "Each row's gradient is scaled by its weight, and each pair has its own flip probability in the loss."
+FITS = "A prompt past the limit loses its oldest turns, and the answers keep their ends."
+SHARES = "What both answers begin with is computed once, where that is exact."
 ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids")
 REACTIONS = ("kto_tag", "label", "feedback", "thumbs", "reaction", "vote", "rating")
 
@@ -31,16 +34,14 @@ def suggestion(facts: RunFacts) -> Suggestion | None:
         return None
     if contract == "sft":
         return _of_a_log(facts)
-    found = (_doubts(facts), _cut(facts), _shared(facts) if contract == "dpo" else None)
-    reasons = [one for one in found if one is not None]
+    found = {WEIGHS: _doubts(facts), FITS: _cut(facts), SHARES: _shared(facts) if contract == "dpo" else None}
+    reasons = {does: reason for does, reason in found.items() if reason is not None}
     if not reasons:
         return None
     return Suggestion(
         spec=NAME,
-        does="Each row's gradient is scaled by its weight, each pair has its own flip probability in the loss; a "
-        "prompt past the limit loses its oldest turns, not the answers their ends; what both answers begin with is "
-        "computed once where that is exact.",
-        because=tuple(reasons),
+        does=" ".join(reasons),
+        because=tuple(reasons.values()),
         not_when="Few pairs teach a small model little, whatever weighs them; short prompts save little.",
         weight=2,
     )
@@ -63,7 +64,8 @@ def _doubts(facts: RunFacts) -> Because | None:
 
 
 def _cut(facts: RunFacts) -> Because | None:
-    limit = getattr(facts.trainer.args, "max_length", None)
+    args = facts.trainer.args
+    limit = args.max_length if getattr(args, "truncation_mode", "keep_start") == "keep_start" else None
     lengths = [
         len(row["prompt_ids"]) + max(len(row.get(side) or ()) for side in ANSWERS)
         for row in _rows(facts)

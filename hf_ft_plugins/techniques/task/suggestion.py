@@ -10,7 +10,8 @@ from . import NAME
 if TYPE_CHECKING:
     from ...suggest import RunFacts
 
-# Rows of the most frequent class to those of the rarest. On film reviews, one positive in ten or in twenty.
+# Rows of the most frequent class to those of the rarest. The least that was tried: with ten negative film reviews to a
+# positive one, macro-F1 and accuracy on equally many of each rose by more than the noise of three seeds.
 IMBALANCE = 10
 FOR_RARE_CLASSES = f"{NAME}:imbalance=logit_adjust,frequencies=equal"
 
