@@ -12,6 +12,10 @@ it. `noise` is `report.noise_floor` of the A/A ratios: 95 % of bootstrap resampl
 gate is met only if the ratio and the noise together keep it, so with more noise than a gate allows none is. One row
 holds that all four end with the same training loss.
 
+The same on two gloo ranks (CPU only), where ranks also have to agree on stops and saves in each step if a callback of
+somebody else's is there: once without and once with one. Saving is not in it: each checkpoint costs what its digests
+do, see `docs/guide/reliability.md`.
+
 The import is timed as whole processes, `python -c "import hf_ft_plugins"` and `python -c "pass"` in turn; `ours` is the
 difference of the medians in milliseconds, `baseline` the median of the bare process, and `noise` half the
 interquartile range of the bare process's times; A/A is the bare process in every second round against the others.
@@ -45,19 +49,28 @@ from transformers import (
 )
 
 from benchmarks import report
+from benchmarks.endurance.worlds import DDP, on_ranks
 from benchmarks.report import Gate, Result
 from hf_ft_plugins import with_plugins
 
 BENCHMARK = "host_overhead"
 STOCK, AGAIN, HOST, ADAPTIVE = "stock", "stock again (A/A)", "host, no technique", "host, adaptive-lr"
+OWN_CALLBACK = "host, a callback of the script's own"
 GATES = {HOST: 1.01, ADAPTIVE: 1.02}
 IMPORT_GATE_MS = 60
 BLOCK = 10  # steps in one turn, and between two logs
 BATCH, TOKENS, VOCABULARY = 8, 16, 2000
 
 
+class SomebodyElses(TrainerCallback):
+    """A callback of the script's own, which does nothing."""
+
+
 class InTurns(TrainerCallback):
     """Runs one trainer on a thread of its own, a block at a time when `turn` is called, and times the blocks."""
+
+    # As one of Trainer's own: it sets no flag, so ranks need not agree because of it.
+    __module__ = "transformers.trainer_callback"
 
     def __init__(self, trainer: Trainer) -> None:
         self.wall: list[float] = []  # ms a step
@@ -66,7 +79,7 @@ class InTurns(TrainerCallback):
         self._error: BaseException | None = None
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._start = (0.0, 0.0)
-        self._trainer = trainer
+        self.trainer = trainer
         trainer.add_callback(self)
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -79,7 +92,7 @@ class InTurns(TrainerCallback):
     def _run(self) -> None:
         self._begin_block()
         try:
-            self.loss = self._trainer.train().training_loss
+            self.loss = self.trainer.train().training_loss
         except BaseException as error:
             self._error = error
         finally:
@@ -115,7 +128,7 @@ def sentences(count: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row[0] % 2} for row in tokens]
 
 
-def new_trainer(trainer_class: type[Trainer], steps: int, device: str, folder: str) -> Trainer:
+def new_trainer(trainer_class: type[Trainer], steps: int, device: str, folder: str, ranks: int = 1) -> Trainer:
     """A Trainer of a tiny BERT, always with the same weights and data."""
     set_seed(0)
     config = BertConfig(
@@ -143,21 +156,27 @@ def new_trainer(trainer_class: type[Trainer], steps: int, device: str, folder: s
             report_to="none",
             disable_tqdm=True,
             use_cpu=device == "cpu",
+            ddp_backend="gloo" if ranks > 1 else None,
         ),
-        train_dataset=sentences(steps * BATCH),
+        train_dataset=sentences(steps * BATCH * ranks),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def run_in_turns(rounds: int, device: str, repetition: int) -> dict[str, InTurns]:
+def run_in_turns(rounds: int, device: str, repetition: int, ranks: int = 1) -> dict[str, InTurns]:
     """Every variant's timed blocks; block i of one variant ran right before or after block i of every other."""
     shuffle = random.Random(repetition)
+    classes = trainer_classes()
+    if ranks > 1:
+        classes[OWN_CALLBACK] = classes[HOST]
     with tempfile.TemporaryDirectory() as folder:
         variants = {
-            name: InTurns(new_trainer(trainer_class, (rounds + 1) * BLOCK, device, folder))
-            for name, trainer_class in trainer_classes().items()
+            name: InTurns(new_trainer(trainer_class, (rounds + 1) * BLOCK, device, folder, ranks))
+            for name, trainer_class in classes.items()
         }
+        if ranks > 1:
+            variants[OWN_CALLBACK].trainer.add_callback(SomebodyElses())
         # One turn more than there are blocks: the last is the end of the training.
         for _ in range(rounds + 2):
             for name in shuffle.sample(list(variants), len(variants)):
@@ -176,6 +195,30 @@ def step_results(repetitions: list[dict[str, InTurns]], about: dict[str, Any]) -
         gates = {(name, STOCK): Gate("ratio", "<=", bound) for name, bound in GATES.items()}
         results += report.compared(BENCHMARK, f"{clock} ms per step", blocks, gates, (AGAIN, STOCK), about)
     return results
+
+
+def two_rank_results(count: int, rounds: int, about: dict[str, Any]) -> list[Result]:
+    """The same, of rank 0 beside another one, with the script's own callback besides."""
+
+    def work(rank: int) -> dict[str, dict[str, list[float]]]:
+        found = [run_in_turns(rounds, "cpu", number, ranks=2) for number in range(count)]
+        return {
+            clock: {name: [ms for one in found for ms in getattr(one[name], clock)[1:]] for name in found[0]}
+            for clock in ("wall", "cpu")
+        }
+
+    end = on_ranks(DDP, work, patience=count * rounds * 60.0)[0]
+    if "value" not in end:
+        raise RuntimeError(str(end))
+    gates: dict[tuple[str, str], Gate | None] = {(HOST, STOCK): Gate("ratio", "<=", GATES[HOST])}
+    gates |= {(ADAPTIVE, STOCK): Gate("ratio", "<=", GATES[ADAPTIVE]), (OWN_CALLBACK, STOCK): None}
+    return [
+        result
+        for clock, blocks in end["value"].items()
+        for result in report.compared(
+            BENCHMARK, f"two ranks, {clock} ms per step", blocks, gates, (AGAIN, STOCK), about | {"ranks": 2}
+        )
+    ]
 
 
 def loss_result(repetitions: list[dict[str, InTurns]], about: dict[str, Any]) -> Result:
@@ -225,6 +268,8 @@ def _process_ms(code: str) -> float:
 def measured(asked: Namespace) -> Iterator[Result]:
     torch.set_num_threads(1)
     count, rounds = (5, 25) if asked.quick else (30, 30)
+    # Before this process has threads, as it forks.
+    two = two_rank_results(max(1, count // 3), rounds, report.conditions("cpu")) if asked.device == "cpu" else []
     repetitions = [
         run_in_turns(rounds, asked.device, number)
         for number in track(range(count), "repetitions", console=Console(stderr=True), transient=True)
@@ -236,6 +281,7 @@ def measured(asked: Namespace) -> Iterator[Result]:
         model=f"BERT, one layer of 64, batch {BATCH} of {TOKENS} tokens",
     )
     yield from step_results(repetitions, about)
+    yield from two
     yield loss_result(repetitions, about)
     yield from import_results(15 if asked.quick else 31, about)
 
