@@ -87,7 +87,9 @@ def name_once(technique: str, options: Mapping[str, Any]) -> Step:
 
 
 def set_argument(name: str, value: Any) -> Step:
-    """Give this field of the script's `TrainingArguments` (or its subclass) this value; null leaves it unset."""
+    """Give this field of the script's `TrainingArguments` (or its subclass; of `hf-ft check` its --arg) this value;
+    null leaves it unset.
+    """
     return {"do": "set-argument", "name": name, "value": _plain(value)}
 
 
