@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +67,8 @@ def label_facts(trainer: Any) -> tuple[LabelFacts | None, str]:
 
 def _listed(dataset: Any, config: Any) -> LabelFacts | None:
     """Of a list of mappings, each with the whole number of a class."""
-    sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not hasattr(dataset, "features")
-    if not sized or not 0 < len(dataset) <= MOST or not isinstance(dataset[0], Mapping):
+    # Reading a row of another kind may decode a picture.
+    if not isinstance(dataset, Sequence) or not 0 < len(dataset) <= MOST or not isinstance(dataset[0], Mapping):
         return None
     column = next((name for name in LABEL_COLUMNS if name in dataset[0]), None)
     values = [_whole(dataset[row].get(column)) for row in range(len(dataset))] if column else [None]

@@ -118,7 +118,7 @@ def looked_at(facts: RunFacts) -> str:
 
 
 def _bytes(number: int) -> str:
-    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / MIB:.0f} MiB"
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{max(1, round(number / MIB))} MiB"
 
 
 def _count(number: int) -> str:
