@@ -16,7 +16,8 @@ from hf_ft_plugins.cli.app import app
 from hf_ft_plugins.techniques.sequential.script_stages import read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *DOCS]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -66,6 +67,14 @@ def test_links_lead_to_files_and_headings_that_are_there(page):
         if anchor:
             headings = [slug(heading) for heading in HEADING.findall(file.read_text(encoding="utf-8"))]
             assert anchor in headings, f"{named(page)} links to {target}"
+
+
+def test_the_index_leads_to_every_page_scripts_first():
+    index = ROOT / "docs" / "README.md"
+    linked = [(index.parent / target).resolve() for target in LINK.findall(index.read_text(encoding="utf-8"))]
+    assert set(DOCS) - {index} <= set(linked)
+    assert linked[0] == ROOT / "README.md"
+    assert linked[1] == ROOT / "docs" / "guide" / "scripts.md"
 
 
 def slug(heading):
