@@ -72,7 +72,9 @@ def test_links_lead_to_files_and_headings_that_are_there(page):
 def test_the_index_leads_to_every_page_scripts_first():
     index = ROOT / "docs" / "README.md"
     linked = [(index.parent / target).resolve() for target in LINK.findall(index.read_text(encoding="utf-8"))]
-    assert set(DOCS) - {index} <= set(linked)
+    # Each code's page is in the index of their own folder.
+    codes = {page for page in DOCS if page.parent.name == "errors" and page.name != "README.md"}
+    assert set(DOCS) - {index} - codes <= set(linked)
     assert linked[0] == ROOT / "README.md"
     assert linked[1] == ROOT / "docs" / "guide" / "scripts.md"
 
