@@ -76,7 +76,7 @@ EXAMPLES = {
     "adaptive-lr": compared("adaptive-lr", "--with adaptive-lr", "examples/digits.py --label_noise 0.4"),
     "transfer": compared("transfer", "--with transfer", "examples/flowers.py", data=FLOWERS),
     "task": compared("task", f"--with {TASK}", "examples/sentiment.py"),
-    "text2text": compared("text2text", "--with text2text", "examples/translate.py --num_train_epochs 12", seeds=1),
+    "text2text": compared("text2text", "--with text2text", "examples/translate.py", seeds=1),
     "multitask": compared("multitask", "--with multitask", "examples/tag_parse_ner.py"),
     "behavioral": compared(
         "behavioral", "--with behavioral", "examples/learn_from_feedback.py", seeds=1, says="accuracies|margins|steps"
@@ -119,7 +119,7 @@ EXAMPLES = {
     "combined-pairs": compared(
         "combined-pairs",
         "--with text2text:target_tokens=450 --with low-memory:algorithm=compact-adamw --with adaptive-lr",
-        "examples/translate.py --num_train_epochs 12",
+        "examples/translate.py",
         seeds=1,
     ),
 }

@@ -97,6 +97,7 @@ def shell(tmp_path_factory):
         ("hf-ft run --with adaptive-lr:patience=3,stop=", ["true", "false"]),
         ("hf-ft run --with 'adaptive-lr:controller=p", ["adaptive-lr:controller=plateau"]),
         ("hf-ft check --recipe ", ["a.yaml", "more/"]),
+        ("hf-ft stages ", ["a.yaml", "more/"]),
         # For files, bash is asked.
         ("hf-ft run --with peft b", []),
         ("hf-ft run --with no-such:", []),

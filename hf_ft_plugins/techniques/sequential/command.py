@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ...cli.completion import recipes
 from ...errors import PluginError
 from .settings import NAME
 
@@ -23,7 +24,10 @@ def sequential() -> None:
 
 @app.command()
 def stages(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file with 'folder' and 'stages'.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A YAML file with 'folder' and 'stages'.", autocompletion=recipes),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; what the scripts print goes to stderr.")] = False,
 ) -> None:
     """Run scripts as stages, one after the other; run again, it goes on where it was."""
