@@ -79,7 +79,7 @@ EXAMPLES = {
     "text2text": compared("text2text", "--with text2text", "examples/translate.py", seeds=1),
     "multitask": compared("multitask", "--with multitask", "examples/tag_parse_ner.py"),
     "behavioral": compared(
-        "behavioral", "--with behavioral", "examples/learn_from_feedback.py", seeds=1, says="accuracies|margins|steps"
+        "behavioral", "--with behavioral", "examples/learn_from_feedback.py", seeds=1, says=r"^eval_rewards|^\d+ →"
     ),
     "peft": compared("peft", "--with peft", FEW_REVIEWS, seeds=1, data=REVIEWS, logs="parameters learn"),
     "low-memory": Example(
@@ -200,7 +200,12 @@ def block(name: str, about: Mapping[str, Any]) -> str:
 
 
 def wrapped(command: str) -> str:
-    return " \\\n  ".join(textwrap.wrap(command, WIDTH - 4, break_long_words=False, break_on_hyphens=False))
+    """In lines that a shell joins; an option and its value stand in one."""
+    lines = [""]
+    for part in re.split(r" (?=--?\w)", command):
+        longer = f"{lines[-1]} {part}".strip()
+        lines = [*lines[:-1], longer] if len(longer) <= WIDTH - 4 else [*lines, part]
+    return " \\\n  ".join(lines)
 
 
 def minutes(seconds: float) -> str:
