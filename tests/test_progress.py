@@ -55,6 +55,14 @@ class Terminal(io.StringIO):
         return [line.rstrip() for line in lines]
 
 
+@pytest.fixture(autouse=True)
+def bars_are_on():
+    """Other tests of the process may have switched them off."""
+    huggingface_hub.utils.enable_progress_bars()
+    datasets.enable_progress_bars()
+    transformers.utils.logging.enable_progress_bar()
+
+
 @pytest.fixture
 def at_once(monkeypatch):
     """Without the wait of a second."""

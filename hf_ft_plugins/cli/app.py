@@ -312,10 +312,14 @@ app.command()(explain)
 def completion(
     shell: Annotated[Shell, typer.Argument(help="The shell.")],
     install: Annotated[bool, typer.Option("--install", help="Let it read the script whenever it starts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the script by which a shell completes techniques, options and values at the TAB key."""
-    if install:
-        print(f"{shell} completes hf-ft from its next start on, by {install_script(shell)}")
+    file = install_script(shell) if install else None
+    if as_json:
+        print(json.dumps({"shell": shell, "installed_in": str(file)} if install else {"script": script_of(shell)}))
+    elif install:
+        print(f"{shell} completes hf-ft from its next start on, by {file}")
     else:
         print(script_of(shell), end="")
 

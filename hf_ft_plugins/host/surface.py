@@ -78,6 +78,7 @@ HOST: tuple[Name, ...] = (
     _trainer("_save_optimizer_and_scheduler", IN_PIECES, "output_dir", "_save_checkpoint"),
     _trainer("_load_from_checkpoint", IN_PIECES, "resume_from_checkpoint model", "train"),
     _trainer("_save_checkpoint", WHOLE, "model trial", "_maybe_log_save_evaluate"),
+    _trainer("create_model_card", "A model card says by which techniques its model was made", ""),
     _trainer("_save", "A stage's model is kept whole", "output_dir state_dict", used_in="techniques/sequential"),
     _trainer("_get_output_dir", WHOLE, "trial", "_save_checkpoint"),
     Name(CALLBACK, "TrainerState.save_to_json", "host", WHOLE, "json_path", f"{TRAINER}:Trainer._save_checkpoint"),

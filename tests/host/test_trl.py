@@ -86,7 +86,11 @@ def decisions(log):
 
 def without_times(log):
     return [
-        {key: value for key, value in entry.items() if not key.endswith(TIMED) and not key.startswith("adaptive_lr/")}
+        {
+            key: value
+            for key, value in entry.items()
+            if not key.endswith(TIMED) and not key.startswith(("adaptive_lr/", "run/"))
+        }
         for entry in log
     ]
 
