@@ -34,10 +34,10 @@ from hf_ft_plugins.techniques.behavioral.fit_to_length import Fitter, fitted_dat
 
 BENCHMARK = "behavioral_feedback"
 MAX_LENGTH, LEARNING_RATE = 256, 1e-4
-# Bai et al. 2022 (arXiv:2204.05862, 2.2): two people agree on 63 % of such pairs; each is wrong in p, and
-# p^2 + (1 - p)^2 = .63.
+# Assumed, not measured here: two people agree on about 63 % of such pairs (Bai et al. 2022, arXiv:2204.05862); each is
+# wrong in p, and p^2 + (1 - p)^2 = .63.
 DOUBT = 0.25
-# By the distance of two ranks, of a first and a second reply most; from that of Anthropic's down.
+# By the distance of two ranks; assumed, too: neighbours are as doubtful as Anthropic's pairs, the others less.
 DOUBT_OF_RANKS = {1: 0.25, 2: 0.17, 3: 0.11}
 LEAST_DOUBT = 0.07
 # Of a normal distribution: two-sided 5 %, and 80 % of the experiments.

@@ -39,6 +39,12 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return whole
 
 
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor, in the same memory; of any other the tensor itself."""
+    part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
 def placed_like(whole: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A whole tensor on the device of `other`, cut up over ranks as that is; its dtype stays."""
     if not hasattr(other, "full_tensor"):

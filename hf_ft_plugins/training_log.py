@@ -22,6 +22,46 @@ BEST = "best "
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What a technique decided; of several in one log entry, `action` holds the words of all."""
+
+    technique: str
+    action: str
+    step: Any
+    reason: str
+
+    @property
+    def actions(self) -> list[str]:
+        return self.action.split(", ")
+
+    @property
+    def stops(self) -> bool:
+        return "stop" in self.actions
+
+
+def decisions_in(entry: Mapping[str, Any], step: int = 0) -> Iterator[Decision]:
+    """The decisions that a log entry tells of: `NAME/action`, `NAME/step` and `NAME/reason`.
+
+    Args:
+        step: of an entry that names none.
+    """
+    for key, value in entry.items():
+        if key.endswith("/action"):
+            prefix = key.removesuffix("action")
+            made = entry.get(f"{prefix}step", entry.get("step", step))
+            technique = prefix.rstrip("/").replace("_", "-")
+            yield Decision(technique, str(value), made, str(entry.get(f"{prefix}reason", "")))
+
+
+def plain(value: Any) -> Any:
+    """Of a log or an argument, what JSON has no form for: numbers of numpy and torch, and whatever else there is."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return str(value)
+
+
+@dataclass(frozen=True)
 class Training:
     """One call of `train()`, and what its trainer evaluated before the next one.
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PluginError
+from ..training_log import plain
 from .hosting import ARGUMENTS_MODULE, TRAINER_MODULE, AfterImport
 
 PROGRESS_SECONDS = 0.2
@@ -254,13 +255,5 @@ def _peak_gpu_bytes() -> int:
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     scratch = file.with_name(file.name + ".tmp")
-    scratch.write_text(json.dumps(content, default=_plain), encoding="utf-8")
+    scratch.write_text(json.dumps(content, default=plain), encoding="utf-8")
     scratch.replace(file)
-
-
-def _plain(value: Any) -> Any:
-    """Of a log, what JSON has no form for: numbers of numpy and torch, and whatever else a script logs."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return str(value)

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
+from ..training_log import decisions_in
+
 TRACKER = "trackio"
 
 
@@ -17,12 +19,9 @@ class DecisionAlerts(TrainerCallback):
         tracker: Any = sys.modules.get(TRACKER)
         if tracker is None or not state.is_world_process_zero or tracker.context_vars.current_run.get() is None:
             return
-        for key, action in (logs or {}).items():
-            if key.endswith("/action"):
-                prefix = key.removesuffix("action")
-                step = logs.get(f"{prefix}step", state.global_step)
-                tracker.alert(
-                    f"{prefix.rstrip('/').replace('_', '-')}: {action}",
-                    f"step {step}: {logs.get(f'{prefix}reason', 'no reason is given')}",
-                    level=tracker.AlertLevel.WARN if "stop" in str(action) else tracker.AlertLevel.INFO,
-                )
+        for one in decisions_in(logs or {}, state.global_step):
+            tracker.alert(
+                f"{one.technique}: {one.action}",
+                f"step {one.step}: {one.reason or 'no reason is given'}",
+                level=tracker.AlertLevel.WARN if one.stops else tracker.AlertLevel.INFO,
+            )

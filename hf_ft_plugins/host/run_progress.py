@@ -20,10 +20,10 @@ class Progress:
         points: those of the run that this one resumes.
 
     Attributes:
-        points: dicts of JSON values: `step`; since training began on this rank, without what was before a resume:
-            `seconds`, `rows`, `slots` (positions of tokens, padded ones too), `tokens` (those attended to; None where
-            nothing says which); now: `memory` (bytes on the GPU, or the process's largest so far), `learning`
-            (parameters that learn).
+        points: dicts of JSON values: `step`; on this rank since training began, with the run that it resumes and
+            without the time between the two: `seconds`, `rows`, `slots` (positions of tokens, padded ones too),
+            `tokens` (those attended to; None where nothing says which); now: `memory` (bytes on the GPU, or the
+            process's largest so far), `learning` (parameters that learn).
     """
 
     def __init__(self, points: Iterable[dict[str, Any]] = ()) -> None:

@@ -24,6 +24,7 @@ from .. import report_sections as sections
 from ..errors import PluginError
 from ..models.inputs import bare
 from ..registry import DISTRIBUTION
+from ..training_log import plain
 from . import model_card, state
 from .hook_calls import CallsHooks
 from .hooks import add_note
@@ -62,6 +63,7 @@ class RunRecord(CallsHooks):
         if getattr(self, "preempted", False):
             self._write_record("stopped", "SIGTERM: it ends with a checkpoint, from which it can go on")
         else:
+            # Before techniques are asked: one that raises leaves the record of a run that has ended.
             self._write_record("ended")
             self._add_sections()
         return ended
@@ -141,7 +143,7 @@ class RunRecord(CallsHooks):
         file = Path(self.args.output_dir) / RECORD_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(self._ft_record, indent=1, default=_plain))
+            write_atomically(file, json.dumps(self._ft_record, indent=1, default=plain))
         except OSError as error:
             # The run and its checkpoints do not need it.
             logger.warning("%s cannot be written (%s): `hf-ft report` will know less of this run.", file, error)
@@ -295,11 +297,3 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _plain(value: Any) -> Any:
-    """Of a log or an argument, what JSON has no form for: numbers of numpy and torch, and whatever else there is."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        return str(value)

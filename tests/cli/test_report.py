@@ -201,9 +201,12 @@ def test_long_lines_are_thinned_and_keep_their_peaks():
 
 def test_counts_are_shaded_by_their_row_and_measures_by_their_range():
     counts = Grid("", ("a", "b"), ("c", "d"), [[3, 1], [0, 200]])
-    assert [shade(value, counts) for value in (3, 1, 0)] == [45, 15, 0]
+    assert [shade(value, counts.values[0], counts) for value in (3, 1, 0)] == [45, 15, 0]
+    # The same count is another share of another row.
+    again = Grid("", ("a", "b"), ("c", "d"), [[5, 5], [5, 0]])
+    assert [shade(5, row, again) for row in again.values] == [30, 60]
     measures = Grid("", ("a",), ("c", "d"), [[0.5, None]])
-    assert shade(None, measures) == 0
+    assert shade(None, measures.values[0], measures) == 0
 
 
 def in_browser(text, folder, width, script):

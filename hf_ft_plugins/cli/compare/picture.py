@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...training_log import NOT_METRICS, Training
+from ...training_log import NOT_METRICS, Training, decisions_in
 from .outcomes import Outcome
 from .verdicts import WITH, WITHOUT, Outcomes
 
@@ -62,24 +62,16 @@ def _draw_panel(panel: Any, row: Mapping[str, Sequence[Training]], key: str, lab
             )
     # Those of several seeds would hide the lines.
     for entry in row[WITH][0].history if len(row[WITH]) == 1 else ():
-        for action, step in _decisions(entry):
-            panel.axvline(step, color=DECISION_COLOUR, linewidth=0.9, linestyle="-" if action == "stop" else ":")
+        for one in decisions_in(entry):
+            for action in one.actions:
+                style = "-" if action == "stop" else ":"
+                panel.axvline(one.step, color=DECISION_COLOUR, linewidth=0.9, linestyle=style)
     words = {"loss": "training loss", "learning_rate": "learning rate, as applied"}.get(key, key)
     panel.set_title(label + words, parse_math=False)
     panel.set_xlabel("optimizer step")
     panel.grid(alpha=0.25)
     if key == "learning_rate" and any(value > 0 for training in row[WITH] for value in training.series(key)[1]):
         panel.set_yscale("log")
-
-
-def _decisions(entry: dict[str, Any]) -> list[tuple[str, int]]:
-    """The decisions that a log entry tells of, and when they were made: `NAME/action` and `NAME/step`."""
-    return [
-        (action, entry.get(key.removesuffix("action") + "step", entry.get("step", 0)))
-        for key, value in entry.items()
-        if key.endswith("/action")
-        for action in str(value).split(", ")
-    ]
 
 
 def _evaluated(training: Training) -> list[str]:

@@ -48,7 +48,7 @@ def _run(run: Any) -> dict[str, Any]:
         "techniques": run.about.get("techniques", []),
         "metrics": run.training.final_metrics(),
         "evaluated": metrics_of([run]),
-        "decisions": [vars(one) for one in decisions_of(run)],
+        "decisions": [{"run": run.name} | vars(one) for one in decisions_of(run)],
         "sections": run.about.get("sections", {}),
     }
 

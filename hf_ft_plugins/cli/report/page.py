@@ -17,8 +17,8 @@ from ...errors import PluginError
 from ...option_text import written
 from ..compare.table import arrow_of, change_of, verdict_of
 from ..compare.verdicts import Row
-from .drawing import draw, draw_curve, words_of
-from .panels import Decision, Line, Panel, decisions_of, panels_of
+from .drawing import draw, draw_curve
+from .panels import Line, Panel, decisions_of, panels_of
 from .reading import Found, Run
 
 # Rows of the table of numbers under a drawing.
@@ -38,7 +38,6 @@ class Drawing:
 
     title: str
     svg: Markup
-    words: str
     heads: list[str]
     rows: list[list[str]]
     names: list[str] = field(default_factory=list)
@@ -47,7 +46,7 @@ class Drawing:
 def page(found: Found, title: str) -> str:
     """The whole page as HTML."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "cell": cell, "shade": shade, "command": shlex.join}
+    environment.filters |= {"number": number, "shade": shade, "command": shlex.join}
     template = environment.from_string((files(__package__) / "page.html.jinja").read_text(encoding="utf-8"))
     runs = found.runs
     groups = list(dict.fromkeys(run.group for run in runs))
@@ -79,17 +78,12 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def cell(value: Any) -> str:
-    return number(value) if isinstance(value, (bool, int, float)) or value is None else str(value)
-
-
-def shade(value: Any, grid: sections.Grid) -> int:
+def shade(value: Any, row: Sequence[Any], grid: sections.Grid) -> int:
     """How much of the colour a cell of a grid has, in per cent: of counts by their row, else by the range."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return 0
-    known = [one for row in grid.values for one in row if isinstance(one, (int, float)) and math.isfinite(one)]
+    known = [one for each in grid.values for one in each if isinstance(one, (int, float)) and math.isfinite(one)]
     if all(isinstance(one, int) for one in known):
-        row = next((row for row in grid.values if value in row), ())
         total = sum(one for one in row if one)
         return round(60 * value / total) if total else 0
     low, high = min(known), max(known)
@@ -101,7 +95,6 @@ def _drawing(panel: Panel, identity: str) -> Drawing:
     return Drawing(
         panel.title,
         Markup(draw(panel, identity)),
-        words_of(panel),
         heads,
         _numbers(panel.lines),
         [line.name for line in panel.lines] if panel.named else [],
@@ -135,17 +128,16 @@ def _finals(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _decisions(runs: Sequence[Run]) -> dict[str, Any]:
-    listed: list[Decision] = [one for run in runs for one in decisions_of(run)]
+    listed = [(run.name, one) for run in runs for one in decisions_of(run)]
     return {"listed": listed[:MOST_DECISIONS], "more": max(0, len(listed) - MOST_DECISIONS)}
 
 
 def _options(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each technique of each run with its options, those that differ between runs marked by standing in both."""
+    """Each technique of each run with its options, as a command line gives them."""
     return [
         {"run": run.name, "name": one.get("name", ""), "from": one.get("distribution", ""), "options": options}
         for run in runs
         for one in run.about.get("techniques", ())
-        if isinstance(one, Mapping)
         for options in [{key: written(value) for key, value in dict(one.get("options") or {}).items()}]
     ]
 

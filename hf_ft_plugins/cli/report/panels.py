@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...training_log import NOT_METRICS
+from ...training_log import NOT_METRICS, Decision, decisions_in
 from .reading import Run
 
 MIB = 1024 * 1024
@@ -47,15 +47,6 @@ class Panel:
     logarithmic: bool = False
 
 
-@dataclass(frozen=True)
-class Decision:
-    run: str
-    step: int
-    technique: str
-    action: str
-    reason: str
-
-
 def panels_of(runs: Sequence[Run]) -> list[Panel]:
     """The panels of which at least one run has two values, loss first."""
     styles = {group: number for number, group in enumerate(dict.fromkeys(run.group for run in runs))}
@@ -84,23 +75,17 @@ def metrics_of(runs: Sequence[Run]) -> list[str]:
 
 
 def decisions_of(run: Run) -> Iterator[Decision]:
-    """What the techniques decided, by the notes `NAME/action`, `NAME/step` and `NAME/reason` of the log."""
+    """What the techniques of a run decided, each at a whole step, whatever the file says."""
     for entry in run.training.history:
-        for key, value in entry.items():
-            if not key.endswith("/action"):
-                continue
-            name = key.removesuffix("action")
-            step = entry.get(f"{name}step", entry.get("step", 0))
-            step = step if isinstance(step, int) else int(entry.get("step") or 0)
-            technique = name.rstrip("/").replace("_", "-")
-            yield Decision(run.name, step, technique, str(value), str(entry.get(f"{name}reason", "")))
+        for one in decisions_in(entry):
+            yield one if isinstance(one.step, int) else replace(one, step=int(entry.get("step") or 0))
 
 
 def marks_of(runs: Sequence[Run]) -> Iterator[Mark]:
     for run in runs:
         for one in decisions_of(run):
-            stops = "stop" in one.action.split(", ")
-            yield Mark(one.step, f"step {one.step}, {one.technique}: {one.action}. {one.reason}".strip(), stops)
+            words = f"step {one.step}, {one.technique}: {one.action}. {one.reason}".strip()
+            yield Mark(one.step, words, one.stops)
 
 
 def _logged(runs: Sequence[Run], styles: dict[str, int], key: str, title: str, marks: tuple[Mark, ...]) -> Panel:
@@ -168,8 +153,7 @@ def _own_numbers(runs: Sequence[Run], styles: dict[str, int]) -> Iterator[Panel]
 
 
 def _points(run: Run) -> list[dict[str, Any]]:
-    points = run.about.get("points") or []
-    return [point for point in points if isinstance(point, dict) and isinstance(point.get("step"), int)]
+    return [point for point in run.about.get("points", ()) if isinstance(point.get("step"), int)]
 
 
 def _keys(run: Run) -> list[str]:

@@ -116,28 +116,20 @@ def run_of_record(record: Mapping[str, Any], name: str, file: str, group: str | 
     Raises:
         PluginError: the record is not of its form.
     """
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise PluginError(f"report: in {file}, {what}. Remove the file.", code="file-unusable")
+
     for key, kind in SHAPES.items():
-        if not isinstance(record.get(key, kind()), kind):
-            raise PluginError(
-                f"report: in {file}, {key!r} is no {kind.__name__}. Remove the file.", code="file-unusable"
-            )
+        require(isinstance(record.get(key, kind()), kind), f"{key!r} is no {kind.__name__}")
     for key in ("techniques", "points", "told"):
-        if not all(isinstance(one, dict) for one in record.get(key, [])):
-            raise PluginError(
-                f"report: in {file}, {key!r} holds something else than objects. Remove the file.", code="file-unusable"
-            )
-    if not all(
-        isinstance(value, (int, float, NoneType)) for point in record.get("points", []) for value in point.values()
-    ):
-        raise PluginError(
-            f"report: in {file}, 'points' hold something else than numbers. Remove the file.", code="file-unusable"
-        )
+        require(all(isinstance(one, dict) for one in record.get(key, [])), f"{key!r} holds something else than objects")
+    values = (value for point in record.get("points", []) for value in point.values())
+    require(all(isinstance(one, (int, float, NoneType)) for one in values), "'points' hold something else than numbers")
     report = {}
     for technique, listed in record.get("sections", {}).items():
-        if not isinstance(listed, list):
-            raise PluginError(
-                f"report: in {file}, the sections of {technique!r} are no list. Remove the file.", code="file-unusable"
-            )
+        require(isinstance(listed, list), f"the sections of {technique!r} are no list")
         report[technique] = [sections.from_json(one) for one in listed]
     steps = record.get("step")
     training = Training(_entries(record.get("log"), file), steps=steps if isinstance(steps, int) else 0)

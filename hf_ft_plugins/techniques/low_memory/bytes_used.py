@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
+from ...shards import own_part
 from .fused_backward import FusedBackward
 
 
@@ -20,21 +20,16 @@ def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     inner = getattr(optimizer, "optimizer", optimizer)
     frees = isinstance(optimizer, FusedBackward) and optimizer.in_backward
     given = {id(one): one for group in optimizer.param_groups for one in group["params"]}.values()
-    weights = [_here(weight) for weight in given]
+    weights = [own_part(weight) for weight in given]
     count = sum(weight.numel() for weight in weights)
     gradients = (
         0 if frees else sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad)
     )
     # By storage, so that a view of a larger tensor counts in full, and two of one only once.
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in weights}
-    for tensor in map(_here, _tensors(inner.state)):
+    for tensor in map(own_part, _tensors(inner.state)):
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
     return (sum(storage.nbytes() for storage in storages.values()) + gradients) / max(count, 1)
-
-
-def _here(tensor: torch.Tensor) -> torch.Tensor:
-    """Of a tensor that is cut up over ranks, this rank's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

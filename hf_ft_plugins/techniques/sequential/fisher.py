@@ -23,9 +23,8 @@ from ...errors import OptionError, PluginError
 from ...models.unchanged import evaluating
 from ...near import nearest_value
 from ...progress import progress
-from ...shards import whole_tensor
+from ...shards import own_part, whole_tensor
 from .log_likelihood import Kind, negative_log_likelihood
-from .penalties import local
 from .settings import NAME
 from .start_weights import moving_parameters
 
@@ -66,8 +65,8 @@ def estimate_fisher(
     def add_squares() -> None:
         for name, parameter in parameters.items():
             if parameter.grad is not None:
-                gradient = local(parameter.grad).to(total[name].dtype) / loss_scale
-                local(total[name]).addcmul_(gradient, gradient)
+                gradient = own_part(parameter.grad).to(total[name].dtype) / loss_scale
+                own_part(total[name]).addcmul_(gradient, gradient)
 
     with learning(parameters.values()):
         count = for_each_row(model, batches, add_squares, rows=rows, kind=kind, seed=seed, loss_scale=loss_scale)

@@ -20,9 +20,9 @@ import torch
 
 from ... import mends
 from ...errors import PluginError
-from ...shards import whole_tensor
+from ...shards import own_part, whole_tensor
 from .lora_layers import has_adapter, lora_layers, matrix
-from .penalties import Parameters, add_in_full, local
+from .penalties import Parameters, add_in_full
 from .settings import NAME
 from .start_weights import plain_name
 
@@ -50,7 +50,7 @@ class OrthogonalAdapters:
             parameter = parameters[name]
             if parameter.grad is not None:
                 # Each row of A for itself, so that a rank needs no other rows than its own.
-                overlaps = matrix(local(parameter)) @ rows.T
+                overlaps = matrix(own_part(parameter)) @ rows.T
                 add_in_full(parameter.grad, 2 * self.weight * overlaps @ rows)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from ...shards import whole_tensor
+from ...shards import own_part, whole_tensor
 
 Parameters = Mapping[str, torch.nn.Parameter]
 
@@ -81,7 +81,7 @@ class EWC:
         for name, parameter in parameters.items():
             if parameter.grad is not None and name in self.fisher:
                 distance = _distance(parameter, self.start[name])
-                add_in_full(parameter.grad, self.weight * local(self.fisher[name]) * distance)
+                add_in_full(parameter.grad, self.weight * own_part(self.fisher[name]) * distance)
 
     @torch.no_grad()
     def value(self, parameters: Parameters) -> float:
@@ -114,17 +114,11 @@ def add_in_full(gradient: torch.Tensor, added: torch.Tensor) -> None:
         gradient: of any dtype, sharded or not.
         added: this rank's part, in 32 bits or more.
     """
-    own = local(gradient)
+    own = own_part(gradient)
     if own.dtype == added.dtype:
         own.add_(added)
     else:
         own.copy_(own.to(added.dtype) + added)
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor, in the same memory."""
-    part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
 
 
 def in_full(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,4 +127,4 @@ def in_full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _distance(parameter: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    return in_full(local(parameter)) - in_full(local(start))
+    return in_full(own_part(parameter)) - in_full(own_part(start))

@@ -19,8 +19,7 @@ import torch
 
 from ... import mends
 from ...errors import PluginError
-from ...shards import placed_like
-from .penalties import local
+from ...shards import own_part, placed_like
 from .settings import NAME
 
 
@@ -47,7 +46,7 @@ def average_with_start(model: torch.nn.Module, start: Mapping[str, torch.Tensor]
         )
     pairs = _pairs(model, start)
     for weight, then in pairs:
-        own, then = local(weight), local(placed_like(then, weight))
+        own, then = own_part(weight), own_part(placed_like(then, weight))
         if not own.is_floating_point():
             continue
         precise = torch.promote_types(own.dtype, torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...suggest.reasons import loss_is_too_large
 from ...suggest.suggestion import Because, Suggestion
 from . import NAME
 
@@ -23,7 +24,7 @@ def suggestion(facts: RunFacts) -> Suggestion | None:
     if facts.model.kind not in (CLASSIFIER, TOKENS) or facts.trl or facts.wrong_labels:
         return None
     rare, unfit = _rare_classes(facts), _unfit_head(facts)
-    reasons = [one for one in (unfit, rare, _loss(facts), _no_metrics(facts)) if one is not None]
+    reasons = [one for one in (unfit, rare, loss_is_too_large(facts), _no_metrics(facts)) if one is not None]
     if not reasons:
         return None
     does = "The head fits the labels, the loss is the mean over the step, metrics choose the checkpoint, and the model "
@@ -68,18 +69,6 @@ def _unfit_head(facts: RunFacts) -> Because | None:
         labels.classes,
         f"The labels in {labels.column!r} are of {labels.classes} classes, and the head has {outputs} outputs: the "
         "script alone would fail.",
-    )
-
-
-def _loss(facts: RunFacts) -> Because | None:
-    times = facts.schedule.loss_too_large
-    if times == 1:
-        return None
-    return Because(
-        "schedule.loss_too_large",
-        times,
-        f"With gradient_accumulation_steps={times} this model's loss and gradients are {times} times too large: it "
-        "does not divide by num_items_in_batch, which Trainer counts on. That was tried on one row.",
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...suggest.reasons import loss_is_too_large
 from ...suggest.suggestion import Because, Figure, Suggestion
 from .architecture import NAME
 
@@ -34,7 +35,7 @@ def suggestion(facts: RunFacts) -> Suggestion | None:
     """Its suggestion for a run."""
     if not _are_pairs(facts):
         return None
-    reasons = [one for one in (_padding(facts), _grouped(facts), _loss(facts)) if one is not None]
+    reasons = [one for one in (_padding(facts), _grouped(facts), loss_is_too_large(facts)) if one is not None]
     if not reasons:
         return None
     return Suggestion(
@@ -86,16 +87,4 @@ def _grouped(facts: RunFacts) -> Because | None:
         facts.schedule.sampling,
         f"group_by_length makes batches of pairs alike in length, which taught less in equal steps (dev loss of "
         f"{figures}), at about the speed of this technique.",
-    )
-
-
-def _loss(facts: RunFacts) -> Because | None:
-    times = facts.schedule.loss_too_large
-    if times == 1:
-        return None
-    return Because(
-        "schedule.loss_too_large",
-        times,
-        f"With gradient_accumulation_steps={times} this model's loss and gradients are {times} times too large: it "
-        "does not divide by num_items_in_batch, which Trainer counts on. That was tried on one row.",
     )
