@@ -243,7 +243,7 @@ Measured = dict[str, dict[tuple[str, str], np.ndarray]]  # row -> (reading, metr
 
 def measure(setting: Setting, device: str) -> Measured:
     """Every row at every seed; rows are innermost, so that a slow minute hits all alike."""
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
     runs: dict[str, list[dict[tuple[str, str], float]]] = {row: [] for row in setting.rows}
     for seed in track(range(setting.seeds), setting.name, console=Console(stderr=True), transient=True):
         data = setting.data(seed)
