@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import pluggy
-
 from ..technique import Technique
 from . import hooks
 from .stash import Stash
@@ -31,7 +29,7 @@ class CallsHooks(_Trainer):
     """Comes before a Trainer class in the method resolution order; the base of all parts of `Host`."""
 
     _ft_techniques: tuple[Technique, ...] = ()
-    _ft_manager: pluggy.PluginManager
+    _ft_manager: hooks.Manager
     ft_stash: Stash
     # The callbacks that techniques have supplied, each with its technique.
     _ft_owners: tuple[tuple[TrainerCallback, Technique], ...] = ()
@@ -73,9 +71,13 @@ class CallsHooks(_Trainer):
             return answer
         return None
 
-    @contextlib.contextmanager
-    def _contexts(self, hook: str, **arguments: Any) -> Iterator[None]:
+    def _contexts(self, hook: str, **arguments: Any) -> contextlib.AbstractContextManager[None]:
         """Within the contexts that the techniques answer, entered in the order listed; their errors say whose."""
+        asked = hooks.asked(self._ft_manager, self._ft_techniques, hook)
+        return self._entered(hook, arguments) if asked else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _entered(self, hook: str, arguments: dict[str, Any]) -> Iterator[None]:
         with contextlib.ExitStack() as contexts:
             for technique, context in self._ask_all(hook, **arguments):
                 contexts.enter_context(_NamedContext(context, hook, technique))

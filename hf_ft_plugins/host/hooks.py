@@ -19,8 +19,13 @@ from ..registry import origin, refuse_conflicts
 from ..technique import Technique
 
 
-class _Manager(pluggy.PluginManager):
+class Manager(pluggy.PluginManager):
     """pluggy, with methods named `ft_...` taken as answers to hooks without a decorator."""
+
+    def __init__(self, project_name: str) -> None:
+        super().__init__(project_name)
+        # By technique and hook; None where it does not answer.
+        self.callers: dict[tuple[str, str], pluggy.HookCaller | None] = {}
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         if not name.startswith(hookspecs.PREFIX) or not inspect.ismethod(getattr(plugin, name, None)):
@@ -43,7 +48,7 @@ class _Manager(pluggy.PluginManager):
         }
 
 
-def manager(techniques: Sequence[Technique], trainer_class: type | None = None) -> pluggy.PluginManager:
+def manager(techniques: Sequence[Technique], trainer_class: type | None = None) -> Manager:
     """A plugin manager with these techniques registered, for trainers of a class, where it is known.
 
     Raises:
@@ -51,7 +56,7 @@ def manager(techniques: Sequence[Technique], trainer_class: type | None = None) 
         PluginError: a method named `ft_...` that is no hook, or takes arguments the hook does not have.
     """
     refuse_conflicts(techniques)
-    manager = _Manager(hookspecs.PROJECT)
+    manager = Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     for technique in techniques:
         try:
@@ -109,12 +114,11 @@ def owner(techniques: Sequence[Technique], hook: str, trainer_class: type | None
     return owners[0] if owners else None
 
 
-def ask(manager: pluggy.PluginManager, technique: Technique, hook: str, arguments: Mapping[str, Any]) -> Any:
+def ask(manager: Manager, technique: Technique, hook: str, arguments: Mapping[str, Any]) -> Any:
     """One technique's answer to one hook; an exception gets a note that says whose it is."""
-    if not technique.answers(hook):
+    caller = _caller(manager, technique, hook)
+    if caller is None:
         return None
-    others = [plugin for plugin in manager.get_plugins() if plugin is not technique]
-    caller = manager.subset_hook_caller(hook, remove_plugins=others)
     try:
         answer = caller(**arguments)
     except Exception as error:
@@ -123,6 +127,21 @@ def ask(manager: pluggy.PluginManager, technique: Technique, hook: str, argument
     if _is_owner_hook(caller):
         return answer
     return answer[0] if answer else None
+
+
+def asked(manager: Manager, techniques: Sequence[Technique], hook: str) -> list[Technique]:
+    """Those that answer a hook, in the order given."""
+    return [technique for technique in techniques if _caller(manager, technique, hook) is not None]
+
+
+def _caller(manager: Manager, technique: Technique, hook: str) -> pluggy.HookCaller | None:
+    """What asks this technique alone; None where it does not answer. Kept, since some hooks are asked in each step."""
+    key = (technique.name, hook)
+    if key not in manager.callers:
+        others = [plugin for plugin in manager.get_plugins() if plugin is not technique]
+        answers = technique.answers(hook)
+        manager.callers[key] = manager.subset_hook_caller(hook, remove_plugins=others) if answers else None
+    return manager.callers[key]
 
 
 def add_note(error: BaseException, where: str, technique: Technique) -> None:

@@ -38,13 +38,16 @@ class Progress:
         for batch in batches:
             if not isinstance(batch, Mapping):
                 continue
-            tensors = {name: value for name, value in batch.items() if torch.is_tensor(value) and value.dim()}
-            self._rows += max((len(value) for value in tensors.values()), default=0)
-            for name, value in tensors.items():
+            rows = 0
+            for name, value in batch.items():
+                if not torch.is_tensor(value) or not value.dim():
+                    continue
+                rows = max(rows, len(value))
                 if name.endswith("input_ids"):
                     self._slots += value.numel()
                 elif name.endswith("attention_mask") and value.dim() == 2:
                     self._tokens = self._tokens + value.sum()
+            self._rows += rows
 
     def summary(self) -> dict[str, float]:
         """For the log: how fast it was on this rank, the share of padding, and memory in MiB."""
