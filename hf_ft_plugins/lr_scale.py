@@ -10,7 +10,7 @@ takes them up again (`take_up`), so that a resumed run steps with them from its 
 Not every optimizer steps with the rate of its groups: a factor is first tried on a small twin (`lr_probe.py`), and
 where it would change the log and no weight it is refused. Those that step inside the backward pass are known by name:
 layer-wise GaLore and APOLLO have a rate of their own; LOMO takes the one that the Trainer logs, which under the host is
-the scaled one, for all its groups. DeepSpeed's engine is no torch optimizer and is refused.
+the scaled one, for all its groups. DeepSpeed's optimizers step a torch optimizer that they hold, which factors act on.
 """
 
 from __future__ import annotations
@@ -44,10 +44,17 @@ ADVICE = {
 
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer under accelerate's and other wrappers."""
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
+    """The torch optimizer under accelerate's, DeepSpeed's and other wrappers."""
+    while (inner := _within(optimizer)) is not None:
+        optimizer = inner
     return optimizer
+
+
+def _within(optimizer: Any) -> torch.optim.Optimizer | None:
+    inner = getattr(optimizer, "optimizer", None)
+    # Of DeepSpeed's, which is no torch optimizer, and holds one.
+    below = getattr(inner, "optimizer", None)
+    return next((one for one in (inner, below) if isinstance(one, torch.optim.Optimizer)), None)
 
 
 def split_groups(optimizer: Any, parameters: Iterable[torch.Tensor]) -> list[dict[str, Any]]:
@@ -88,11 +95,17 @@ def set_scale(optimizer: Any, name: str, factor: float, groups: list[dict[str, A
     inner = innermost(optimizer)
     if factor != 1:
         refuse_unfit(inner, name, groups)
-        _refuse_empty(name, factor, inner.param_groups if groups is None else groups)
+        if not _is_emptied_between_steps(optimizer):
+            _refuse_empty(name, factor, inner.param_groups if groups is None else groups)
     for group in inner.param_groups if groups is None else groups:
         # A new mapping: groups that were split from one share theirs.
         group[KEY] = {**group.get(KEY, {}), name: float(factor)}
     _install(inner)
+
+
+def _is_emptied_between_steps(optimizer: Any) -> bool:
+    """Whether it is ZeRO-3's, which gives each group its weights only while it steps them."""
+    return hasattr(getattr(optimizer, "optimizer", None), "sub_group_to_group_id")
 
 
 def _refuse_empty(name: str, factor: float, groups: list[dict[str, Any]]) -> None:

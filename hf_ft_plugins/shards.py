@@ -39,6 +39,17 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return whole
 
 
+def is_zero3(parameter: torch.Tensor) -> bool:
+    """Whether DeepSpeed's ZeRO-3 holds it, of which it is empty but while it is used."""
+    return hasattr(parameter, "ds_shape")
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """The shape of the whole parameter, however it is cut up."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
 def own_part(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a sharded tensor, in the same memory; of any other the tensor itself."""
     part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor

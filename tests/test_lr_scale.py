@@ -1,6 +1,7 @@
 """The arbiter: the applied rate is the base schedule's times the product of factors, exactly, under every scheduler."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +145,29 @@ def test_scaling_reaches_the_optimizer_under_accelerates_wrapper():
     wrapped.step()
     assert optimizer.applied == [[0.05, 0.025]]
     assert lr_scale.effective_lrs(wrapped) == [0.05, 0.025]
+
+
+def test_scaling_reaches_the_optimizer_that_deepspeeds_holds():
+    optimizer = optimizer_of_two_groups()
+    zero = SimpleNamespace(optimizer=optimizer, sub_group_to_group_id={0: 0, 1: 1})
+    lr_scale.set_scale(SimpleNamespace(optimizer=zero), "controller", 0.5)
+    optimizer.step()
+    assert optimizer.applied == [[0.05, 0.025]]
+
+
+def test_a_factor_of_groups_that_zero_3_empties_between_steps_acts():
+    optimizer = optimizer_of_two_groups()
+    held = [group["params"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["params"] = []
+    with pytest.raises(PluginError, match="hold no weights"):
+        lr_scale.set_scale(optimizer, "controller", 0.5)
+    zero = SimpleNamespace(optimizer=optimizer, sub_group_to_group_id={0: 0, 1: 1})
+    lr_scale.set_scale(SimpleNamespace(optimizer=zero), "controller", 0.5)
+    for group, parameters in zip(optimizer.param_groups, held, strict=True):
+        group["params"] = parameters
+    optimizer.step()
+    assert optimizer.applied == [[0.05, 0.025]]
 
 
 @pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])

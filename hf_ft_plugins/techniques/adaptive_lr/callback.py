@@ -30,7 +30,7 @@ from .best_weights import add_new_weights, copy_weights, read_weights, restore_w
 from .controllers import ControllerState, Decision, decide
 from .loss_average import LossAverage
 from .settings import NAME, Controller, ControllerSettings, GuardSettings, WatchSettings
-from .unsupported import puts_nothing_back, refuse_arguments, refuse_lomo, tunes_itself
+from .unsupported import puts_nothing_back, refuse_arguments, refuse_lomo, steps_within_backward, tunes_itself
 from .watched_metric import FEW, TRAINING_LOSS, Watch, values_ahead
 
 if TYPE_CHECKING:
@@ -189,6 +189,9 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
                 "(eval_steps), or leave it out.",
                 *(NAME, ahead, self._watch.metric),
             )
+        self._guards = self.guard_settings.guard and not steps_within_backward()
+        if self._guards != self.guard_settings.guard:
+            logger.warning("%s: the guard does not act: DeepSpeed steps before a callback sees the gradients.", NAME)
         self._steered = not tunes_itself(type(lr_scale.innermost(optimizer)))
         if self._steered:
             if not self._hosted:
@@ -376,7 +379,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         optimizer: Optimizer,
         **kwargs: Any,
     ) -> None:
-        if not self.guard_settings.guard or getattr(optimizer, "scaler", None) is not None:
+        if not self._guards or getattr(optimizer, "scaler", None) is not None:
             return
         inner = lr_scale.innermost(optimizer)
         norm = self._trainer.last_grad_norm if self._hosted else None

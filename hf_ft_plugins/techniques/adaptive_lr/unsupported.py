@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 SELF_TUNING_OPTIMIZERS = ("prodigy", "dadapt", "schedulefree")
 
 
+def steps_within_backward() -> bool:
+    """Whether gradients are used up before a callback sees them."""
+    return is_initialized() and AcceleratorState().distributed_type is DistributedType.DEEPSPEED
+
+
 def puts_nothing_back(model: Module) -> str | None:
     """Why earlier weights cannot be written back into `model`, whose trainer has prepared it; None where they can."""
-    kind = AcceleratorState().distributed_type if is_initialized() else DistributedType.NO
-    if kind is DistributedType.DEEPSPEED:
+    if steps_within_backward():
         return "DeepSpeed would undo a return to earlier weights"
+    kind = AcceleratorState().distributed_type if is_initialized() else DistributedType.NO
     if kind is DistributedType.FSDP or are_cut_up(model):
         return "the weights are in pieces on several ranks, which no copy of the best is kept of"
     return None

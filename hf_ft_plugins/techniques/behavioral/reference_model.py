@@ -9,7 +9,7 @@ import torch
 
 from ... import mends
 from ...errors import PluginError
-from ...shards import whole_tensor
+from ...shards import is_zero3, whole_shape, whole_tensor
 from .collator import NAME
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _refuse_other_parameters(trainer: Trainer, reference: Any) -> None:
     odd = [
         name
         for name in {**ours, **theirs}
-        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
+        if name not in ours or name not in theirs or whole_shape(ours[name]) != whole_shape(theirs[name])
     ]
     if odd and type(model) is type(trainer.accelerator.unwrap_model(reference)):
         raise PluginError(
@@ -67,6 +67,9 @@ def _refuse_other_parameters(trainer: Trainer, reference: Any) -> None:
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if is_zero3(one) or is_zero3(other):
+        # To gather both would cost what cutting them up was for.
+        return True
     whole = [whole_tensor(tensor.detach()) for tensor in (one, other)]
     return one.dtype != other.dtype or torch.equal(whole[0], whole[1].to(whole[0].device))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import send_to_device
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ... import mends
 from ...errors import PluginError
@@ -43,6 +44,13 @@ def refuse_unfit(trainer: Trainer, *, mix: str, balance: str, batches: str) -> N
                 mend=[mends.remove_technique(NAME)],
             )
     args = trainer.args
+    if is_deepspeed_zero3_enabled():
+        raise PluginError(
+            f"{NAME}: ZeRO-3 gathers the weights of a head only where it is used, and a batch uses some of the heads. "
+            "Use ZeRO-2, or FSDP2: fsdp=True.",
+            code="distributed-unsupported",
+            mend=[mends.all_of(mends.set_argument("deepspeed", None), mends.set_argument("fsdp", True))],
+        )
     if args.n_gpu > 1:
         raise PluginError(
             f"{NAME}: one process drives {args.n_gpu} GPUs here, which splits a batch whose rows belong together. "

@@ -137,6 +137,17 @@ def test_without_the_guard_nothing_is_dropped(tmp_path):
     assert not all_finite(trainer.model)
 
 
+def test_where_the_step_is_within_the_backward_pass_the_guard_says_that_it_does_not_act(tmp_path, monkeypatch, caplog):
+    from hf_ft_plugins.techniques.adaptive_lr import callback
+
+    monkeypatch.setattr(callback, "steps_within_backward", lambda: True)
+    tiny_trainer(tmp_path, "adaptive-lr:controller=plateau").train()
+    assert "the guard does not act: DeepSpeed steps before a callback sees the gradients" in caplog.text
+    caplog.clear()
+    tiny_trainer(tmp_path, "adaptive-lr:controller=plateau,guard=false").train()
+    assert "the guard does not act" not in caplog.text
+
+
 def test_on_finite_gradients_the_guard_changes_nothing(tmp_path):
     def trained(folder, **options):
         trainer = tiny_trainer(tmp_path / folder, AdaptiveLR(controller="plateau", patience=99, **options))
