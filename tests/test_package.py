@@ -54,7 +54,7 @@ def test_every_hook_is_recorded_by_the_technique_that_logs_everything(hook):
     assert hook in LogEverything.hooks(), f"give LogEverything (testing/log_everything.py) a method {hook}"
 
 
-ASKING = ("_ask_all", "_ask_owner", "_ask_chain")
+ASKING = ("_ask_all", "_ask_owner", "_ask_chain", "_ask_for_order")
 
 
 @pytest.mark.parametrize("hook", sorted({*hook_names()} - {"ft_commands"}))

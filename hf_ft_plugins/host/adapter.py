@@ -67,6 +67,13 @@ class Adapted(CallsHooks):
                 code="technique-conflict",
                 mend=[mends.remove_technique(technique.name)],
             )
+        if type(model).__module__.startswith("sentence_transformers."):
+            raise PluginError(
+                f"{technique.name}: a {type(model).__name__} holds its adapters itself, and is saved and loaded with "
+                f"them. Call model.add_adapter(LoraConfig(...)) in the script, and leave out {technique.name}.",
+                code="model-unsuited",
+                mend=[mends.remove_technique(technique.name)],
+            )
         config = self._ask_owner("ft_adapter", model=model, args=self.args, stash=self.ft_stash)
         if config is None:
             return model

@@ -22,10 +22,11 @@ from .. import mends
 from ..errors import PluginError
 from ..technique import data_seed
 from .adapter import Adapted
+from .own_order import OwnOrder
 from .train_order import DrawnByEpoch, draws_globally
 
 
-class Inputs(Adapted):
+class Inputs(Adapted, OwnOrder):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
     # The order of the training examples and their batches, where a technique supplies them.
@@ -193,8 +194,9 @@ class Inputs(Adapted):
         batches = None
         if is_training:
             asked = {"trainer": self, "dataset": dataset}
-            self.train_order = None if isinstance(dataset, IterableDataset) else self._ask_owner("ft_sampler", **asked)
-            batches = self._ask_owner("ft_batch_sampler", sampler=self.train_order, **asked)
+            streams = isinstance(dataset, IterableDataset)
+            self.train_order = None if streams else self._ask_for_order("ft_sampler", **asked)
+            batches = self._ask_for_order("ft_batch_sampler", sampler=self.train_order, **asked)
             self.train_batches = batches
         else:
             # Trainer describes the data of `predict` as "test".
@@ -257,7 +259,11 @@ class Inputs(Adapted):
         """The training data in order, all of them on every rank, collated as the training batches are, on this
         process's device.
         """
-        read = self._read_as(self.train_dataset if dataset is None else dataset, "Training")
+        try:
+            read = self._read_as(self.train_dataset if dataset is None else dataset, "Training")
+        except ValueError as error:
+            self._refuse_own_features(error)
+            raise
         loader = DataLoader(batch_size=self.args.eval_batch_size, **read)
         return prepare_data_loader(loader, device=self.args.device, num_processes=1, put_on_device=True)
 

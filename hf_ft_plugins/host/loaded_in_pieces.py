@@ -61,10 +61,12 @@ class LoadedInPieces(CallsHooks):
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        whole: Any = self.model if model is None else model
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        given = args[0] if args else kwargs.get("model")
+        whole: Any = self.model if given is None else given
         if not is_loaded_in_pieces(whole):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            # As it was called: sentence-transformers' takes no model.
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
             return
         from torch.distributed.checkpoint.state_dict import set_model_state_dict
 

@@ -148,6 +148,7 @@ HOST: tuple[Name, ...] = (
         "predict", "An error in a technique's part says whose it is", "test_dataset ignore_keys metric_key_prefix"
     ),
     _trainer("_get_train_sampler", ORDER, "train_dataset", "get_train_dataloader"),
+    _trainer("get_train_dataloader", ORDER, "", "_inner_training_loop"),
     _trainer(
         *("_get_eval_sampler", "Predictions come in the order of the data set"),
         *("eval_dataset", "get_eval_dataloader get_test_dataloader"),

@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 
 from ... import mends
 from ...errors import PluginError
+from ...host.own_order import own_order
 from ...keyed_permutation import KeyedPermutation, key_of, permuted
 from .settings import NAME
 
@@ -28,10 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Positions that are computed at once.
 CHUNK = 8192
-# Packages whose classes ask for the order where the host answers.
-ASKS_HOST = ("transformers", "hf_ft_plugins")
-# Have a method for the order, and hand it over to Trainer's.
-HANDS_OVER = ("KTOTrainer",)
 
 
 class ReplaySampler(Sampler[int]):
@@ -111,15 +108,13 @@ def refuse_own_order(trainer: Any, replay: float) -> None:
         PluginError: its class, or one that it is made of, makes its own data loader or its own order: TRL's GRPO,
             RLOO and distillation, sentence-transformers', or a class of the script's.
     """
-    for cls in type(trainer).__mro__:
-        own = {"get_train_dataloader", "_get_train_sampler"} & set(vars(cls))
-        if own and cls.__module__.partition(".")[0] not in ASKS_HOST and cls.__name__ not in HANDS_OVER:
-            raise PluginError(
-                f"{NAME}: replay={replay} draws kept rows among the new ones, and {cls.__name__} has an order of its "
-                f"own ({', '.join(sorted(own))}). Set replay=0; l2sp and ewc need no kept rows.",
-                code="trainer-unsuited",
-                mend=[mends.set_option(NAME, "replay", 0)],
-            )
+    if found := own_order(type(trainer)):
+        raise PluginError(
+            f"{NAME}: replay={replay} draws kept rows among the new ones, and {found[0].__name__} has an order of its "
+            f"own ({', '.join(found[1])}). Set replay=0; l2sp and ewc need no kept rows.",
+            code="trainer-unsuited",
+            mend=[mends.set_option(NAME, "replay", 0)],
+        )
     strategy = getattr(trainer.args, "train_sampling_strategy", "random")
     if strategy != "random":
         logger.warning(
