@@ -3,16 +3,19 @@
     python -m benchmarks.behavioral_feedback [--device cuda] [--quick] [--json] [--write]
 
 Needs the folder FT_DATA (default ../shared/data): OpenAssistant's ranked replies and Anthropic's harmlessness pairs. Of
-400 and of 1,600 pairs, on a Llama of 260 k weights and one of 5.7 M (quick: 200 pairs on the smaller): stock DPO,
-itself in another order (A/A), and `behavioral` with a doubt for each pair, from the ranks' distance or from how often
-people agree. `conditions` hold what the seeds could show at all: `shows` is the smallest difference in points that they
-find in 4 of 5 such experiments (5 %, two-sided), and `seeds_needed` how many seeds the difference seen would take.
+400 and of 1,600 pairs, on a Llama of 260 k weights, and of 1,600 on one of 5.7 M (quick: 200 pairs on the smaller):
+stock DPO, itself in another order (A/A), and `behavioral` with a doubt for each pair, from the ranks' distance or from
+how often people agree. `conditions` hold what the seeds could show at all: `shows` is the smallest difference in points
+that they find in 4 of 5 such experiments (5 %, two-sided), and `seeds_needed` how many seeds the difference seen would
+take.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
+import os
 import random
 import statistics
 import tempfile
@@ -33,7 +36,7 @@ from hf_ft_plugins import with_plugins
 from hf_ft_plugins.techniques.behavioral.fit_to_length import Fitter, fitted_dataset
 
 BENCHMARK = "behavioral_feedback"
-MAX_LENGTH, LEARNING_RATE = 256, 1e-4
+MAX_LENGTH, LEARNING_RATE = 128, 1e-4
 # Assumed, not measured here: two people agree on about 63 % of such pairs (Bai et al. 2022, arXiv:2204.05862); each is
 # wrong in p, and p^2 + (1 - p)^2 = .63.
 DOUBT = 0.25
@@ -69,10 +72,20 @@ def _with_doubts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _accuracies(
-    how: str, model: Path, data: tuple[Any, Any], tokenizer: Any, seed: int, device: str
-) -> tuple[float, float]:
+Job = tuple[Path, str, int, int, int, str]  # model, how, seed, pairs, held-out pairs, device
+
+
+def _accuracies(job: Job) -> tuple[float, float]:
     """After training: by DPO's reward; before it: by the model's own log-probability of a token, the larger one."""
+    model, how, seed, trained, held_out, device = job
+    if device == "cpu":
+        torch.set_num_threads(1)
+    disable_progress_bars()
+    logging.getLogger("hf_ft_plugins").setLevel(logging.ERROR)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = AutoTokenizer.from_pretrained(MODEL).chat_template
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    data = _split(seed, trained, held_out, tokenizer)
     trainer_class = with_plugins(DPOTrainer, "behavioral") if how == OURS else DPOTrainer
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_class(
@@ -121,14 +134,13 @@ def feedback(
     model: Path, seeds: int, trained: int, held_out: int, device: str, common: dict[str, Any]
 ) -> Iterator[Result]:
     """Against the model before it was trained, and against stock DPO on the same pairs."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = AutoTokenizer.from_pretrained(MODEL).chat_template
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     found: dict[str, list[float]] = {how: [] for how in (BEFORE, STOCK, AGAIN, OURS)}
-    for seed in range(seeds):
-        data = _split(seed, trained, held_out, tokenizer)
-        for how in (STOCK, AGAIN, OURS):
-            before, after = _accuracies(how, model, data, tokenizer, seed, device)
+    jobs: list[Job] = [
+        (model, how, seed, trained, held_out, device) for seed in range(seeds) for how in (STOCK, AGAIN, OURS)
+    ]
+    # No time is measured.
+    with multiprocessing.get_context("spawn").Pool((os.cpu_count() or 1) if device == "cpu" else 1) as pool:
+        for (_, how, *_), (before, after) in zip(jobs, pool.imap(_accuracies, jobs), strict=True):
             found[how].append(100 * after)
             if how == STOCK:
                 found[BEFORE].append(100 * before)
@@ -168,15 +180,12 @@ def measured_rows(asked: Namespace) -> Iterator[Result | LeftOut]:
     if not available():
         yield LeftOut("FT_DATA names no folder with the logs and the models")
         return
-    disable_progress_bars()
-    logging.getLogger("hf_ft_plugins").setLevel(logging.ERROR)
     common = report.conditions(asked.device)
     if asked.quick:
         yield from feedback(SMALLER, 2, 200, 200, asked.device, common)
         return
-    for model, seeds in ((SMALLER, 5), (MODEL, 3)):
-        for trained in (400, 1600):
-            yield from feedback(model, seeds, trained, 500, asked.device, common)
+    for model, seeds, trained in ((SMALLER, 5, 400), (SMALLER, 5, 1600), (MODEL, 3, 1600)):
+        yield from feedback(model, seeds, trained, 500, asked.device, common)
 
 
 if __name__ == "__main__":

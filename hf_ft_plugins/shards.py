@@ -18,6 +18,11 @@ def are_cut_up(model: torch.nn.Module) -> bool:
     return any(hasattr(one, "placements") for one in model.parameters())
 
 
+def holds_pieces(trainer: Any) -> bool:
+    """Whether a rank of this trainer holds, or will hold, pieces of the model: FSDP, DeepSpeed, or as it was loaded."""
+    return bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or are_cut_up(trainer.model))
+
+
 def put_in_pieces(model: torch.nn.Module) -> None:
     """Let FSDP2 forget what it has gathered: after a forward pass the outermost module's parameters may be whole, and
     what is written into those is lost.

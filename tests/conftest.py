@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.two_processes import on_both_ranks, processes  # noqa: F401
+from tests.two_processes import on_both_ranks, on_ranks, processes  # noqa: F401
 
 # Set before anything imports transformers or datasets: no test touches the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -41,21 +41,27 @@ def on_both_ranks(processes, tmp_path):
     return functools.partial(run_on_both_ranks, processes, tmp_path)
 
 
-def run_on_both_ranks(processes, folder, scenario, *arguments):
+@pytest.fixture
+def on_ranks(processes, tmp_path):
+    """The same on a number of ranks, which is the first argument: `torchrun --nproc_per_node 1` is one."""
+    return lambda number, *rest: run_on_both_ranks(processes, tmp_path, *rest, number=number)
+
+
+def run_on_both_ranks(processes, folder, scenario, *arguments, number=RANKS):
     port = free_port()
     ranks = [
-        processes.Process(target=_be_rank, args=(rank, port, folder, scenario, arguments), daemon=True)
-        for rank in range(RANKS)
+        processes.Process(target=_be_rank, args=(rank, number, port, folder, scenario, arguments), daemon=True)
+        for rank in range(number)
     ]
     for rank in ranks:
         rank.start()
     deadline = time.monotonic() + PATIENCE
     for rank in ranks:
         rank.join(max(0, deadline - time.monotonic()))
-    waiting = [number for number, rank in enumerate(ranks) if rank.is_alive()]
+    waiting = [place for place, rank in enumerate(ranks) if rank.is_alive()]
     for rank in ranks:
         rank.kill()
-    files = [folder / f"rank-{number}.json" for number in range(RANKS)]
+    files = [folder / f"rank-{rank}.json" for rank in range(number)]
     results = [json.loads(file.read_text()) if file.exists() else None for file in files]
     assert not waiting, f"rank {waiting} still waits after {PATIENCE} s; results: {results}"
     errors = [result["error"] if result else "it died" for result in results if not result or "error" in result]
@@ -63,12 +69,12 @@ def run_on_both_ranks(processes, folder, scenario, *arguments):
     return results
 
 
-def _be_rank(rank, port, folder, scenario, arguments):
+def _be_rank(rank, ranks, port, folder, scenario, arguments):
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_WORLD_SIZE": str(RANKS),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -144,7 +150,7 @@ def build(folder, *techniques, **changes):
     from hf_ft_plugins.testing import tiny_trainer
 
     host = changes.pop("trainer_class", host_class())
-    return tiny_trainer(folder, *techniques, trainer_class=host, ddp_backend="gloo", **changes)
+    return tiny_trainer(folder, *techniques, trainer_class=host, **({"ddp_backend": "gloo"} | changes))
 
 
 def decisions(log):

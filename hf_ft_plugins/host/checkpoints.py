@@ -23,7 +23,7 @@ from .ranks import from_first_rank, is_distributed
 logger = logging.getLogger(__name__)
 
 # Beside the states of the techniques' parts: the sharded parameters that the optimizer keeps no state of.
-STATELESS = "host/without_optimizer_state"
+IN_PIECES = "host/in_pieces"
 
 
 class WholeCheckpoints(CallsHooks):
@@ -114,7 +114,7 @@ class WholeCheckpoints(CallsHooks):
                     states[key] = part.state_dict()
             if shards.are_cut_up(self.model) and self.optimizer is not None:
                 missing = shards.names_without_state(self.model, lr_scale.innermost(self.optimizer))
-                states[STATELESS] = {"names": missing}
+                states[IN_PIECES] = {"stateless": missing, "factors": lr_scale.factors_of(self.optimizer)}
             state.write_state(folder, self._ft_techniques, states)
             if (folder / manifest.LAST_STOCK_FILE).is_file():
                 manifest.write_manifest(folder, save=save)
@@ -209,12 +209,15 @@ class WholeCheckpoints(CallsHooks):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         content = state.read_state(Path(checkpoint)) if checkpoint is not None else None
-        missing = content["states"].get(STATELESS, {}).get("names", []) if content else []
+        in_pieces = content["states"].get(IN_PIECES, {}) if content else {}
         if self.optimizer is not None:
             # Of its own state, which accelerate has let it load.
             shards.drop_marks(lr_scale.innermost(self.optimizer))
         try:
-            with shards.without_state(self.model, missing):
+            if self.optimizer is not None and "factors" in in_pieces:
+                # torch loads only those entries of parameter groups that are there.
+                lr_scale.put_factors(self.optimizer, in_pieces["factors"])
+            with shards.without_state(self.model, in_pieces.get("stateless", ())):
                 super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:
             if checkpoint is None or not state.allow_changed_by_environment():
@@ -227,9 +230,6 @@ class WholeCheckpoints(CallsHooks):
                 mend=[*state.back_to(content, self._ft_techniques), mends.use_checkpoint(None)],
             ) from error
         if checkpoint is not None and self.optimizer is not None:
-            # Of weights in pieces, only the first rank's groups have got the entries that torch does not know.
-            factors = from_first_rank(self.args, lambda: lr_scale.factors_of(self.optimizer))
-            lr_scale.put_factors(self.optimizer, factors)
             lr_scale.take_up(self.optimizer, (technique.name for technique in self._ft_techniques))
         for key, part in self.ft_stash.parts.items():
             stored = content["states"].get(key) if content else None

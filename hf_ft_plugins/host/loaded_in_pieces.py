@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import FSDP_MODEL_NAME, OPTIMIZER_NAME, SCHEDULER_NAME
 
 from .. import lr_scale, mends, shards
 from ..errors import CheckpointError
@@ -62,6 +62,7 @@ class LoadedInPieces(CallsHooks):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        self._refuse_of_another_kind(Path(resume_from_checkpoint))
         given = args[0] if args else kwargs.get("model")
         whole: Any = self.model if given is None else given
         if not is_loaded_in_pieces(whole):
@@ -73,6 +74,23 @@ class LoadedInPieces(CallsHooks):
         weights = _weights(whole)
         _read(weights, Path(resume_from_checkpoint), WEIGHTS)
         set_model_state_dict(whole, weights)
+
+    def _refuse_of_another_kind(self, checkpoint: Path) -> None:
+        """Refuse what stock Trainer ends with on one rank alone, or loads without the optimizer's state."""
+        by_fsdp = any(checkpoint.glob(f"{FSDP_MODEL_NAME}*"))
+        by_deepspeed = any(checkpoint.glob("global_step*")) and not (checkpoint / OPTIMIZER_NAME).is_file()
+        if self.is_fsdp_enabled and not by_fsdp:
+            was, runs = "without FSDP", "with it"
+        elif by_deepspeed and not self.is_deepspeed_enabled:
+            was, runs = "by DeepSpeed", "without it"
+        else:
+            return
+        raise CheckpointError(
+            f"{checkpoint} was saved {was}, and this run is {runs}. Resume it as it was made, or load its weights into "
+            "the model and train without resume_from_checkpoint.",
+            code="checkpoint-other-run",
+            mend=[mends.use_checkpoint(None)],
+        )
 
     def _load_best_model(self) -> None:
         if is_loaded_in_pieces(self.model):
@@ -96,7 +114,9 @@ class LoadedInPieces(CallsHooks):
             )
         state = _state_of(self.model, self.optimizer)
         _read(state, Path(checkpoint), OPTIMIZER)
-        set_optimizer_state_dict(self.model, lr_scale.innermost(self.optimizer), state, options=_by_name())
+        inner = lr_scale.innermost(self.optimizer)
+        with _without_empty_groups(inner):
+            set_optimizer_state_dict(self.model, inner, state, options=_by_name())
         schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
         assert self.lr_scheduler is not None
         self.lr_scheduler.load_state_dict(schedule)
@@ -113,6 +133,19 @@ def _state_of(model: PreTrainedModel, optimizer: Any) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     return get_optimizer_state_dict(model, lr_scale.innermost(optimizer), options=_by_name())
+
+
+@contextlib.contextmanager
+def _without_empty_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """While it lasts; torch looks for the first name of each, and an adapter leaves nothing that is not decayed."""
+    groups = optimizer.param_groups
+    optimizer.param_groups = [group for group in groups if group["params"]]
+    try:
+        yield
+    finally:
+        # An optimizer that has loaded its state has new groups.
+        filled = iter(optimizer.param_groups)
+        optimizer.param_groups = [next(filled) if group["params"] else group for group in groups]
 
 
 def _by_name() -> Any:

@@ -180,6 +180,8 @@ class Host(Blame, Bars, RunRecord, Inputs, StreamPasses, Preemption, Endings, Wh
     # ---- optimizer and learning rate ----
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        # Of a forward pass before the run, parameters of the outermost module may be whole: it would hold those.
+        shards.put_in_pieces(self.model)
         optimizer = super().create_optimizer(*args, **kwargs)
         if lr_scale.innermost(optimizer) is self._ft_grouped:
             return optimizer

@@ -17,6 +17,7 @@ from .. import registry
 from ..errors import PluginError
 from ..memory.estimate import GIB, MemoryEstimate, estimate_memory, refuse_over_budget
 from ..models.inputs import bare
+from ..shards import holds_pieces
 from ..technique import Technique
 from .data_facts import DataFacts
 
@@ -101,7 +102,7 @@ def _why_not(trainer: Any, data: DataFacts) -> str:
         return "the model has no configuration to build it from"
     if hasattr(trainer.model, "peft_config") or getattr(bare(trainer.model), "quantization_method", None):
         return "the script's model has an adapter, or is quantised"
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if holds_pieces(trainer):
         return "the weights lie in pieces on several devices"
     return "" if data.rows else "no batch was looked at"
 

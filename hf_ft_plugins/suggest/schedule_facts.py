@@ -13,6 +13,7 @@ from transformers.trainer_utils import has_length
 
 from ..models.inputs import bare
 from ..models.scored import is_causal
+from ..shards import holds_pieces
 
 # Whose `compute_loss` hands `num_items_in_batch` to the model, or is one of ours.
 KNOWN_LOSSES = ("transformers", "hf_ft_plugins")
@@ -88,7 +89,7 @@ def schedule_facts(trainer: Any, loader: Any, batches: list[Any]) -> ScheduleFac
         checkpointing=bool(args.gradient_checkpointing),
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
         processes=args.world_size,
-        sharded=bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled),
+        sharded=holds_pieces(trainer),
         loss_too_large=1 if own_loss or not batches else _loss_too_large(trainer, batches[0]),
     )
 

@@ -1,6 +1,7 @@
 """Techniques on models that FSDP2 has cut up over two ranks: what two that hold the whole compute, and exact resume."""
 
 import contextlib
+import os
 
 import pytest
 
@@ -22,6 +23,7 @@ SPECS = {
     "multitask": ["multitask"],
     "text2text": ["text2text:target_tokens=64,parts=1"],
     "behavioral": ["behavioral"],
+    "adaptive-lr": [CUTTING],
     "four": [CUTTING, "transfer:strategy=gradual", "task:early_stopping_patience=none", "sequential:wise=0.5"],
 }
 
@@ -30,7 +32,9 @@ def setting_for(name):
     """What the techniques need besides the kit's own classifier."""
     from hf_ft_plugins.testing import example_of
 
-    if name == "text2text":
+    if name in ("text2text", "causal"):
+        from transformers import DataCollatorForSeq2Seq
+
         from hf_ft_plugins.testing.examples.behavioral import tiny_llama
         from hf_ft_plugins.testing.examples.text2text import setting
 
@@ -45,7 +49,9 @@ def setting_for(name):
             for part, rows in setting().items()
             if part.endswith("dataset")
         }
-        return joined | {"model": tiny_llama(), "processing_class": setting()["processing_class"]}
+        tokenizer = setting()["processing_class"]
+        collated = {"data_collator": DataCollatorForSeq2Seq(tokenizer)} if name == "causal" else {}
+        return joined | collated | {"model": tiny_llama(), "processing_class": tokenizer}
     known = {"four": "task", "multitask": "multitask", "behavioral": "behavioral"}
     return example_of(known[name]).setting() if name in known else {}
 
@@ -54,7 +60,7 @@ def run(folder, name, pieces, *, plain=False, **changes):
     from hf_ft_plugins import with_plugins
     from hf_ft_plugins.testing import tiny_model
 
-    setting = setting_for(name)
+    setting = changes.pop("setting", None) or setting_for(name)
     setting.setdefault("model", tiny_model())
     setting["trainer_class"] = with_plugins(setting.get("trainer_class", host_class()))
     arguments = {"max_steps": 8, "gradient_accumulation_steps": 1, **(sharded_as(setting["model"]) if pieces else {})}
@@ -120,32 +126,39 @@ def test_in_pieces_a_run_computes_the_same_and_resumes_exactly(name, on_both_ran
 # ---- cut up by from_pretrained ----
 
 
-def loaded(folder, *specs, cut_up=True, **changes):
-    from transformers import AutoModelForSequenceClassification
+def loaded(folder, *specs, setting="", cut_up=True, **changes):
     from transformers.distributed import DistributedConfig
 
+    from hf_ft_plugins import with_plugins
+
     cut = {"distributed_config": DistributedConfig(fsdp_size=2)} if cut_up else {}
-    model = AutoModelForSequenceClassification.from_pretrained(folder.parent / "model", **cut)
-    settings = {"max_steps": 8, "gradient_accumulation_steps": 1, **changes}
-    return build(folder, *specs, model=model, **settings)
+    given = setting_for(setting)
+    given["trainer_class"] = with_plugins(given.get("trainer_class", host_class()))
+    given["model"] = type(model_of(setting)).from_pretrained(folder.parent / "model", **cut)
+    return build(folder, *specs, **({"max_steps": 8, "gradient_accumulation_steps": 1} | given | changes))
 
 
-def save_model(rank, folder):
-    import torch.distributed as dist
-
+def model_of(setting):
     from hf_ft_plugins.testing import tiny_model
+
+    model = setting_for(setting).get("model")
+    return tiny_model() if model is None else model
+
+
+def save_model(rank, folder, setting=""):
+    import torch.distributed as dist
 
     dist.init_process_group("gloo")
     if rank == 0:
-        tiny_model().save_pretrained(folder / "model")
+        model_of(setting).save_pretrained(folder / "model")
     dist.barrier()
 
 
-def loaded_in_pieces(rank, folder, specs):
+def loaded_in_pieces(rank, folder, specs, setting):
     from hf_ft_plugins.testing import InterruptAt, Interruption
 
-    save_model(rank, folder)
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_steps": 2}
+    save_model(rank, folder, setting)
+    best = {"setting": setting, "load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_steps": 2}
     straight = loaded(folder / "straight", *specs, **best)
     straight.train()
     with contextlib.suppress(Interruption):
@@ -169,6 +182,10 @@ LOADED = {
     "none": [],
     "low-memory": SPECS["low-memory"],
     "three": [CUTTING, GRADUAL, "sequential:wise=0.5"],
+    "multitask": SPECS["multitask"],
+    "text2text": SPECS["text2text"],
+    "behavioral": SPECS["behavioral"],
+    "peft, no head": ["peft:r=4"],
 }
 
 
@@ -176,11 +193,11 @@ LOADED = {
 @resumes_on_two_ranks
 @pytest.mark.parametrize("name", LOADED)
 def test_a_model_that_from_pretrained_has_cut_up_resumes_exactly(name, on_both_ranks, tmp_path):
-    from transformers import AutoModelForSequenceClassification
-
-    for result in on_both_ranks(loaded_in_pieces, LOADED[name]):
+    setting = "causal" if name == "peft, no head" else name
+    for result in on_both_ranks(loaded_in_pieces, LOADED[name], setting):
         assert result == {"resumed": 0.0, "whole": True, "control": False}
-    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    if "peft" not in name:
+        assert type(model_of(setting)).from_pretrained(tmp_path / "saved")
 
 
 def cut_off_in_pieces(rank, folder):
@@ -214,6 +231,90 @@ def test_one_rank_goes_on_where_two_with_pieces_were_cut_off(on_both_ranks, tmp_
     parted = apart(weights_of(again), {name: one.double() for name, one in straight.named_parameters()})
     moved = apart(weights_of(again), {name: one.double() for name, one in start.named_parameters()})
     assert parted < moved / 3
+
+
+# ---- other numbers of ranks ----
+
+
+def run_dealt(folder, name, **changes):
+    """As many rows a step, in the same order, on whatever number of ranks; a model without dropout, whose loss is by
+    token: stock's of a classifier is twice as large on two ranks.
+    """
+    dealt = {"per_device_train_batch_size": 4 // int(os.environ["WORLD_SIZE"]), "train_sampling_strategy": "sequential"}
+    return run(folder, name, True, plain=True, setting=setting_for("causal"), **dealt, **changes)
+
+
+def trained_straight_and_cut(rank, folder, name):
+    import torch
+
+    from hf_ft_plugins.testing import InterruptAt, Interruption
+
+    shard_on_cpus()
+    straight = run_dealt(folder / "straight", name)
+    straight.train()
+    with contextlib.suppress(Interruption):
+        run_dealt(folder / "cut", name, callbacks=[InterruptAt(5)]).train()
+    kept = weights_of(straight)
+    if rank == 0:
+        torch.save(kept, folder / "weights.pt")
+    return {"steps": straight.state.global_step}
+
+
+def goes_on(rank, folder, name):
+    import torch
+
+    shard_on_cpus()
+    again = run_dealt(folder / "cut", name)
+    again.train(resume_from_checkpoint=True)
+    control = run_dealt(folder / "control", name, learning_rate=0.2)
+    control.train()
+    expected = torch.load(folder / "weights.pt", weights_only=True)
+    return {
+        "steps": again.state.global_step,
+        "apart": apart(expected, weights_of(again)),
+        "control": apart(expected, weights_of(control)),
+    }
+
+
+@pytest.mark.slow
+@resumes_on_two_ranks
+@pytest.mark.parametrize("name", ["transfer, gradual", "peft", "layer-removal", "adaptive-lr"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_ranks_with_pieces_goes_on_alike(before, after, name, on_ranks):
+    on_ranks(before, trained_straight_and_cut, name)
+    for result in on_ranks(after, goes_on, name):
+        assert result["steps"] == 8
+        assert result["apart"] < CLOSE
+        assert result["control"] > 100 * CLOSE
+
+
+def cut_off_whole(rank, folder):
+    from hf_ft_plugins.testing import InterruptAt, Interruption, tiny_model
+
+    whole = {"model": tiny_model(), "max_steps": 8}
+    with contextlib.suppress(Interruption):
+        build(folder / "cut", callbacks=[InterruptAt(5)], **whole).train()
+    return {"done": True}
+
+
+def refused_to_go_on(rank, folder):
+    from hf_ft_plugins.errors import CheckpointError
+    from hf_ft_plugins.testing import tiny_model
+
+    shard_on_cpus()
+    model = tiny_model()
+    try:
+        build(folder / "cut", model=model, max_steps=8, **sharded_as(model)).train(resume_from_checkpoint=True)
+    except CheckpointError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+@resumes_on_two_ranks
+def test_a_checkpoint_of_whole_weights_is_refused_on_each_rank_with_the_reason(on_both_ranks):
+    on_both_ranks(cut_off_whole)
+    for message in on_both_ranks(refused_to_go_on):
+        assert "was saved without FSDP" in message
 
 
 def refused_in_pieces(rank, folder, spec):

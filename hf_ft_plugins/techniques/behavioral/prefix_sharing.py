@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...shards import holds_pieces
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
@@ -214,7 +216,7 @@ def why_not_shared(trainer: Trainer) -> str | None:
         return f"layers of {', '.join(sorted(layers - {'full_attention'})) or 'sliding windows'}"
     if any(module.p > 0 for module in base.modules() if isinstance(module, torch.nn.Dropout)):
         return "dropout draws other numbers for other rows (disable_dropout=True)"
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if holds_pieces(trainer):
         return "its parameters are sharded when the model is tested for it"
     try:
         difference = _difference(base)

@@ -11,6 +11,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ... import mends
 from ...errors import PluginError
 from ...models.inputs import bare
+from ...shards import holds_pieces
 from .collator import MultiTaskCollator
 from .data import TaggedConcat
 from .mixing.gradient_steps import GRADIENT_BALANCES
@@ -91,7 +92,7 @@ def refuse_failing(trainer: Trainer) -> None:
     collator, model = trainer.data_collator, trainer.model
     if not isinstance(dataset, TaggedConcat) or not isinstance(collator, MultiTaskCollator):
         return
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or model.device.type == "meta":
+    if holds_pieces(trainer) or model.device.type == "meta":
         return
     # A collator of our own: the script's may count or keep what it is given.
     collator = MultiTaskCollator(collator.tokenizer, collator.tasks, collator.max_length)
@@ -149,10 +150,10 @@ def _refuse_gradients(trainer: Trainer, balance: str) -> None:
             code="training-arguments",
             mend=[mends.all_of(mends.set_argument("fp16", False), mends.set_argument("bf16", True))],
         )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if holds_pieces(trainer):
         raise PluginError(
-            f"{NAME}: option balance={balance} needs whole gradients, and DeepSpeed or FSDP shards "
-            "them. Use balance=uncertainty, or DDP.",
+            f"{NAME}: option balance={balance} needs whole gradients, and DeepSpeed, FSDP or distributed_config "
+            "shards them. Use balance=uncertainty, or DDP.",
             code="distributed-unsupported",
             mend=[mends.set_option(NAME, "balance", "uncertainty")],
         )

@@ -10,6 +10,7 @@ from ... import mends
 from ...errors import PluginError
 from ...host.ranks import from_first_rank
 from ...host.stash import stash_of
+from ...shards import holds_pieces
 from . import model_identity
 from .replay_sampler import refuse_own_order
 from .settings import NAME
@@ -61,7 +62,7 @@ def refuse_unfit(trainer: Trainer, records: StageRecords, stage: str) -> None:
 
 def _refuse_adapter(trainer: Trainer, stage: str) -> None:
     reason = None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if holds_pieces(trainer):
         reason = "an adapter is not merged into a model in pieces (FSDP, DeepSpeed). Let every rank hold the whole"
     elif not hasattr(trainer.model, "merge_and_unload"):
         kind = ", ".join(str(one.peft_type.value) for one in trainer.model.peft_config.values())

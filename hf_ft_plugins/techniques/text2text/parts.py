@@ -17,7 +17,7 @@ import torch
 from ... import mends
 from ...errors import PluginError
 from ...host.stash import StashKey
-from ...shards import are_cut_up
+from ...shards import holds_pieces
 from .architecture import NAME
 from .batches import MIXED
 from .collator import TextPairCollator
@@ -85,7 +85,7 @@ def why_whole(trainer: Trainer) -> str | None:
     for cls in type(trainer).__mro__:
         if "compute_loss" in vars(cls) and cls.__module__.partition(".")[0] not in ("transformers", "hf_ft_plugins"):
             return f"{cls.__name__} computes the loss itself"
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or are_cut_up(trainer.model):
+    if holds_pieces(trainer):
         return "the weights lie in pieces on several ranks, which are gathered for each call"
     if trainer.args.n_gpu > 1:
         return "DataParallel deals out the rows of one batch"
