@@ -34,6 +34,8 @@ _PROBED = "_hf_ft_lr_scale_probed"
 # Of the classes that no probe can tell: why, and what else to use.
 IN_BACKWARD = "steps inside the backward pass with a rate of its own"
 ONE_RATE = "steps inside the backward pass with one rate for all weights"
+# Of a parameter group; neither are the entries of techniques, whose names begin with `hf_ft_`.
+NOT_SETTINGS = ("params", "lr", "initial_lr")
 UNFIT = {"LayerWiseDummyOptimizer": IN_BACKWARD}
 UNFIT_BY_GROUP = {"Lomo": ONE_RATE, "AdaLomo": ONE_RATE}
 ADVICE = {
@@ -142,11 +144,13 @@ def refuse_unfit(optimizer: Any, name: str, groups: list[dict[str, Any]] | None 
         reason = "searches for the length of each step (line_search_fn)"
     if reason is not None:
         raise _refusal(name, kind, reason)
-    probed = vars(inner).setdefault(_PROBED, {})
+    probed: set[tuple[Any, ...]] = vars(inner).setdefault(_PROBED, set())
+    chosen = inner.param_groups if groups is None else groups
+    apart = len(chosen) < len(inner.param_groups)
     scaled = [
         group
-        for group in (inner.param_groups if groups is None else groups)
-        if probed.get(id(group)) is not group and any(weight.numel() for weight in group["params"])
+        for group in chosen
+        if any(weight.numel() for weight in group["params"]) and (apart, *_settings(group)) not in probed
     ]
     # To be tried, an optimizer has to step with gradients.
     if not scaled or kind in UNFIT_BY_GROUP or getattr(inner, "steps_without_gradients", False):
@@ -160,8 +164,15 @@ def refuse_unfit(optimizer: Any, name: str, groups: list[dict[str, Any]] | None 
         deaf = []
     if deaf:
         raise _refusal(name, kind, "does not step with the rate of its parameter groups, as it is set up here")
-    # The groups themselves: an identity may be used again.
-    probed.update({id(group): group for group in scaled})
+    probed.update((apart, *_settings(group)) for group in scaled)
+
+
+def _settings(group: dict[str, Any]) -> tuple[Any, ...]:
+    """What decides whether a group's weights follow its rate: groups alike in it are tried once."""
+    weight = next(one for one in group["params"] if one.numel())
+    names = sorted(name for name in group if name not in NOT_SETTINGS and not str(name).startswith("hf_ft_"))
+    options = ((name, repr(group[name])) for name in names)
+    return (group.get("lr") is None, weight.dtype, weight.device, weight.dim(), *options)
 
 
 def refuse_when_built(trainer: Any, name: str, *, by_group: bool = False) -> None:

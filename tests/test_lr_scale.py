@@ -233,3 +233,24 @@ def test_factors_are_put_on_another_optimizer_as_they_were():
         group["params"][0].grad = torch.ones(1)
     other.step()
     assert [group["params"][0].item() for group in other.param_groups] == [0.0, 0.5]
+
+
+def test_groups_alike_in_their_settings_are_tried_once(monkeypatch):
+    tried = []
+    asked = lr_scale.deaf_groups
+    monkeypatch.setattr(
+        lr_scale, "deaf_groups", lambda inner, groups: tried.append(len(groups)) or asked(inner, groups)
+    )
+    weights = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(6)]
+    optimizer = torch.optim.AdamW([{"params": [weight]} for weight in weights], lr=0.1)
+    for number, group in enumerate(optimizer.param_groups):
+        group["hf_ft_layer_group"] = str(number)
+        lr_scale.set_scale(optimizer, "layers", 0.5**number, [group])
+    assert tried == [1]
+    # Another setting, weights of another kind, and all groups at once may each be another matter.
+    optimizer.param_groups[1]["weight_decay"] = 0.3
+    lr_scale.set_scale(optimizer, "layers", 0.25, [optimizer.param_groups[1]])
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(4))]})
+    lr_scale.set_scale(optimizer, "layers", 0.25, [optimizer.param_groups[-1]])
+    lr_scale.set_scale(optimizer, "controller", 0.5)
+    assert tried == [1, 1, 1, 7]
