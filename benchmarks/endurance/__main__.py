@@ -14,7 +14,7 @@ Tiny models on CPUs, each run in processes of its own: one, two gloo ranks (DDP)
 - faults: a full disk, an output_dir that became read-only, what raises in the middle, a loss that is not finite, too
   little memory, damaged checkpoints: the message says what was wrong, and the last good checkpoint resumes bit-equal.
 - haul: 20,000 steps with four techniques: MiB that memory grows by in 1,000 steps, the time of a step at the end by
-  that at the beginning, entries of the log.
+  that at the beginning (of the steps in which as many parameters learn), entries of the log.
 """
 
 from __future__ import annotations

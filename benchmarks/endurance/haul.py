@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from benchmarks.endurance.runs import build
 from benchmarks.endurance.worlds import ONE, on_ranks
+from hf_ft_plugins.host.run_progress import learning_parameters
 
 NAMES = ("adaptive-lr", "task", "transfer", "sequential")
 # A run's first tenth fills caches.
@@ -22,12 +23,13 @@ SLOWEST = 0.1  # seconds of a step, on a busy machine, before the run counts as 
 
 
 class Watched(TrainerCallback):
-    """Memory of the process and CPU seconds of a step, at `points` places of the run."""
+    """Memory of the process, CPU seconds of a step, and how many parameters learn, every so many steps."""
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.memory: list[float] = []
         self.seconds: list[float] = []
+        self.learning: list[int] = []
         self.began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -39,11 +41,16 @@ class Watched(TrainerCallback):
             self.seconds.append((now - self.began) / self.every)
             gc.collect()
             self.memory.append(psutil.Process().memory_info().rss / 2**20)
+            self.learning.append(learning_parameters(kwargs["model"]))
             self.began = time.process_time()
 
 
 def haul(steps: int, points: int = 40) -> dict[str, Any]:
-    """MiB a 1,000 steps that memory grows by, the last tenth's time of a step by the second tenth's, log entries."""
+    """MiB a 1,000 steps that memory grows by, the time of a step at the end by that at the beginning, log entries.
+
+    Of the steps in which as many parameters learn as in the last one: `transfer` thaws layer after layer, and frozen
+    ones cost less.
+    """
 
     def work(rank: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -56,6 +63,7 @@ def haul(steps: int, points: int = 40) -> dict[str, Any]:
                 "steps": trainer.state.global_step,
                 "memory": watched.memory,
                 "seconds": watched.seconds,
+                "learning": watched.learning,
                 "entries": len(trainer.state.log_history),
             }
 
@@ -66,6 +74,10 @@ def haul(steps: int, points: int = 40) -> dict[str, Any]:
     warm = int(WARM * len(found["memory"]))
     places = [(place + 1) * steps / points / 1000 for place in range(len(found["memory"]))]
     slope = statistics.linear_regression(places[warm:], found["memory"][warm:]).slope
-    tenth = max(1, len(found["seconds"]) // 10)
-    slower = statistics.median(found["seconds"][-tenth:]) / statistics.median(found["seconds"][tenth : 2 * tenth])
+    alike = [
+        time for time, count in zip(found["seconds"], found["learning"], strict=True) if count == found["learning"][-1]
+    ]
+    # The first may hold steps from before.
+    some = max(1, len(alike) // 5)
+    slower = statistics.median(alike[-some:]) / statistics.median(alike[1 : 1 + some])
     return found | {"slope": slope, "slower": slower}
