@@ -47,16 +47,14 @@ ADVICE = {
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer under accelerate's, DeepSpeed's and other wrappers."""
-    while (inner := _within(optimizer)) is not None:
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
+        if not isinstance(inner, torch.optim.Optimizer):
+            # DeepSpeed's is no torch optimizer, and holds one.
+            inner = getattr(inner, "optimizer", None)
+            if not isinstance(inner, torch.optim.Optimizer):
+                break
         optimizer = inner
     return optimizer
-
-
-def _within(optimizer: Any) -> torch.optim.Optimizer | None:
-    inner = getattr(optimizer, "optimizer", None)
-    # Of DeepSpeed's, which is no torch optimizer, and holds one.
-    below = getattr(inner, "optimizer", None)
-    return next((one for one in (inner, below) if isinstance(one, torch.optim.Optimizer)), None)
 
 
 def split_groups(optimizer: Any, parameters: Iterable[torch.Tensor]) -> list[dict[str, Any]]:

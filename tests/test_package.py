@@ -59,7 +59,7 @@ ASKING = ("_ask_all", "_ask_owner", "_ask_chain", "_ask_for_order")
 
 @pytest.mark.parametrize("hook", sorted({*hook_names()} - {"ft_commands"}))
 def test_every_hook_is_asked_by_the_host(hook):
-    modules = ("trainer", "inputs", "adapter", "run_record")
+    modules = ("trainer", "step_hooks", "inputs", "adapter", "run_record")
     files = [ROOT / "hf_ft_plugins" / "host" / f"{name}.py" for name in modules]
     asked = {
         node.args[0].value

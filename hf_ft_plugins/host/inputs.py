@@ -13,7 +13,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
 from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
@@ -95,19 +94,6 @@ class Inputs(Adapted, OwnOrder):
         if not known:
             for _, columns in self._ask_all("ft_columns", trainer=self):
                 self._signature_columns = [*(self._signature_columns or ()), *columns]  # type: ignore[assignment]
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        losses = []
-        for part in self._parts_of(model, inputs, *args, **kwargs):
-            with self._contexts("ft_loss", trainer=self, inputs=part):
-                losses.append(super().compute_loss(model, part, *args, **kwargs))
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
-
-    def _parts_of(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        # As `training_step` calls it. Whoever asks for the outputs, too, gets those of the whole batch.
-        if args or set(kwargs) != {"num_items_in_batch"} or not model.training:
-            return [inputs]
-        return self._ask_owner("ft_parts", trainer=self, model=model, inputs=inputs, **kwargs) or [inputs]
 
     def _change_model(self, model: Any) -> None:
         self._ask_all(

@@ -63,6 +63,10 @@ class Preemption(CallsHooks):
             self.control.should_evaluate = self.control.should_save = True
             yield
 
+    def _may_end_early(self) -> bool:
+        """Whether SIGTERM is to end this run with a checkpoint."""
+        return self._jit_manager is not None
+
     def _sigterm_came(self) -> bool:
         if self._jit_manager is None or self.preempted:
             return False

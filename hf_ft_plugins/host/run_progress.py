@@ -40,12 +40,14 @@ class Progress:
                 continue
             rows = 0
             for name, value in batch.items():
-                if not torch.is_tensor(value) or not value.dim():
+                if not isinstance(value, torch.Tensor):
                     continue
-                rows = max(rows, len(value))
+                shape = value.shape
+                if shape and shape[0] > rows:
+                    rows = shape[0]
                 if name.endswith("input_ids"):
                     self._slots += value.numel()
-                elif name.endswith("attention_mask") and value.dim() == 2:
+                elif name.endswith("attention_mask") and len(shape) == 2:
                     self._tokens = self._tokens + value.sum()
             self._rows += rows
 

@@ -69,12 +69,12 @@ class RunRecord(CallsHooks):
         return ended
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        batches, number = super().get_batch_samples(*args, **kwargs)
+        found = super().get_batch_samples(*args, **kwargs)
         if self._ft_progress is None:
             self._begin_record()
         if self._ft_progress is not None:
-            self._ft_progress.count(batches)
-        return batches, number
+            self._ft_progress.count(found[0])
+        return found
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         super().log(*args, **kwargs)

@@ -43,6 +43,7 @@ from .preemption import Preemption
 from .ranks import from_first_rank
 from .run_record import RunRecord
 from .stash import Stash
+from .step_hooks import ASKED, StepHooks
 from .streams import StreamPasses
 from .surface_check import check_surface
 
@@ -89,6 +90,8 @@ def with_plugins(trainer_class: type, *techniques: Technique | type[Technique] |
         bases = (Host, Innermost)
     else:
         bases = (Host, trainer_class, Innermost)
+    if any(technique.answers(hook) for technique in listed for hook in ASKED) and not issubclass(bases[0], StepHooks):
+        bases = (StepHooks, *bases)
     return type(
         trainer_class.__name__,
         bases,
@@ -236,18 +239,6 @@ class Host(Blame, Bars, RunRecord, Inputs, StreamPasses, Preemption, Endings, Wh
 
     # ---- training loop ----
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        if batches:
-            self._ask_all("ft_batches", trainer=self, batches=batches)
-        return batches, num_items_in_batch
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
-        loss = self._ask_owner(
-            "ft_training_step", trainer=self, model=model, inputs=inputs, num_items_in_batch=num_items_in_batch
-        )
-        return super().training_step(model, inputs, num_items_in_batch, **kwargs) if loss is None else loss
-
     def _clip_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = self._norm_of_step()
         return super()._clip_grad_norm(*args, **kwargs) if norm is None else norm
@@ -283,6 +274,9 @@ class Host(Blame, Bars, RunRecord, Inputs, StreamPasses, Preemption, Endings, Wh
         if self._ranks_may_differ:
             self._agree_on_control(self.control)
         busy = self._acts_now()
+        if not busy and not self._may_end_early():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            return
         for _ in self._turns_to_log_save_evaluate():
             saves, acts = self.control.should_save, self._acts_now()
             super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -292,7 +286,8 @@ class Host(Blame, Bars, RunRecord, Inputs, StreamPasses, Preemption, Endings, Wh
             self._agree_on_control(self.control)
 
     def _acts_now(self) -> bool:
-        return self.control.should_log or self.control.should_evaluate or self.control.should_save
+        control = self.control
+        return control.should_log or control.should_evaluate or control.should_save
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # Metrics of sampled text differ between ranks, and then so would the checkpoint that each saves or calls best.

@@ -171,6 +171,8 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         refuse_arguments(self.watch_settings, args)
+        # Asked in each step.
+        self._asked_by_host = self._hosted
         if not self._restored:
             self._forget()
             if not self._hosted:
@@ -382,7 +384,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         if not self._guards or getattr(optimizer, "scaler", None) is not None:
             return
         inner = lr_scale.innermost(optimizer)
-        norm = self._trainer.last_grad_norm if self._hosted else None
+        norm = getattr(self._trainer, "last_grad_norm", None)
         finite = nonfinite.all_finite(nonfinite.optimized_gradients(inner)) if norm is None else math.isfinite(norm)
         if not finite:
             nonfinite.drop(inner)
@@ -417,7 +419,7 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         lr_scheduler: LRScheduler,
         **kwargs: Any,
     ) -> None:
-        if self._hosted:
+        if self._asked_by_host:
             return
         rates = lr_scale.effective_lrs(optimizer)
         self._applied_rate = rates[0]
