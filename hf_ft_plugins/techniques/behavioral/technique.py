@@ -19,6 +19,8 @@ from ...technique import Change, Technique, data_seed, option
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
+    from ...host.stash import Stash
+    from ...report_sections import Section
     from ...suggest import RunFacts, Suggestion
 
 
@@ -78,8 +80,15 @@ class Behavioral(Technique):
         return dict.fromkeys((Change.CLASS_LABELS, Change.SEVERAL_HEADS, Change.GENERATION), reason)
 
     def ft_raw_dataset(
-        self, dataset: Any, split: str, args: TrainingArguments, processing_class: Any, trainer_class: type
+        self,
+        dataset: Any,
+        split: str,
+        args: TrainingArguments,
+        processing_class: Any,
+        trainer_class: type,
+        stash: Stash,
     ) -> Any:
+        from .data_report import FITTED_ROWS
         from .fit_to_length import CUT, DROPPED, TRIMMED, Fitter, fitted_dataset, in_words
         from .trl_trainers import contract_of, settings_of
 
@@ -97,6 +106,7 @@ class Behavioral(Technique):
         fitter = Fitter(processing_class, contract, args.max_length, settings)
         with args.main_process_first(desc=f"{self.name}: fitting"):
             dataset, counts = fitted_dataset(dataset, fitter)
+        stash[FITTED_ROWS] = (stash.get(FITTED_ROWS) or {}) | {split: counts}
         changed = any(how.startswith(DROPPED) or how in (TRIMMED, CUT) for how in counts)
         logger.log(
             logging.WARNING if changed else logging.INFO,
@@ -151,7 +161,14 @@ class Behavioral(Technique):
         unwanted = {WEIGHT: not self.weights, FLIP: self.noise == "off"}
         return [column for column in COLUMNS if not unwanted.get(column)]
 
+    def ft_report(self, trainer: Trainer) -> list[Section]:
+        from .data_report import sections
+
+        return sections(trainer, weights=self.weights, noise=self.noise != "off")
+
     def ft_trainer(self, trainer: Trainer) -> None:
+        from ...host.stash import stash_of
+        from .data_report import SHARES_PREFIXES
         from .model_forward import behavioral_forward
         from .prefix_sharing import PassCost
         from .reference_model import refuse_reference
@@ -166,6 +183,7 @@ class Behavioral(Technique):
             )
         refuse_reference(trainer, trained_adapter=self.trained_adapter)
         share = shares_prefixes(trainer, self.share_prefixes)
+        stash_of(trainer)[SHARES_PREFIXES] = share
         for model in innermost_models(trainer):
             cost = PassCost.of(model) if share and self.share_prefixes == "auto" else None
             behavioral_forward(model, share_prefixes=share, cost=cost)
