@@ -34,6 +34,7 @@ from .alerts import TRACKER, DecisionAlerts
 from .bars import Bars
 from .blame import Blame
 from .checkpoints import WholeCheckpoints
+from .cut_sequences import refuse_cut_sequences
 from .endings import END_PHASES, Endings, phase_of
 from .inputs import Inputs
 from .journal import journal
@@ -129,6 +130,7 @@ class Host(Blame, Bars, RunRecord, Inputs, StreamPasses, Preemption, Endings, Wh
             with saved_whole(*args, *kwargs.values()):
                 super().__init__(*args, **kwargs)
             self._refuse_two_schedulers()
+            refuse_cut_sequences(self._ft_techniques, getattr(self.accelerator, "parallelism_config", None))
             self._supply_inputs()
             self._add_callbacks()
             self._take_over_sigterm()
