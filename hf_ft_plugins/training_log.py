@@ -10,7 +10,11 @@ from typing import Any
 from .metrics import greater_is_better, without_set_name
 
 # Of Trainer's log: how fast, how much, when; not how good.
-NOT_METRICS = ("_runtime", "_per_second", "epoch", "step", "total_flos", "num_input_tokens_seen", "learning_rate")
+NOT_METRICS = (
+    *("_runtime", "_per_second", "epoch", "step", "total_flos", "learning_rate"),
+    # Trainer's and TRL's counts of tokens.
+    *("num_input_tokens_seen", "num_tokens"),
+)
 # What two equal runs need not have in common.
 UNREPEATABLE = re.compile(r"_runtime$|_per_second$|_mem_|time(?:_|$)")
 # How fast a run was and what it took, from the host (`host/run_progress.py`).

@@ -72,11 +72,14 @@ def memory_estimate(
         if another is not None and any("ft_adapter" in technique.hooks() for technique in techniques):
             return None
         try:
-            listed = techniques if another is None else (*techniques, registry.resolve(another))
+            added = () if another is None else (registry.resolve(another),)
         except MissingPackageError:
             # Advice that needs a package which is not installed is of no use.
             return None
-        return estimate_memory(config, args, length=length, techniques=listed, device=device)
+        if any(one.name == technique.name for one in added for technique in techniques):
+            # Named already, with options of its own.
+            return None
+        return estimate_memory(config, args, length=length, techniques=(*techniques, *added), device=device)
 
     try:
         estimate = estimated(args)

@@ -8,7 +8,7 @@ from math import inf, nan
 import pytest
 from rich.console import Console
 
-from hf_ft_plugins.cli.compare import comparison
+from hf_ft_plugins.cli.compare import comparison, picture
 from hf_ft_plugins.cli.compare.outcomes import Outcome
 from hf_ft_plugins.cli.compare.picture import draw
 from hf_ft_plugins.cli.compare.table import sentences, table_of
@@ -169,9 +169,17 @@ def test_two_trainings_are_told_apart(tmp_path):
     assert by_name["training 1: eval_loss"] == (1.0, 1.0)
     assert by_name["training 2: eval_loss"] == (2.0, 3.0)
     assert by_name["optimizer steps"] == (4, 4)
-    picture = draw(outcomes, tmp_path / "picture.png", title="x")
+    both = draw(outcomes, tmp_path / "picture.png", title="x")
     single = draw({WITHOUT: [run(1.0, 1.0)][:1], WITH: [run(1.0, 1.0)]}, tmp_path / "other.png", title="x")
-    assert picture.stat().st_size > 0 < single.stat().st_size
+    assert both.stat().st_size > 0 < single.stat().st_size
+
+
+def test_the_picture_shows_a_metric_that_both_runs_share():
+    names = ("eval_loss", "eval_entropy", "eval_num_tokens", "eval_rewards/chosen", "eval_rewards/accuracies")
+    training = Training([{"step": step, **dict.fromkeys(names, 1.0)} for step in (1, 2)])
+    assert picture._evaluated(training) == ["eval_loss", "eval_rewards/accuracies"]
+    alone = Training([{"step": step, "eval_entropy": 1.0} for step in (1, 2)])
+    assert picture._evaluated(alone) == ["eval_entropy"]
 
 
 @pytest.mark.parametrize("text", ["[/INST]", "$", "$x^$", "[/x]", "[red]", "\\", "{}", "a\nb", "%s", "\x1b[0m", "漢🙂"])
@@ -183,8 +191,8 @@ def test_any_text_is_text_to_table_and_picture(tmp_path, text):
     console.print(table_of(found.rows, f"text2text:source_prefix={text}", 1))
     for sentence in sentences(found):
         console.print(sentence)
-    picture = draw(outcomes, tmp_path / "picture.png", title=f"text2text:source_prefix={text}")
-    assert picture.stat().st_size > 0
+    drawn = draw(outcomes, tmp_path / "picture.png", title=f"text2text:source_prefix={text}")
+    assert drawn.stat().st_size > 0
 
 
 def test_the_verdict_is_printed_as_json_and_written_before_the_picture(tmp_path, monkeypatch, capsys):

@@ -211,6 +211,9 @@ def test_the_command(tmp_path):
     assert isinstance(over.exception, PluginError)
     assert "by: per_device_train_batch_size=1, gradient_accumulation_steps=64" in str(over.exception)
     assert isinstance(CliRunner().invoke(app, ["check", "--memory"]).exception, PluginError)
+    named = CliRunner().invoke(app, [*given, "--with", "low-memory", "--budget", "0.0001"])
+    assert isinstance(named.exception, PluginError)
+    assert "--with low-memory" not in str(named.exception)
 
 
 @dataclass(frozen=True, kw_only=True)

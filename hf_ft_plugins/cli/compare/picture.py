@@ -8,7 +8,7 @@ from typing import Any
 
 from ...training_log import NOT_METRICS, Training, decisions_in
 from .outcomes import Outcome
-from .verdicts import WITH, WITHOUT, Outcomes
+from .verdicts import WITH, WITHOUT, Outcomes, is_of_the_objective
 
 COLOURS = {WITHOUT: "#888888", WITH: "#0072b2"}
 DECISION_COLOUR = "#d55e00"
@@ -75,14 +75,14 @@ def _draw_panel(panel: Any, row: Mapping[str, Sequence[Training]], key: str, lab
 
 
 def _evaluated(training: Training) -> list[str]:
-    """The evaluation's loss and its first other metric, where there are any."""
+    """The evaluation's loss and its first other metric, where there are any: one that both runs share goes first."""
     keys = [
         key
         for entry in training.history
         for key in entry
         if key.startswith("eval_") and not key.endswith(NOT_METRICS) and training.series(key)[0]
     ]
-    return list(dict.fromkeys(keys))[:2]
+    return sorted(dict.fromkeys(keys), key=is_of_the_objective)[:2]
 
 
 def _all(outcomes: Outcomes) -> list[Outcome]:

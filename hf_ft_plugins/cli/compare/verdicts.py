@@ -30,6 +30,12 @@ SEEDS_IGNORED = "every seed gave the same run: the script sets its own"
 OBJECTIVE_UNITS = re.compile(r"(?:^|[^a-z])(?:rewards?|margins?|logps?|logits?|entropy|kl)(?:[^a-z]|$)")
 LOSS = re.compile(r"(?:^|[^a-z])loss$")
 
+
+def is_of_the_objective(key: str) -> bool:
+    """Whether a metric is in a unit of the objective's own, which another run need not share."""
+    return OBJECTIVE_UNITS.search(key.lower()) is not None and "accurac" not in key
+
+
 Outcomes = Mapping[str, Sequence[Outcome]]
 
 
@@ -130,7 +136,7 @@ def _why_incomparable(
     differing = [why for each in techniques for one in listed if (why := each.loss_differs(one.setting)) is not None]
     if LOSS.search(key) and differing:
         return differing[0]
-    if OBJECTIVE_UNITS.search(key.lower()) and "accurac" not in key:
+    if is_of_the_objective(key):
         return "in a unit of the objective's own, which another run need not share"
     if key.startswith(BEST) and len({training.times_measured(key) for training in listed}) > 1:
         return "the best of more evaluations is better by chance alone"
