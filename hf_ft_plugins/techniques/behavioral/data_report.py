@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ...host.stash import StashKey, stash_of
 from ...report_sections import Cell, Facts, Rows, Section
-from .collator import FLIP, WEIGHT
+from .collator import FLIP, NAME, WEIGHT
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
+logger = logging.getLogger(__name__)
+
 # By split of the data: how many rows were whole, trimmed, cut or dropped, and why.
 FITTED_ROWS = StashKey[dict[str, Counter[str]]]("behavioral: what became of the rows at max_length")
 SHARES_PREFIXES = StashKey[bool]("behavioral: whether the common beginning of a pair may be computed once")
+# `benchmarks.behavioral_feedback`: 400 real pairs taught nothing that 500 held-out ones show, 1,600 did.
+FEW = 1000
+
+
+def tell_few(trainer: Trainer) -> None:
+    """Say so where the pairs are too few to show anything."""
+    dataset: Any = trainer.train_dataset
+    if hasattr(dataset, "__len__") and len(dataset) < FEW:
+        logger.info(
+            "%s: %d rows are few: what people say of so many answers has not been seen to change how a model does on "
+            "others.",
+            *(NAME, len(dataset)),
+        )
 
 
 def sections(trainer: Trainer, *, weights: bool, noise: bool) -> list[Section]:

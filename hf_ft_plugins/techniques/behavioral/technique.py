@@ -168,13 +168,14 @@ class Behavioral(Technique):
 
     def ft_trainer(self, trainer: Trainer) -> None:
         from ...host.stash import stash_of
-        from .data_report import SHARES_PREFIXES
+        from .data_report import SHARES_PREFIXES, tell_few
         from .model_forward import behavioral_forward
         from .prefix_sharing import PassCost
         from .reference_model import refuse_reference
         from .trl_trainers import innermost_models, refuse_unfit, shares_prefixes
 
         refuse_unfit(trainer, weights=self.weights, noise=self.noise)
+        tell_few(trainer)
         if self.log is not None and "train" in (trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else ()):
             raise PluginError(
                 f"{self.name}: log= replaces the training data, and an evaluation set is named 'train', too. Give it "

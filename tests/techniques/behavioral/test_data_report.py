@@ -30,6 +30,18 @@ def test_weights_and_doubts_are_counted_where_they_are_used(tmp_path):
     assert unused["Preferences"].facts.keys() == {"rows", "prefixes of pairs computed once"}
 
 
+def test_few_rows_are_said_to_be_few(tmp_path, caplog, monkeypatch):
+    from hf_ft_plugins.techniques.behavioral import data_report
+
+    with caplog.at_level("INFO"):
+        _, trainer = reported(tmp_path)
+        assert f"behavioral: {len(trainer.train_dataset)} rows are few" in caplog.text
+        caplog.clear()
+        monkeypatch.setattr(data_report, "FEW", 2)
+        reported(tmp_path)
+    assert "are few" not in caplog.text
+
+
 def test_what_was_cut_and_dropped_is_a_table(tmp_path):
     found, trainer = reported(tmp_path, max_length=28)
     table = found["Rows at max_length=28"]
