@@ -13,8 +13,9 @@ gate is met only if the ratio and the noise together keep it, so with more noise
 holds that all four end with the same training loss.
 
 The same on two gloo ranks (CPU only), where ranks also have to agree on stops and saves in each step if a callback of
-somebody else's is there: once without and once with one. Saving is not in it: each checkpoint costs what its digests
-do, see `docs/guide/reliability.md`.
+somebody else's is there: once without and once with one. Saving is not in it: each checkpoint costs what its manifest
+does, which is measured apart, on one file of 1 GiB (`--quick`: 128 MiB): `ours` is the seconds of the manifest, with
+digests or with sizes alone, `baseline` those of writing the file, by safetensors, to disk.
 
 The import is timed as whole processes, `python -c "import hf_ft_plugins"` and `python -c "pass"` in turn; `ours` is the
 difference of the medians in milliseconds, `baseline` the median of the bare process, and `noise` half the
@@ -23,6 +24,7 @@ interquartile range of the bare process's times; A/A is the bare process in ever
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import subprocess
@@ -32,12 +34,14 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from safetensors.torch import save_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -52,6 +56,7 @@ from benchmarks import report
 from benchmarks.endurance.worlds import DDP, on_ranks
 from benchmarks.report import Gate, Result
 from hf_ft_plugins import with_plugins
+from hf_ft_plugins.host.manifest import MANIFEST_FILE, SIZES_VARIABLE, write_manifest
 
 BENCHMARK = "host_overhead"
 STOCK, AGAIN, HOST, ADAPTIVE = "stock", "stock again (A/A)", "host, no technique", "host, adaptive-lr"
@@ -259,6 +264,36 @@ def import_results(repetitions: int, about: dict[str, Any]) -> list[Result]:
     ]
 
 
+def manifest_results(size: int, rounds: int, about: dict[str, Any]) -> Iterator[Result]:
+    """Seconds of a manifest against those of writing what it is of, medians of rounds."""
+    weights = {"weight": torch.zeros(size // 4).uniform_()}
+    written: list[float] = []
+    took: dict[str, list[float]] = {"digests": [], "sizes alone": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for _ in range(rounds):
+            began = time.perf_counter()
+            save_file(weights, folder / "model.safetensors")
+            # What a checkpoint costs at least, whoever writes it: the manifest's flush finds it on the disk.
+            with open(folder / "model.safetensors", "rb") as handle:
+                os.fsync(handle.fileno())
+            written.append(time.perf_counter() - began)
+            for kind, seconds in took.items():
+                os.environ[SIZES_VARIABLE] = str(int(kind == "sizes alone"))
+                began = time.perf_counter()
+                write_manifest(folder)
+                seconds.append(time.perf_counter() - began)
+                (folder / MANIFEST_FILE).unlink()
+    del os.environ[SIZES_VARIABLE]
+    for kind, seconds in took.items():
+        yield report.row(
+            *(BENCHMARK, f"seconds of a manifest with {kind}, of {size // 2**20} MiB"),
+            *(statistics.median(seconds), statistics.median(written)),
+            ratio=statistics.median(seconds) / statistics.median(written),
+            conditions=about | {"rounds": rounds, "written": written, "seconds": seconds},
+        )
+
+
 def _process_ms(code: str) -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -283,6 +318,7 @@ def measured(asked: Namespace) -> Iterator[Result]:
     yield from step_results(repetitions, about)
     yield from two
     yield loss_result(repetitions, about)
+    yield from manifest_results(2**27 if asked.quick else 2**30, 3 if asked.quick else 5, report.conditions("cpu"))
     yield from import_results(15 if asked.quick else 31, about)
 
 
