@@ -241,7 +241,9 @@ class GradualUnfreezing(WithTrainer, TrainerCallback):
             for group in self._groups:
                 if group.name in self._frozen:
                     for path in group.modules:
-                        base.get_submodule(path).eval()
+                        module = base.get_submodule(path)
+                        if module.training:
+                            module.eval()
 
     def _end(self) -> None:
         if self._hook is not None:
