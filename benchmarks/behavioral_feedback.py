@@ -118,6 +118,12 @@ def _accuracies(job: Job) -> tuple[float, float]:
         return before, float(trainer.evaluate()["eval_rewards/accuracies"])
 
 
+def _all_accuracies(jobs: list[Job], device: str) -> list[tuple[float, float]]:
+    """`_accuracies` of each, several at a time on a CPU: no time is measured."""
+    with multiprocessing.get_context("spawn").Pool((os.cpu_count() or 1) if device == "cpu" else 1) as pool:
+        return pool.map(_accuracies, jobs, chunksize=1)
+
+
 @torch.no_grad()
 def _by_likelihood(trainer: Any) -> float:
     right = []
@@ -138,12 +144,10 @@ def feedback(
     jobs: list[Job] = [
         (model, how, seed, trained, held_out, device) for seed in range(seeds) for how in (STOCK, AGAIN, OURS)
     ]
-    # No time is measured.
-    with multiprocessing.get_context("spawn").Pool((os.cpu_count() or 1) if device == "cpu" else 1) as pool:
-        for (_, how, *_), (before, after) in zip(jobs, pool.imap(_accuracies, jobs), strict=True):
-            found[how].append(100 * after)
-            if how == STOCK:
-                found[BEFORE].append(100 * before)
+    for (_, how, *_), (before, after) in zip(jobs, _all_accuracies(jobs, device), strict=True):
+        found[how].append(100 * after)
+        if how == STOCK:
+            found[BEFORE].append(100 * before)
     noise = noise_of_mean(found[STOCK], found[AGAIN])
     means = {how: statistics.mean(values) for how, values in found.items()}
     more = {"pairs": trained, "held_out": held_out, "max_length": MAX_LENGTH, "seeds": seeds}

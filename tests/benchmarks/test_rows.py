@@ -59,15 +59,11 @@ def test_behavioral_is_held_to_group_by_length(monkeypatch: pytest.MonkeyPatch) 
 def test_real_feedback_must_gain_more_than_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     again = itertools.count()
 
-    def accuracies(how: str, *args: Any) -> tuple[float, float]:
-        return 0.5, {"stock": 0.6, "behavioral": 0.61}.get(how, 0.6 + (-1) ** next(again) * 0.05)
+    def accuracies(jobs: list[Any], device: str) -> list[tuple[float, float]]:
+        of = {"stock": 0.6, "behavioral": 0.61}
+        return [(0.5, of[how] if how in of else 0.6 + (-1) ** next(again) * 0.05) for _, how, *_ in jobs]
 
-    monkeypatch.setattr(behavioral_feedback, "_accuracies", accuracies)
-    monkeypatch.setattr(behavioral_feedback, "_split", lambda *args: None)
-    tokenizer = type(
-        "T", (), {"from_pretrained": lambda name: type("Made", (), {"chat_template": "", "pad_token": "p"})()}
-    )
-    monkeypatch.setattr(behavioral_feedback, "AutoTokenizer", tokenizer)
+    monkeypatch.setattr(behavioral_feedback, "_all_accuracies", accuracies)
     found = by_metric(behavioral_feedback.feedback(Path("model"), 2, 200, 200, "cpu", {}))
     above_stock = found["model, 200 pairs: held-out accuracy (%): behavioral against stock"]
     assert above_stock.met is False
