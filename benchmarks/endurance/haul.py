@@ -74,9 +74,8 @@ def haul(steps: int, points: int = 40) -> dict[str, Any]:
     warm = int(WARM * len(found["memory"]))
     places = [(place + 1) * steps / points / 1000 for place in range(len(found["memory"]))]
     slope = statistics.linear_regression(places[warm:], found["memory"][warm:]).slope
-    alike = [
-        time for time, count in zip(found["seconds"], found["learning"], strict=True) if count == found["learning"][-1]
-    ]
+    learning = found["learning"]
+    alike = [one for one, count in zip(found["seconds"], learning, strict=True) if count == learning[-1]]
     # The first may hold steps from before.
     some = max(1, len(alike) // 5)
     slower = statistics.median(alike[-some:]) / statistics.median(alike[1 : 1 + some])

@@ -22,7 +22,8 @@ from .ranks import from_first_rank, is_distributed
 
 logger = logging.getLogger(__name__)
 
-# Beside the states of the techniques' parts: the sharded parameters that the optimizer keeps no state of.
+# Beside the states of the techniques' parts, of a model in pieces: the parameters that the optimizer keeps no state of,
+# and the factors of its parameter groups.
 IN_PIECES = "host/in_pieces"
 
 

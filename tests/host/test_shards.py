@@ -317,6 +317,20 @@ def test_a_checkpoint_of_whole_weights_is_refused_on_each_rank_with_the_reason(o
         assert "was saved without FSDP" in message
 
 
+def test_a_checkpoint_of_deepspeed_is_not_loaded_without_its_optimizer(tmp_path):
+    from hf_ft_plugins.errors import CheckpointError
+    from hf_ft_plugins.testing import tiny_trainer
+
+    trainer = tiny_trainer(tmp_path, trainer_class=host_class())
+    checkpoint = tmp_path / "checkpoint-8"
+    (checkpoint / "global_step8").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="was saved by DeepSpeed, and this run is without it"):
+        trainer._load_from_checkpoint(str(checkpoint))
+    # As stock Trainer writes it, whatever else lies there.
+    (checkpoint / "optimizer.pt").touch()
+    trainer._refuse_of_another_kind(checkpoint)
+
+
 def refused_in_pieces(rank, folder, spec):
     from hf_ft_plugins.errors import PluginError
 

@@ -10,6 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ... import mends
 from ...errors import PluginError
+from ...host.own_order import own_order
 from ...models.inputs import bare
 from ...shards import holds_pieces
 from .collator import MultiTaskCollator
@@ -20,9 +21,6 @@ from .tasks import NAME
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-# TRL's trainers that draw their own batches, each example several times.
-OWN_SAMPLER = ("GRPOTrainer", "RLOOTrainer")
 
 
 def refuse_unfit(trainer: Trainer, *, mix: str, balance: str, batches: str) -> None:
@@ -38,7 +36,7 @@ def refuse_unfit(trainer: Trainer, *, mix: str, balance: str, batches: str) -> N
     """
     for cls in type(trainer).__mro__:
         if cls.__module__.partition(".")[0] == "trl":
-            does = "draws its own batches" if cls.__name__ in OWN_SAMPLER else "prepares and weighs its own data"
+            does = "draws its own batches" if own_order(type(trainer)) else "prepares and weighs its own data"
             raise PluginError(
                 f"{NAME}: {cls.__name__} is TRL's, and {does}. Use Trainer, or leave out {NAME}.",
                 code="trainer-unsuited",
