@@ -67,6 +67,16 @@ def ft_adapter(model: Any, args: Any, stash: Any) -> Any:
     raise NotImplementedError
 
 
+@_spec(firstresult=True)
+def ft_held_out(dataset: Any, args: Any, stash: Any) -> Any:
+    """**owner**. The training set in two, right after the trainer's `__init__`, where the script gave no evaluation
+    set: (what is trained on, what is evaluated); None leaves it whole.
+
+    Whoever answers sees to it that something is evaluated: Trainer does it where `args.eval_strategy` says so.
+    """
+    raise NotImplementedError
+
+
 @_spec
 def ft_dataset(
     dataset: Any, split: str, model: Any, args: Any, processing_class: Any, collator: Any, stash: Any

@@ -53,6 +53,9 @@ class Inputs(Adapted, OwnOrder):
     def _supply_inputs(self) -> None:
         known = self._known(self.model)
         self._script_collator = self.data_collator
+        if self.train_dataset is not None and self.eval_dataset is None:
+            parts = self._ask_owner("ft_held_out", dataset=self.train_dataset, args=self.args, stash=self.ft_stash)
+            self.train_dataset, self.eval_dataset = (self.train_dataset, None) if parts is None else parts
         self.train_dataset = self._supplied_dataset(self.train_dataset, "train", known)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {

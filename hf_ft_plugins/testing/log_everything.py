@@ -35,6 +35,10 @@ class LogEverything(Technique):
         self.fired.append(("ft_raw_dataset", {"dataset": dataset, "split": split}))
         return None
 
+    def ft_held_out(self, dataset: Any) -> Any:
+        self.fired.append(("ft_held_out", {"dataset": dataset}))
+        return None
+
     def ft_dataset(self, dataset: Any, split: str) -> Any:
         self.fired.append(("ft_dataset", {"dataset": dataset, "split": split}))
         return None

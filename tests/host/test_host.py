@@ -12,7 +12,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, get_constant_
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, with_plugins
 from hf_ft_plugins.errors import ConflictError, OptionError, PluginError
 from hf_ft_plugins.technique import Technique, option
-from hf_ft_plugins.testing import LogEverything, difference, hook_names, outcome, tiny_model, tiny_trainer
+from hf_ft_plugins.testing import LogEverything, difference, hook_names, outcome, tiny_dataset, tiny_model, tiny_trainer
 from hf_ft_plugins.testing.examples.adaptive_lr import EXAMPLE
 
 
@@ -127,12 +127,37 @@ def test_every_hook_fires_in_the_order_of_the_contract(tmp_path):
     steps = [hook for step in range(1, 15) for hook in stepping + evaluating * (step % 3 == 0 or step == 14)]
     moved = "a new hook has its place in these lists, and the same one in hookspecs.py"
     assert [name for name, _ in LogEverything.fired] == [*built, *training, *steps, "ft_report"], moved
-    others_ask = {"ft_raw_dataset", "ft_commands"}  # one of TRL's trainers, and `hf-ft`
+    # One of TRL's trainers, `hf-ft`, and a trainer without evaluation data.
+    others_ask = {"ft_raw_dataset", "ft_commands", "ft_held_out"}
     assert {*built, *training, *stepping, *evaluating, "ft_report"} == set(hook_names()) - others_ask, moved
     assert dict(LogEverything.fired)["ft_evaluation"]["prefix"] == "eval"
     scheduler_call = dict(LogEverything.fired)["ft_scheduler"]
     assert scheduler_call["num_training_steps"] == 14
     assert scheduler_call["optimizer"] is trainer.optimizer
+
+
+def test_without_evaluation_data_a_technique_may_hold_training_rows_out(tmp_path):
+    given = {}
+
+    @dataclass(frozen=True, kw_only=True)
+    class HoldsOut(Technique):
+        name: ClassVar[str] = "holds-out"
+        summary: ClassVar[str] = "keep the last four rows"
+
+        def ft_held_out(self, dataset: Any) -> Any:
+            return dataset[:-4], dataset[-4:]
+
+        def ft_dataset(self, dataset: Any, split: str) -> Any:
+            given[split] = dataset
+
+    rows = tiny_dataset()
+    trainer = tiny_trainer(tmp_path, HoldsOut(), train_dataset=rows, eval_dataset=None, eval_strategy="no")
+    assert given == {"train": rows[:-4], "eval": rows[-4:]}
+    assert (trainer.train_dataset, trainer.eval_dataset) == (rows[:-4], rows[-4:])
+    tiny_trainer(tmp_path, HoldsOut(), train_dataset=rows, eval_dataset=rows[:2])
+    assert given == {"train": rows, "eval": rows[:2]}
+    with pytest.raises(ConflictError, match="holds-out and adaptive-lr both answer ft_held_out"):
+        with_plugins(Trainer, HoldsOut(), "adaptive-lr:hold_out=0.1")
 
 
 def test_training_and_evaluation_may_be_collated_differently(tmp_path):

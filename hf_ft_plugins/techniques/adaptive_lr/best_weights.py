@@ -39,13 +39,20 @@ def add_new_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) ->
             weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write `copy_weights`' result back in place, so that the optimizer goes on with the same parameters."""
+def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], latest: float = 0.0) -> None:
+    """Write `copy_weights`' result back in place, so that the optimizer goes on with the same parameters.
+
+    Args:
+        latest: the share of what the model holds now in what it holds then, in [0, 1); whole numbers (the batches that
+            batch norm has counted) are written back as they were.
+    """
     with torch.no_grad():
         for name, tensor in _moving_tensors(model):
             # A buffer that is a constant may be expanded, and could not be written.
-            if name in weights and not torch.equal(tensor.cpu(), weights[name]):
-                tensor.copy_(weights[name])
+            if name not in weights or torch.equal(tensor.cpu(), weights[name]):
+                continue
+            best = weights[name].to(tensor.device)
+            tensor.copy_(torch.lerp(best, tensor, latest) if latest and tensor.is_floating_point() else best)
 
 
 def write_weights(best: dict[str, torch.Tensor], args: TrainingArguments, step: int) -> None:

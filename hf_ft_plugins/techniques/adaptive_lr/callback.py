@@ -28,10 +28,11 @@ from ...metrics import set_names
 from . import nonfinite
 from .best_weights import add_new_weights, copy_weights, read_weights, restore_weights, write_weights
 from .controllers import ControllerState, Decision, decide
+from .held_out import held_out_rows
 from .loss_average import LossAverage
-from .settings import NAME, Controller, ControllerSettings, GuardSettings, WatchSettings
+from .settings import NAME, TRAINING_LOSS, Controller, ControllerSettings, GuardSettings, WatchSettings
 from .unsupported import puts_nothing_back, refuse_arguments, refuse_lomo, steps_within_backward, tunes_itself
-from .watched_metric import FEW, TRAINING_LOSS, Watch, values_ahead
+from .watched_metric import FEW, Watch, values_ahead
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -156,9 +157,16 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         reason = puts_nothing_back(model)
         evaluates = self._watch.metric != TRAINING_LOSS
         self._settings = self.controller_settings.for_run(evaluates=evaluates, goes_back=reason is None)
-        if self._settings.kind != self.controller_settings.kind:
-            why = reason if evaluates else "the training loss is watched, which is best where it is learned by heart"
-            logger.info("%s: controller=plateau: %s.", NAME, why)
+        if self._settings.kind == self.controller_settings.kind:
+            return
+        if evaluates:
+            logger.info("%s: controller=plateau: %s.", NAME, reason)
+        else:
+            logger.warning(
+                "%s: controller=plateau: the training loss is watched, which is best where rows are learned by heart, "
+                "so it will hardly help. Evaluate while training%s.",
+                *(NAME, ", or keep some training rows for that: hold_out=0.2" if self._hosted else ""),
+            )
 
     def on_train_begin(
         self,
@@ -170,7 +178,8 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         model: Module,
         **kwargs: Any,
     ) -> None:
-        refuse_arguments(self.watch_settings, args)
+        held_out = held_out_rows(self._trainer)
+        refuse_arguments(self.watch_settings, args, held_out)
         # Asked in each step.
         self._asked_by_host = self._hosted
         if not self._restored:
@@ -179,12 +188,14 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
                 self._restore_alone(state)
         self._restored = False
         self._training = True
-        self._watch.begin(args, state.global_step, set_names(getattr(self._trainer, "eval_dataset", None)))
+        sets = set_names(getattr(self._trainer, "eval_dataset", None))
+        self._watch.begin(args, state.global_step, sets, held_out)
         self._settle(model)
         if self._settings.goes_back and self._controller.best is not None and self._best is None:
             self._best = read_weights(args, state.global_step)
         self._warmup_steps = args.get_warmup_steps(state.max_steps)
-        ahead = values_ahead(self.watch_settings, args, self._watch.metric, state.max_steps, self._warmup_steps)
+        steps = state.max_steps, self._warmup_steps
+        ahead = values_ahead(self.watch_settings, args, self._watch.metric, *steps, held_out)
         if ahead < FEW:
             logger.warning(
                 "%s: %d values of %s are ahead after the warm-up, too few for it to help: evaluate more often "
@@ -237,7 +248,9 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
 
     def facts(self) -> dict[str, Any]:
         """What it did, for the run's report."""
+        held_out = held_out_rows(self._trainer)
         return {
+            **({"training rows held out": held_out} if held_out else {}),
             "controller": self._settings.kind,
             "watched": self._watch.metric,
             "best value": self._controller.best,
@@ -336,14 +349,14 @@ class AdaptiveLRCallback(WithTrainer, TrainerCallback):
         if decision.improved and self._settings.goes_back:
             self._best = copy_weights(model)
         if decision.action == "rollback" and self._best is not None:
-            restore_weights(model, self._best)
+            restore_weights(model, self._best, decision.latest)
         if decision.action == "stop":
             control.should_training_stop = True
         if decision.action != "keep":
             lr_scale.set_scale(optimizer, NAME, self._controller.scale)
-            self._record(
-                state, decision.action, scale=self._controller.scale, reason=f"{self._watch.metric}: {decision.reason}"
-            )
+            mixed = {"share_of_latest_weights": decision.latest} if decision.latest else {}
+            reason = f"{self._watch.metric}: {decision.reason}"
+            self._record(state, decision.action, scale=self._controller.scale, **mixed, reason=reason)
         self._remember(state)
         return True
 

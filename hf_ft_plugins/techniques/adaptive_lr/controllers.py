@@ -8,7 +8,10 @@
   the rate and bounds it absolutely.
 - `rollback`: plateau, and each cut first returns to the best weights seen.
 - `climb`: rollback, and the rate rises with every improvement until the first cut. A rate that was chosen too low
-  finds its height, one that was chosen too high loses one evaluation a cut, and few evaluations are spent.
+  finds its height, one that was chosen too high loses one evaluation a cut, and few evaluations are spent. It goes back
+  to a mean of the best weights and the latest, unless these are no better than the first: of noisy evaluations the best
+  is one by chance, and a mean of weights along a path is as if the rate had been lower (Izmailov et al., "Averaging
+  Weights Leads to Wider Optima", arXiv:1803.05407, section 3; there of many cycles, here of two points).
 
 Nothing here knows torch or the Trainer.
 """
@@ -31,6 +34,7 @@ class ControllerState:
     Attributes:
         scale: the factor on the base schedule, 1.0 at the start.
         best: the best value so far; None before the first.
+        first: the first value; None before it.
         bad: values since then that were no better.
         cuts: cuts so far.
         cooldown: values still to let pass after a cut before `bad` counts again.
@@ -39,6 +43,7 @@ class ControllerState:
 
     scale: float = 1.0
     best: float | None = None
+    first: float | None = None
     bad: int = 0
     cuts: int = 0
     cooldown: int = 0
@@ -47,11 +52,16 @@ class ControllerState:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now, why, and whether the weights that gave the value are the best so far."""
+    """What to do now, why, and whether the weights that gave the value are the best so far.
+
+    Attributes:
+        latest: of a rollback: the share of the latest weights in those that the run goes on with.
+    """
 
     action: Action
     reason: str
     improved: bool = False
+    latest: float = 0.0
 
 
 def is_better(value: float, best: float | None, *, greater: bool, min_delta: float) -> bool:
@@ -73,11 +83,16 @@ def decide(
     improved = is_better(value, state.best, greater=greater, min_delta=settings.min_delta)
     if improved:
         state = replace(state, best=value)
+    if state.first is None:
+        state = replace(state, first=value)
     if state.stopped or warming_up:
         return replace(state, bad=0), Decision("keep", "warming up" if warming_up else "stopped", improved)
     if settings.kind == "greedy":
         return _greedy(settings, state, value, improved)
-    return _plateau(settings, state, value, improved)
+    state, decision = _plateau(settings, state, value, improved)
+    if decision.action == "rollback" and is_better(value, state.first, greater=greater, min_delta=settings.min_delta):
+        decision = replace(decision, latest=settings.latest)
+    return state, decision
 
 
 def _plateau(

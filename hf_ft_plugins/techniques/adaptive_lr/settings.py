@@ -11,6 +11,7 @@ from ... import mends
 from ...errors import OptionError
 
 NAME = "adaptive-lr"
+TRAINING_LOSS = "loss"  # as a metric
 Controller = Literal["climb", "plateau", "greedy", "rollback"]
 
 CUT_FACTOR: dict[str, float] = {"climb": 0.2, "plateau": 0.3, "rollback": 0.3, "greedy": 0.9}
@@ -19,6 +20,8 @@ MIN_SCALE: dict[str, float] = {"climb": 0.01, "plateau": 0.01, "rollback": 0.01,
 MAX_SCALE: dict[str, float] = {"climb": 4.0, "plateau": 1.0, "rollback": 1.0, "greedy": 2.0}
 MAX_CUTS: dict[str, int] = {"climb": 2, "plateau": 3, "rollback": 3, "greedy": 3}
 RAISE = 1.5  # climb: one step up
+# The share of the latest weights in those that a cut goes on from; the rest is of the best.
+LATEST: dict[str, float] = {"climb": 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,11 @@ class ControllerSettings:
         return self.kind in ("climb", "rollback")
 
     @property
+    def latest(self) -> float:
+        """The share of the latest weights in those that a cut goes on from; the rest is of the best."""
+        return LATEST.get(self.kind, 0.0)
+
+    @property
     def cut_factor(self) -> float:
         return CUT_FACTOR[self.kind] if self.factor is None else self.factor
 
@@ -152,6 +160,12 @@ class GuardSettings:
 
     def __post_init__(self) -> None:
         _require_number("max_nonfinite_share", self.max_nonfinite_share, lambda share: 0 < share <= 1, "in (0, 1]")
+
+
+def check_hold_out(share: float | None) -> None:
+    """Refuse, by an `OptionError`, a share of the training rows to hold out that leaves one part without rows."""
+    if share is not None:
+        _require_number("hold_out", share, lambda share: 0 < share < 1, "between 0 and 1")
 
 
 Settings = TypeVar("Settings", ControllerSettings, WatchSettings, GuardSettings)

@@ -10,14 +10,23 @@ A guard drops gradients that are not finite before they reach the weights (see `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...technique import Technique, option
-from .settings import NAME, ControllerSettings, GuardSettings, WatchSettings, settings_from
+from ...technique import Technique, data_seed, option
+from .settings import (
+    NAME,
+    TRAINING_LOSS,
+    ControllerSettings,
+    GuardSettings,
+    WatchSettings,
+    check_hold_out,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
+    from ...host.stash import Stash
     from ...report_sections import Section
     from ...suggest import RunFacts, Suggestion
 
@@ -59,6 +68,11 @@ class AdaptiveLR(Technique):
         help="training loss as metric: time constant of its average, in optimizer steps, and the least steps "
         "between two decisions",
     )
+    hold_out: float | None = option(
+        None,
+        help="share of the training rows to keep for evaluation, where the script has no evaluation data: drawn at "
+        "random, evaluated some 30 times; none: all are trained on",
+    )
     guard: bool = option(True, help="drop gradients that are not finite, count them, and cut or end the run if many")
     max_nonfinite_share: float = option(
         0.2, help="guard: the run ends with an error past this share of dropped steps among the last 100"
@@ -69,6 +83,10 @@ class AdaptiveLR(Technique):
         settings_from(ControllerSettings, options)
         settings_from(WatchSettings, options)
         settings_from(GuardSettings, options)
+        check_hold_out(self.hold_out)
+
+    def answers(self, hook: str) -> bool:
+        return super().answers(hook) and (hook != "ft_held_out" or self.hold_out is not None)
 
     def keeps_objective(self) -> bool:
         return True
@@ -81,6 +99,8 @@ class AdaptiveLR(Technique):
         idle = {name: reason for name in names if name in self.changed_options()}
         if not self.guard and "max_nonfinite_share" in self.changed_options():
             idle["max_nonfinite_share"] = "guard is off"
+        if self.hold_out is not None and self.metric == TRAINING_LOSS:
+            idle["hold_out"] = "the training loss is watched"
         return idle
 
     @classmethod
@@ -89,10 +109,22 @@ class AdaptiveLR(Technique):
 
         return suggestion(facts)
 
+    def ft_held_out(self, dataset: Any, args: Any, stash: Stash) -> tuple[Any, Any] | None:
+        if self.hold_out is None or self.metric == TRAINING_LOSS:
+            return None
+        from .held_out import HELD_OUT, count_rows, in_two
+
+        kept, held = in_two(dataset, self.hold_out, data_seed(args))
+        stash[HELD_OUT] = count_rows(held)
+        return kept, held
+
     def ft_callbacks(self) -> list[TrainerCallback]:
         from .callback import AdaptiveLRCallback
+        from .held_out import HeldOutEvaluations
 
-        return [AdaptiveLRCallback(**self.options())]
+        options = self.options()
+        holds_out = options.pop("hold_out") is not None
+        return [AdaptiveLRCallback(**options), *([HeldOutEvaluations()] if holds_out else [])]
 
     def ft_report(self, trainer: Trainer) -> list[Section]:
         from ...host.stash import parts_of
@@ -104,7 +136,10 @@ class AdaptiveLR(Technique):
 
     def ft_trainer(self, trainer: Trainer) -> None:
         from .callback import AdaptiveLRCallback
+        from .held_out import say_idle
         from .unsupported import refuse_a_second, refuse_unsupported
 
+        if self.hold_out is not None:
+            say_idle(self.hold_out, trainer)
         refuse_unsupported(self.controller, settings_from(WatchSettings, self.options()), trainer)
         refuse_a_second(trainer, AdaptiveLRCallback)

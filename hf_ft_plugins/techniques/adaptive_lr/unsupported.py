@@ -11,8 +11,9 @@ from ... import lr_scale, mends
 from ...errors import PluginError
 from ...metrics import set_names
 from ...shards import are_cut_up
-from .settings import NAME, Controller, WatchSettings
-from .watched_metric import TRAINING_LOSS, watched_direction, watched_metric
+from .held_out import held_out_rows
+from .settings import NAME, TRAINING_LOSS, Controller, WatchSettings
+from .watched_metric import watched_direction, watched_metric
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -40,8 +41,10 @@ def puts_nothing_back(model: Module) -> str | None:
 
 def refuse_unsupported(controller: Controller | None, settings: WatchSettings, trainer: Trainer) -> None:
     """`refuse_arguments`, and what only the whole trainer shows."""
-    refuse_arguments(settings, trainer.args)
-    watched_direction(settings, trainer.args, watched_metric(settings, trainer.args), set_names(trainer.eval_dataset))
+    held_out = held_out_rows(trainer)
+    refuse_arguments(settings, trainer.args, held_out)
+    metric = watched_metric(settings, trainer.args, held_out)
+    watched_direction(settings, trainer.args, metric, set_names(trainer.eval_dataset))
     recipe = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None,)
     if not (tunes_itself(type(lr_scale.innermost(trainer.optimizer))) or tunes_itself(recipe[0])):
         lr_scale.refuse_when_built(trainer, NAME)
@@ -54,16 +57,16 @@ def refuse_unsupported(controller: Controller | None, settings: WatchSettings, t
         )
 
 
-def refuse_arguments(settings: WatchSettings, args: TrainingArguments) -> None:
+def refuse_arguments(settings: WatchSettings, args: TrainingArguments, held_out: int = 0) -> None:
     """Raise `PluginError` where these `TrainingArguments` leave nothing to watch or nothing to steer."""
-    if args.eval_strategy == "no" and settings.metric not in (None, TRAINING_LOSS):
+    if args.eval_strategy == "no" and not held_out and settings.metric not in (None, TRAINING_LOSS):
         raise PluginError(
             f"{NAME}: metric={settings.metric!r} comes from evaluations, and eval_strategy='no'. "
             "Set eval_strategy, or watch the training loss with metric=loss.",
             code="training-arguments",
             mend=[mends.set_argument("eval_strategy", "epoch"), mends.set_option(NAME, "metric", TRAINING_LOSS)],
         )
-    if watched_metric(settings, args) == TRAINING_LOSS and args.logging_strategy == "no":
+    if watched_metric(settings, args, held_out) == TRAINING_LOSS and args.logging_strategy == "no":
         raise PluginError(
             f"{NAME}: there is nothing to watch: eval_strategy='no' and logging_strategy='no'. Set one of them.",
             code="training-arguments",

@@ -12,30 +12,38 @@ from ... import mends
 from ...errors import PluginError
 from ...metrics import direction, evaluation_key, without_set_name
 from ...near import nearest_value
-from .settings import NAME, WatchSettings
+from .held_out import steps_between
+from .settings import NAME, TRAINING_LOSS, WatchSettings
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-TRAINING_LOSS = "loss"
 FEW = 3  # fewer values decide nothing that a run could gain by
 
 
-def watched_metric(settings: WatchSettings, args: TrainingArguments) -> str:
-    """The metric to act on: the setting, the arguments' `metric_for_best_model`, `eval_loss`, or the training loss."""
+def watched_metric(settings: WatchSettings, args: TrainingArguments, held_out: int = 0) -> str:
+    """The metric to act on: the setting, the arguments' `metric_for_best_model`, `eval_loss`, or the training loss.
+
+    Args:
+        held_out: how many training rows are evaluated although the arguments evaluate nothing.
+    """
     if settings.metric is not None:
         return settings.metric
-    if args.eval_strategy == "no":
+    if args.eval_strategy == "no" and not held_out:
         return TRAINING_LOSS
     return evaluation_key(args.metric_for_best_model or "eval_loss")
 
 
-def values_ahead(settings: WatchSettings, args: TrainingArguments, metric: str, steps: int, warmup: int) -> int:
+def values_ahead(
+    settings: WatchSettings, args: TrainingArguments, metric: str, steps: int, warmup: int, held_out: int = 0
+) -> int:
     """How many values of the metric a run of `steps` gives after its warm-up; of evaluations a whole set is one."""
     if metric == TRAINING_LOSS:
         return (steps - warmup) // max(settings.ema_steps, 1)
+    if held_out:
+        return (steps - warmup) // steps_between(args, steps, held_out)
     if args.eval_strategy == "epoch":
         return math.ceil(args.num_train_epochs) if args.max_steps <= 0 else FEW
     every = args.eval_steps or args.logging_steps
@@ -141,10 +149,10 @@ class Watch:
         self.metric_seen = state.get("seen", False)
         self.fell_back = state.get("fell_back", False)
 
-    def begin(self, args: TrainingArguments, step: int, sets: Iterable[str]) -> None:
+    def begin(self, args: TrainingArguments, step: int, sets: Iterable[str], held_out: int = 0) -> None:
         """Training begins at `step`, with evaluation sets of these names where there are several and they are known."""
         self._began_at, self._decided_at = step, -1
-        self.metric = TRAINING_LOSS if self.fell_back else watched_metric(self.settings, args)
+        self.metric = TRAINING_LOSS if self.fell_back else watched_metric(self.settings, args, held_out)
         self.greater = watched_direction(self.settings, args, self.metric, sets)
         self._values, self._keys = {}, keys_by_set(self.metric, sets) or self._keys_seen()
         self._say_mean()

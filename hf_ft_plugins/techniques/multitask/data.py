@@ -113,6 +113,12 @@ def multitask_dataset(
             )
         if len(source) == 0:
             raise PluginError(f"{NAME}: the {called} have no row. Leave them out.", code="data-missing")
+        if isinstance(source[0], TaggedRow):
+            raise PluginError(
+                f"{NAME}: the {called} are a part ({type(source).__name__}) of a TaggedConcat, and batches of one task "
+                "each need the whole. Take a part of each data set instead, and give these as a mapping.",
+                code="data-unsuited",
+            )
         # An evaluation set is often called after the task that it is for.
         taught[name] = source_tasks(name or split, column_names(source), tasks, need_labels=need_all)
         if not taught[name] and need_all:

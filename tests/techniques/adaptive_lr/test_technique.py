@@ -7,6 +7,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale
 from hf_ft_plugins.errors import PluginError
+from hf_ft_plugins.techniques.adaptive_lr.best_weights import copy_weights, restore_weights
 from hf_ft_plugins.techniques.adaptive_lr.settings import WatchSettings
 from hf_ft_plugins.techniques.adaptive_lr.watched_metric import watched_direction, watched_metric
 from hf_ft_plugins.testing import difference, tiny_dataset, tiny_model, tiny_trainer
@@ -93,6 +94,44 @@ def test_by_default_the_rate_climbs_and_the_run_ends_with_the_best_weights(tmp_p
     after = trainer.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in kept[6].items())
     assert not all(torch.equal(weight, after[name]) for name, weight in kept[14].items())
+
+
+def test_a_cut_of_climb_goes_on_from_a_mean_of_the_best_weights_and_the_latest(tmp_path):
+    seen = {}
+
+    class Sees(TrainerCallback):
+        def on_step_end(self, args, state, control, *, model, **kwargs):
+            seen[state.global_step] = copied(model)
+
+        def on_evaluate(self, args, state, control, *, model, **kwargs):
+            # Ours decides first.
+            seen["after", state.global_step] = copied(model)
+
+    def copied(model):
+        return {name: weight.clone() for name, weight in model.named_parameters()}
+
+    values = iter([0.1, 0.3, 0.2, 0.0, 0.0])
+    metrics = {"compute_metrics": lambda prediction: {"accuracy": next(values)}}
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(metric="accuracy"), callbacks=[Sees()], **metrics)
+    trainer.train()
+    for name, weight in seen["after", 9].items():
+        torch.testing.assert_close(weight, 0.7 * seen[6][name] + 0.3 * seen[9][name], rtol=1e-6, atol=1e-7)
+    assert difference(seen["after", 9], seen[6])
+    # The second is worse than the first evaluation was.
+    assert difference(seen["after", 12], seen[6]) is None
+    notes = [entry for entry in trainer.state.log_history if "adaptive_lr/share_of_latest_weights" in entry]
+    assert [note["adaptive_lr/share_of_latest_weights"] for note in notes] == [0.3]
+
+
+def test_what_batch_norm_counts_is_put_back_whole():
+    norm = torch.nn.BatchNorm1d(2)
+    norm(torch.randn(4, 2))
+    best = copy_weights(norm)
+    norm(torch.randn(4, 2) * 3)
+    latest = copy_weights(norm)
+    restore_weights(norm, best, 0.25)
+    assert int(norm.num_batches_tracked) == 1
+    torch.testing.assert_close(norm.running_var, 0.75 * best["running_var"] + 0.25 * latest["running_var"])
 
 
 @pytest.mark.parametrize(
