@@ -349,6 +349,6 @@ def main() -> None:
 def _plan(techniques: tuple[Technique, ...]) -> dict[str, list[str]]:
     plan: dict[str, list[str]] = {}
     for technique in techniques:
-        for hook in technique.hooks():
+        for hook in filter(technique.answers, technique.hooks()):
             plan.setdefault(hook, []).append(technique.name)
     return plan

@@ -102,7 +102,7 @@ def refused(process):
 
 def test_list_tells_where_every_technique_comes_from_and_what_it_answers(plugins):
     rows = listed(hf_ft("list", "--json", cwd=plugins))
-    assert rows["adaptive-lr", "hf-ft-plugins"]["hooks"] == ["ft_callbacks", "ft_trainer", "ft_report"]
+    assert rows["adaptive-lr", "hf-ft-plugins"]["hooks"] == ["ft_held_out", "ft_callbacks", "ft_trainer", "ft_report"]
     sound = rows["sound", "sound-dist"]
     assert (sound["version"], sound["summary"], sound["hooks"]) == ("1.0", "sounds good", ["ft_callbacks"])
     assert sound["options"] == [{"name": "amount", "type": "a number", "default": 0.5, "help": "how much of it"}]
@@ -175,6 +175,7 @@ def test_check_shows_who_answers_what_in_the_users_order(plugins):
     process = hf_ft(*arguments, "--json", cwd=plugins)
     assert process.returncode == 0, process.stderr
     plan = json.loads(process.stdout)
+    # adaptive-lr answers `ft_held_out` with hold_out alone.
     assert plan["hooks"] == {
         "ft_callbacks": ["sound", "adaptive-lr"],
         "ft_trainer": ["adaptive-lr"],
