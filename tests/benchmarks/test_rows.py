@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import adaptive_lr, behavioral_feedback, behavioral_speed, layer_removal, multitask, task
+from benchmarks import behavioral_feedback, behavioral_speed, layer_removal, multitask, task
 from benchmarks import peft as peft_benchmark
+from benchmarks.adaptive_lr import rows as adaptive_lr
+from benchmarks.adaptive_lr import runs as adaptive_lr_runs
+from benchmarks.adaptive_lr import settings as adaptive_lr_settings
 from benchmarks.report import Result
 from benchmarks.transfer import comparison as transfer_comparison
 from benchmarks.transfer import settings as transfer_settings
@@ -25,19 +28,37 @@ def by_metric(rows: Iterable[Result]) -> dict[str, Result]:
 
 
 def test_adaptive_lr_is_held_to_early_stopping() -> None:
-    setting = next(one for one in adaptive_lr.settings(quick=True) if one.name == "digits, noisy dev")
+    setting = next(one for one in adaptive_lr_settings.settings(quick=True) if one.name == "digits, noisy dev")
     ours = {"NLL best": 0.5, "NLL end": 0.5, "accuracy best": 0.9, "accuracy end": 0.9, "steps": 100, "dev loss": 1.0}
     measured = {
-        row: {name: np.full((3, 3), value * (1 if row in adaptive_lr.OURS else 2)) for name, value in ours.items()}
+        row: {
+            name: np.full((3, 3), value * (1 if row in adaptive_lr_settings.OURS else 2))
+            for name, value in ours.items()
+        }
         for row in setting.rows
     }
     found = by_metric(adaptive_lr.headline_results(setting, measured, {}))
     row = found["digits, noisy dev: default: steps, mean over rates"]
     assert (row.ratio, row.noise, row.met) == (0.5, 0.0, True)
     assert "early stopping" in row.conditions["baseline"]
-    assert len(adaptive_lr.early_stopping(adaptive_lr.AGAIN)) == len(adaptive_lr.early_stopping(adaptive_lr.STOCK)) == 1
-    assert adaptive_lr.early_stopping("stock linear") == adaptive_lr.early_stopping("plateau") == []
+    stops = adaptive_lr_runs.early_stopping
+    assert len(stops(adaptive_lr_settings.AGAIN)) == len(stops(adaptive_lr_settings.STOCK)) == 1
+    assert stops("stock linear") == stops("plateau") == []
     assert len(list(adaptive_lr.detail_results(setting, measured, {}))) == 3 * 5 * len(setting.rows)
+
+
+def test_adaptive_lr_without_evaluations_is_held_to_what_stock_ends_with() -> None:
+    setting = next(one for one in adaptive_lr_settings.settings(quick=True) if one.eval_steps is None)
+    values = {"NLL end": 0.5, "accuracy end": 0.9, "steps": 100, "dev loss": 1.0}
+    measured = {
+        row: {name: np.full((3, 3), value * (1 if row == setting.gated else 2)) for name, value in values.items()}
+        for row in setting.rows
+    }
+    found = by_metric(adaptive_lr.headline_results(setting, measured, {}))
+    row = found[f"{setting.name}: default, hold_out=0.2: worst-rate NLL, end against the baseline's end"]
+    assert (row.ratio, row.gate, row.met) == (0.5, "ratio <= 0.93", True)
+    assert row.conditions["baseline"] == "stock linear"
+    assert not any("best against" in metric or "baseline's best" in metric.replace("best rate", "") for metric in found)
 
 
 def test_behavioral_is_held_to_group_by_length(monkeypatch: pytest.MonkeyPatch) -> None:

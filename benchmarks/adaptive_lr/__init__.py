@@ -1,0 +1,1 @@
+"""What the adaptive learning rate gains: see `__main__.py`."""
