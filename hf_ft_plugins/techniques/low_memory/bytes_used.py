@@ -10,6 +10,9 @@ import torch
 from ...shards import own_part
 from .fused_backward import FusedBackward
 
+BYTES_LEARNT = 12
+LITTLE = 0.1  # of the model's bytes
+
 
 def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     """Allocated bytes of weights, state and gradients over the number of weights, after at least one step.
@@ -30,6 +33,20 @@ def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     for tensor in map(own_part, _tensors(inner.state)):
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
     return (sum(storage.nbytes() for storage in storages.values()) + gradients) / max(count, 1)
+
+
+def little_to_save(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Why gradients and an optimizer's state are not what takes the memory; None where they may be.
+
+    What learns counts 12 bytes a weight, as with AdamW in float32; so does a layer that thaws later, since the
+    optimizer holds it.
+    """
+    learns = sum(weight.numel() for group in optimizer.param_groups for weight in group["params"])
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    share = BYTES_LEARNT * learns / max(weights, 1)
+    if share >= LITTLE:
+        return None
+    return f"{learns:,} weights learn, whose gradients and two moments in AdamW take {share:.1%} of the model's bytes"
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

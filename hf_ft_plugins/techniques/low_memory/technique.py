@@ -173,11 +173,15 @@ class LowMemory(Technique):
     def ft_optimizer(self, trainer: Trainer, model: Any, optimizer: Optimizer) -> Optimizer:
         from .algorithms import ALGORITHMS
         from .building import fuse
+        from .bytes_used import little_to_save
         from .replicas import are_replicas, start_alike
 
         if are_replicas(trainer):
             # Before an optimizer makes its state from the weights.
             start_alike(model)
+        reason = little_to_save(model, optimizer)
+        if reason is not None:
+            logger.warning("%s: %s: there is little to save here.", NAME, reason)
         algorithm = ALGORITHMS[self.algorithm]
         if algorithm.rate is not None:
             rates = ", ".join(sorted({f"{group['lr']:g}" for group in optimizer.param_groups}))

@@ -17,7 +17,7 @@ from ...technique import data_seed
 from .architecture import NAME, is_causal
 from .batches import POOL_STEPS, TokenBudgetBatchSampler
 from .collator import TextPairCollator
-from .lengths import Lengths, measured, targets_alone
+from .lengths import Lengths, measured, random_padding, targets_alone
 from .pair_format import no_column
 from .parts import PARTS, parts_of_batches
 from .streaming import POOL, PooledBudgetBatches
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Of batches drawn at random: with less padding than this there is little time to save.
+LITTLE_PADDING = 0.1
 BATCHES = StashKey[TokenBudgetBatchSampler]("text2text: the batches of a budget of tokens")
 
 
@@ -149,6 +151,12 @@ def budgeted(
         "unlike length.",
         *(NAME, len(sources), len(batches), enough, most, parts),
     )
+    padding = random_padding(lengths, pairs, causal=is_causal(trainer.model))
+    if padding < LITTLE_PADDING:
+        logger.warning(
+            "%s: batches of %d pairs drawn at random would be %.1f %% padding, so that its own save little time here.",
+            *(NAME, pairs, 100 * padding),
+        )
     return batches
 
 

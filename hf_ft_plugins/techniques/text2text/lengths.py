@@ -31,6 +31,19 @@ class Lengths(NamedTuple):
         return Lengths(*(np.concatenate(parts) for parts in zip(self, other, strict=True)))
 
 
+def random_padding(lengths: Lengths, pairs: int, *, causal: bool) -> float:
+    """The expected share of padding in batches of `pairs` rows drawn at random (with replacement, as if of many)."""
+    width = lengths.source_slots + lengths.target_slots
+    sides = (width,) if causal else (lengths.source_slots, lengths.target_slots)
+    slots = sum(_expected_most(side, pairs) for side in sides)
+    return float(1 - (lengths.sources + lengths.targets).mean() / slots) if slots else 0.0
+
+
+def _expected_most(values: np.ndarray, drawn: int) -> float:
+    below = (np.arange(len(values) + 1) / max(len(values), 1)) ** drawn
+    return float(np.sort(values) @ np.diff(below))
+
+
 def no_lengths() -> Lengths:
     return Lengths(*(np.empty(0, np.int64) for _ in Lengths._fields))
 

@@ -208,7 +208,10 @@ def _kept(batches: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
             raise KeepsReadOut("its labels are not one class a text")
         count += len(labels)
         if count > MOST_EXAMPLES:
-            raise KeepsReadOut(f"there are more than {MOST_EXAMPLES} examples, of which a last layer can learn")
+            raise KeepsReadOut(
+                f"there are more than {MOST_EXAMPLES} examples, of which a last layer can learn: with many, "
+                "training everything at once does as well"
+            )
         kept.append(batch)
     if count < 4:
         raise KeepsReadOut("there are fewer than four examples")

@@ -28,7 +28,7 @@ from hf_ft_plugins.techniques.text2text import (
     TokenTable,
 )
 from hf_ft_plugins.techniques.text2text.batches import padded_tokens
-from hf_ft_plugins.techniques.text2text.lengths import measured
+from hf_ft_plugins.techniques.text2text.lengths import Lengths, measured, random_padding
 from hf_ft_plugins.testing.examples.text2text import tiny_pairs, tiny_t5
 
 datasets = pytest.importorskip("datasets")
@@ -380,6 +380,24 @@ def test_pairs_with_an_empty_target_are_dropped_and_said_or_too_many(tmp_path, c
 def test_what_is_cut_is_said(tmp_path, caplog):
     translating(tmp_path, f"text2text:{COLUMNS},max_source_length=5", text_rows())
     assert "sources are longer than 5 and are cut" in caplog.text
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_padding_of_random_batches_is_what_drawing_them_gives(causal):
+    random = np.random.default_rng(0)
+    sides = [random.integers(1, 30, 500), random.integers(1, 12, 500)]
+    drawn = random.integers(0, 500, (20_000, 8))
+    slots = (sides[0] + sides[1])[drawn].max(1) if causal else sides[0][drawn].max(1) + sides[1][drawn].max(1)
+    real = (sides[0] + sides[1])[drawn].mean(1)
+    found = random_padding(Lengths(*sides, *sides), 8, causal=causal)
+    assert found == pytest.approx(1 - real.mean() / slots.mean(), abs=0.005)
+
+
+@pytest.mark.parametrize(("lengths", "said"), [((5, 5), True), ((1, 9), False)])
+def test_pairs_that_are_alike_in_length_are_said_to_save_little(lengths, said, tmp_path, caplog):
+    rows = [{"english": "a" * lengths[row % 2], "french": "b" * lengths[row % 2]} for row in range(24)]
+    translating(tmp_path, f"text2text:{COLUMNS}", datasets.Dataset.from_list(rows)).get_train_dataloader()
+    assert ("% padding, so that its own save little time here" in caplog.text) is said
 
 
 def test_columns_that_are_not_there_are_named(tmp_path):
