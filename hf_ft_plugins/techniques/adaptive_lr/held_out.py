@@ -27,7 +27,7 @@ HELD_OUT = StashKey[int]("adaptive-lr: how many training rows are held out")
 # How often a run is evaluated, unless that takes more than this share of the training: a row's evaluation takes a third
 # of what its training does.
 EVALUATIONS = 30
-MOST_OF_TRAINING = 0.1
+MOST_OF_TRAINING = 0.25
 
 
 def in_two(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:

@@ -74,7 +74,7 @@ def test_a_share_that_leaves_one_part_empty_is_refused(share):
     ("rows", "steps", "every"),
     [
         (60, 600, 20),  # a thirtieth of the run
-        (1000, 800, 105),  # as long as training on a tenth of it takes: 1000 / 3 / 0.1 rows, in batches of 32
+        (1000, 800, 42),  # a quarter of the training: 1000 / 3 / 0.25 rows, in batches of 32
         (1, 10, 1),
     ],
 )
@@ -92,16 +92,16 @@ def test_held_out_rows_steer_a_run_that_evaluates_nothing(tmp_path, caplog):
     assert len(trainer.eval_dataset) == 8
     assert trainer.args.eval_strategy == "no"
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert evaluated[:3] == [7, 14, 21]
+    assert evaluated[:3] == [3, 6, 9]
     assert "raise" in actions(trainer)
     assert actions(trainer)[-1] == "restore"
-    assert "8 rows are held out, and evaluated every 7 steps" in caplog.text
+    assert "8 rows are held out, and evaluated every 3 steps" in caplog.text
 
 
 def test_the_last_step_is_evaluated_too(tmp_path):
     trainer = tiny_trainer(tmp_path, AdaptiveLR(hold_out=0.25, controller="greedy"), **UNEVALUATED)
     trainer.train()
-    assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [5, 10, 14]
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [2, 4, 6, 8, 10, 12, 14]
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 8, 12])
