@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,10 @@ def allow_changed_by_environment() -> bool:
 def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: Sequence[Technique]) -> None:
     """Raise `CheckpointError` with a diff unless the checkpoint was made with the same techniques and options.
 
-    The order in which techniques were listed does not count, nor does a plugin's version.
+    The order in which techniques were listed does not count, nor does a plugin's version, nor an option that has come
+    since and is as by default.
     """
-    stored, present = _options_then(content), _options_now(techniques)
+    stored, present = _options_then(content, techniques), _options_now(techniques)
     lines = [f"- {name} (only in the checkpoint)" for name in stored if name not in present]
     lines += [f"+ {name} (only in this run)" for name in present if name not in stored]
     for name in stored.keys() & present.keys():
@@ -183,7 +185,7 @@ def refuse_changes(folder: Path, content: Mapping[str, Any] | None, techniques: 
 
 def back_to(content: Mapping[str, Any] | None, techniques: Sequence[Technique]) -> list[mends.Step]:
     """The mend that gives a run the techniques and options that a checkpoint was made with."""
-    stored, present = _options_then(content), _options_now(techniques)
+    stored, present = _options_then(content, techniques), _options_now(techniques)
     steps = [mends.remove_technique(name) for name in present if name not in stored]
     steps += [mends.add_technique(name, options) for name, options in stored.items() if name not in present]
     for name in stored.keys() & present.keys():
@@ -193,10 +195,21 @@ def back_to(content: Mapping[str, Any] | None, techniques: Sequence[Technique]) 
     return [mends.all_of(*steps)] if steps else []
 
 
-def _options_then(content: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    return {item["name"]: item["options"] for item in (content or {}).get("techniques", [])}
+def _options_then(content: Mapping[str, Any] | None, techniques: Sequence[Technique]) -> dict[str, dict[str, Any]]:
+    """By technique. An option that has come since counts as its default: it was made without."""
+    defaults = {
+        item.name: _as_json({field.name: field.default for field in fields(item) if field.default is not MISSING})
+        for item in techniques
+    }
+    stored = {item["name"]: item["options"] for item in (content or {}).get("techniques", [])}
+    return {name: defaults.get(name, {}) | options for name, options in stored.items()}
 
 
 def _options_now(techniques: Sequence[Technique]) -> dict[str, dict[str, Any]]:
-    # Through JSON, so that a tuple here equals the list that it became in the file.
-    return {item.name: json.loads(json.dumps(item.options())) for item in techniques}
+    return {item.name: _as_json(item.options()) for item in techniques}
+
+
+def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A tuple here is to equal the list that it became in the file."""
+    plain: dict[str, Any] = json.loads(json.dumps(options))
+    return plain

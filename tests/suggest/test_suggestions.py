@@ -1,8 +1,5 @@
 """Each technique that has a rule is suggested where it holds, and not in the case beside it."""
 
-import importlib
-import json
-import pkgutil
 from dataclasses import replace
 
 import pytest
@@ -10,16 +7,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, EarlyStoppingCallback
 
-from hf_ft_plugins import techniques
 from hf_ft_plugins.memory.estimate import GIB
-from hf_ft_plugins.registry import offers, resolve
-from hf_ft_plugins.suggest import Figure
+from hf_ft_plugins.registry import resolve
 from hf_ft_plugins.suggest.facts import facts_of
 from hf_ft_plugins.suggest.memory_facts import MemoryFacts
 from hf_ft_plugins.suggest.report import report_on
 from hf_ft_plugins.testing import tiny_model, tiny_trainer
 from hf_ft_plugins.testing.examples import behavioral, multitask
-from tests.conftest import ROOT
 
 from .runs import classified, classifier, pretrained, suggested, translator, writer
 
@@ -61,6 +55,15 @@ def test_adaptive_lr_where_a_run_goes_often_over_its_data_and_nothing_heeds_its_
 )
 def test_no_adaptive_lr_where(tmp_path, changes):
     assert suggested(classifier(tmp_path, **(LONG | changes))) == {}
+
+
+@quiet
+def test_adaptive_lr_with_rows_held_out_where_a_long_run_is_never_evaluated(tmp_path):
+    unevaluated = {"eval_dataset": None, "eval_strategy": "no", "train_dataset": classified(120, 120)}
+    found = suggested(classifier(tmp_path, max_steps=700, **unevaluated))
+    assert found["adaptive-lr"].spec == "adaptive-lr:hold_out=0.2"
+    assert "times over its 240 rows and is never evaluated" in found["adaptive-lr"].because[0].text
+    assert "adaptive-lr" not in suggested(classifier(tmp_path, max_steps=100, **unevaluated))
 
 
 @quiet
@@ -394,53 +397,3 @@ def test_layer_removal_is_never_suggested_since_nobody_can_see_that_speed_is_wan
     from hf_ft_plugins import LayerRemoval, Technique
 
     assert LayerRemoval.suggestion.__func__ is Technique.suggestion.__func__
-
-
-# ---- what is quoted ----
-
-
-def figures_in(value):
-    """The figures in a constant of a module, however they are held."""
-    if isinstance(value, Figure):
-        yield value
-    elif isinstance(value, (dict, tuple)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from figures_in(one)
-
-
-def quoted():
-    """Every figure that a suggestion quotes."""
-    for technique in pkgutil.iter_modules(techniques.__path__):
-        name = f"{techniques.__name__}.{technique.name}.suggestion"
-        if importlib.util.find_spec(name) is not None:
-            for value in vars(importlib.import_module(name)).values():
-                yield from figures_in(value)
-
-
-# Once, as other tests import some modules anew.
-FIGURES = list(quoted())
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.benchmark}: {figure.metric}")
-def test_a_quoted_figure_is_the_one_in_the_results(figure):
-    rows = json.loads((ROOT / "docs" / "results" / f"{figure.benchmark}.json").read_text())["rows"]
-    (row,) = [row for row in rows if row["metric"] == figure.metric]
-    measured = row["ours"] - row["baseline"] if figure.field == "difference" else row[figure.field]
-    places = len(f"{figure.value}".partition(".")[2])
-    assert measured == pytest.approx(figure.value, abs=0.51 * 10**-places)
-
-
-def test_figures_of_every_technique_with_a_rule_are_looked_at():
-    quoting = {"adaptive_lr", "transfer_text", "text2text", "low_memory", "peft_encoder", "multitask", "sequential"}
-    assert {figure.benchmark for figure in FIGURES} >= quoting
-
-
-def test_every_technique_of_ours_either_has_a_rule_or_is_named_as_having_none():
-    from hf_ft_plugins import Technique
-
-    silent = {
-        offer.name
-        for offer in offers()
-        if offer.distribution == "hf-ft-plugins" and offer.load().suggestion.__func__ is Technique.suggestion.__func__
-    }
-    assert silent == {"layer-removal"}

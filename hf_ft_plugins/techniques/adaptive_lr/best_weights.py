@@ -39,20 +39,34 @@ def add_new_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) ->
             weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], latest: float = 0.0) -> None:
+def restore_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], latest: float = 0.0) -> float:
     """Write `copy_weights`' result back in place, so that the optimizer goes on with the same parameters.
 
     Args:
-        latest: the share of what the model holds now in what it holds then, in [0, 1); whole numbers (the batches that
-            batch norm has counted) are written back as they were.
+        latest: the share of what the model holds now in what it holds then, in [0, 1). What is no float of 16 bits and
+            more (the batches that batch norm has counted) is written back as it was.
+
+    Returns:
+        The share that was taken: 0 where a number that would be mixed is not finite, since the mean would not be.
     """
     with torch.no_grad():
-        for name, tensor in _moving_tensors(model):
-            # A buffer that is a constant may be expanded, and could not be written.
-            if name not in weights or torch.equal(tensor.cpu(), weights[name]):
-                continue
-            best = weights[name].to(tensor.device)
-            tensor.copy_(torch.lerp(best, tensor, latest) if latest and tensor.is_floating_point() else best)
+        # A buffer that is a constant may be expanded, and could not be written.
+        changed = [
+            (tensor, weights[name])
+            for name, tensor in _moving_tensors(model)
+            if name in weights and not torch.equal(tensor.cpu(), weights[name])
+        ]
+        mixed = [(tensor, best) for tensor, best in changed if _can_be_mixed(tensor)]
+        if not all(bool(one.isfinite().all()) for pair in mixed for one in pair):
+            latest = 0.0
+        for tensor, best in changed:
+            best = best.to(tensor.device)
+            tensor.copy_(torch.lerp(best, tensor, latest) if latest and _can_be_mixed(tensor) else best)
+    return latest
+
+
+def _can_be_mixed(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() > 1
 
 
 def write_weights(best: dict[str, torch.Tensor], args: TrainingArguments, step: int) -> None:

@@ -103,10 +103,11 @@ class AdaptiveLRCallback(KeepsState):
         if evaluates:
             logger.info("%s: controller=plateau: %s.", NAME, reason)
         else:
+            can_hold_out = self._hosted and self.watch_settings.metric is None and not self._watch.fell_back
             logger.warning(
                 "%s: controller=plateau: the training loss is watched, which is best where rows are learned by heart, "
                 "so it will hardly help. Evaluate while training%s.",
-                *(NAME, ", or keep some training rows for that: hold_out=0.2" if self._hosted else ""),
+                *(NAME, ", or keep some training rows for that: hold_out=0.2" if can_hold_out else ""),
             )
 
     def on_train_begin(
@@ -172,7 +173,9 @@ class AdaptiveLRCallback(KeepsState):
         **kwargs: Any,
     ) -> None:
         self._stock_log.untell()
-        if self._best is not None and not args.load_best_model_at_end:
+        # Where no checkpoint is the best there is none that Trainer could load.
+        loads_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if self._best is not None and not loads_best:
             restore_weights(model, self._best)
             self._record(state, "restore", reason="end: the best weights")
         tell_at_the_end(self._trainer, state, self.log_notes)
@@ -289,13 +292,14 @@ class AdaptiveLRCallback(KeepsState):
             add_new_weights(model, self._best)
         if decision.improved and self._settings.goes_back:
             self._best = copy_weights(model)
+        latest = 0.0
         if decision.action == "rollback" and self._best is not None:
-            restore_weights(model, self._best, decision.latest)
+            latest = restore_weights(model, self._best, decision.latest)
         if decision.action == "stop":
             control.should_training_stop = True
         if decision.action != "keep":
             lr_scale.set_scale(optimizer, NAME, self._controller.scale)
-            mixed = {"share_of_latest_weights": decision.latest} if decision.latest else {}
+            mixed = {"share_of_latest_weights": latest} if latest else {}
             reason = f"{self._watch.metric}: {decision.reason}"
             self._record(state, decision.action, scale=self._controller.scale, **mixed, reason=reason)
         self._remember(state)

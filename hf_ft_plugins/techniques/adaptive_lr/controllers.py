@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .settings import RAISE, ControllerSettings
+from .settings import FAR_WORSE, LEARNS, RAISE, ControllerSettings
 
 Action = Literal["keep", "cut", "raise", "rollback", "stop"]
 
@@ -34,7 +34,7 @@ class ControllerState:
     Attributes:
         scale: the factor on the base schedule, 1.0 at the start.
         best: the best value so far; None before the first.
-        first: the first value; None before it.
+        first: the first value that is a number; None before it.
         bad: values since then that were no better.
         cuts: cuts so far.
         cooldown: values still to let pass after a cut before `bad` counts again.
@@ -83,27 +83,32 @@ def decide(
     improved = is_better(value, state.best, greater=greater, min_delta=settings.min_delta)
     if improved:
         state = replace(state, best=value)
-    if state.first is None:
+    if state.first is None and not math.isnan(value):
         state = replace(state, first=value)
     if state.stopped or warming_up:
         return replace(state, bad=0), Decision("keep", "warming up" if warming_up else "stopped", improved)
     if settings.kind == "greedy":
         return _greedy(settings, state, value, improved)
-    state, decision = _plateau(settings, state, value, improved)
+    state, decision = _plateau(settings, state, value, improved, greater)
     if decision.action == "rollback" and is_better(value, state.first, greater=greater, min_delta=settings.min_delta):
         decision = replace(decision, latest=settings.latest)
     return state, decision
 
 
 def _plateau(
-    settings: ControllerSettings, state: ControllerState, value: float, improved: bool
+    settings: ControllerSettings, state: ControllerState, value: float, improved: bool, greater: bool
 ) -> tuple[ControllerState, Decision]:
-    if improved:
+    unit = _unit(settings, state, greater)
+    learns = unit is None or abs((state.best or 0.0) - (state.first or 0.0)) > LEARNS * unit
+    if improved and learns:
         return _climbed(settings, replace(state, bad=0), f"{_described(value)} is the best so far")
+    # What nothing has come of yet is no stall, and no reason to go faster.
+    if improved or (not learns and unit is not None and abs(value - (state.first or 0.0)) <= FAR_WORSE * unit):
+        return replace(state, bad=0), Decision("keep", f"{_described(value)}: nothing is learned yet", improved)
     if state.cooldown > 0:
         return replace(state, bad=0, cooldown=state.cooldown - 1), Decision("keep", "cooling down")
     bad = state.bad + 1
-    if bad < settings.cut_patience:
+    if bad < (settings.cut_patience if learns else max(settings.cut_patience, settings.first_patience)):
         return replace(state, bad=bad), Decision("keep", f"{value:.6g} is no better, {bad} in a row")
     reason = f"{_described(value)} is no better than {_described(state.best)}, {bad} in a row"
     if state.cuts < settings.most_cuts and state.scale > settings.lowest_scale:
@@ -118,6 +123,17 @@ def _plateau(
     if settings.stop:
         return replace(state, bad=0, stopped=True), Decision("stop", f"{reason}, after {state.cuts} cuts")
     return replace(state, bad=0), Decision("keep", f"{reason}, and the last cut has been made")
+
+
+def _unit(settings: ControllerSettings, state: ControllerState, greater: bool) -> float | None:
+    """Of which shares tell whether a model has begun to learn: the first value; None where `min_delta` tells.
+
+    Of an accuracy and its like it is the share of the mistakes, where that is smaller.
+    """
+    if settings.min_delta > 0 or state.first is None:
+        return None
+    is_share = greater and 0 <= state.first <= 1
+    return min(state.first, 1 - state.first) if is_share else abs(state.first)
 
 
 def _climbed(settings: ControllerSettings, state: ControllerState, reason: str) -> tuple[ControllerState, Decision]:

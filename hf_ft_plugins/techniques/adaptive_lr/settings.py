@@ -19,6 +19,9 @@ CUT_PATIENCE: dict[str, int] = {"climb": 1, "plateau": 2, "rollback": 2, "greedy
 MIN_SCALE: dict[str, float] = {"climb": 0.01, "plateau": 0.01, "rollback": 0.01, "greedy": 0.1}
 MAX_SCALE: dict[str, float] = {"climb": 4.0, "plateau": 1.0, "rollback": 1.0, "greedy": 2.0}
 MAX_CUTS: dict[str, int] = {"climb": 2, "plateau": 3, "rollback": 3, "greedy": 3}
+# Shares of the first value: a model has begun to learn when the best is better by more than the one; until then only
+# values that are worse by more than the other count. Where `min_delta` is not said.
+LEARNS, FAR_WORSE = 0.02, 0.05
 RAISE = 1.5  # climb: one step up
 # The share of the latest weights in those that a cut goes on from; the rest is of the best.
 LATEST: dict[str, float] = {"climb": 0.3}
@@ -107,6 +110,11 @@ class ControllerSettings:
     @property
     def cut_patience(self) -> int:
         return CUT_PATIENCE[self.kind] if self.patience is None else self.patience
+
+    @property
+    def first_patience(self) -> int:
+        """The same while nothing is learned: values that are worse than the first, which batch norm's first are."""
+        return 3 if self.kind == "climb" else self.cut_patience
 
     @property
     def most_cuts(self) -> int:

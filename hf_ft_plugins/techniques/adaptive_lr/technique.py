@@ -70,8 +70,8 @@ class AdaptiveLR(Technique):
     )
     hold_out: float | None = option(
         None,
-        help="share of the training rows to keep for evaluation, where the script has no evaluation data: drawn at "
-        "random, evaluated some 30 times; none: all are trained on",
+        help="share of the training rows to keep for evaluation, where the script has no evaluation data and "
+        "eval_strategy='no': drawn at random, evaluated some 30 times; none: all are trained on",
     )
     guard: bool = option(True, help="drop gradients that are not finite, count them, and cut or end the run if many")
     max_nonfinite_share: float = option(
@@ -86,7 +86,11 @@ class AdaptiveLR(Technique):
         check_hold_out(self.hold_out)
 
     def answers(self, hook: str) -> bool:
-        return super().answers(hook) and (hook != "ft_held_out" or self.hold_out is not None)
+        return super().answers(hook) and (hook != "ft_held_out" or self._holds_out)
+
+    @property
+    def _holds_out(self) -> bool:
+        return self.hold_out is not None and self.metric != TRAINING_LOSS
 
     def keeps_objective(self) -> bool:
         return True
@@ -110,10 +114,11 @@ class AdaptiveLR(Technique):
         return suggestion(facts)
 
     def ft_held_out(self, dataset: Any, args: Any, stash: Stash) -> tuple[Any, Any] | None:
-        if self.hold_out is None or self.metric == TRAINING_LOSS:
-            return None
         from .held_out import HELD_OUT, count_rows, in_two
 
+        # With evaluations the script has said what is evaluated, by an evaluator of its own.
+        if self.hold_out is None or args.eval_strategy != "no":
+            return None
         kept, held = in_two(dataset, self.hold_out, data_seed(args))
         stash[HELD_OUT] = count_rows(held)
         return kept, held
@@ -123,8 +128,8 @@ class AdaptiveLR(Technique):
         from .held_out import HeldOutEvaluations
 
         options = self.options()
-        holds_out = options.pop("hold_out") is not None
-        return [AdaptiveLRCallback(**options), *([HeldOutEvaluations()] if holds_out else [])]
+        share = options.pop("hold_out")
+        return [AdaptiveLRCallback(**options), *([HeldOutEvaluations(share)] if self._holds_out else [])]
 
     def ft_report(self, trainer: Trainer) -> list[Section]:
         from ...host.stash import parts_of
@@ -136,10 +141,10 @@ class AdaptiveLR(Technique):
 
     def ft_trainer(self, trainer: Trainer) -> None:
         from .callback import AdaptiveLRCallback
-        from .held_out import say_idle
+        from .held_out import refuse_unfit
         from .unsupported import refuse_a_second, refuse_unsupported
 
-        if self.hold_out is not None:
-            say_idle(self.hold_out, trainer)
+        if self._holds_out:
+            refuse_unfit(trainer)
         refuse_unsupported(self.controller, settings_from(WatchSettings, self.options()), trainer)
         refuse_a_second(trainer, AdaptiveLRCallback)

@@ -152,7 +152,7 @@ def budgeted(
         *(NAME, len(sources), len(batches), enough, most, parts),
     )
     padding = random_padding(lengths, pairs, causal=is_causal(trainer.model))
-    if padding < LITTLE_PADDING:
+    if padding < LITTLE_PADDING and pairs > 1:
         logger.warning(
             "%s: batches of %d pairs drawn at random would be %.1f %% padding, so that its own save little time here.",
             *(NAME, pairs, 100 * padding),

@@ -32,11 +32,14 @@ class Lengths(NamedTuple):
 
 
 def random_padding(lengths: Lengths, pairs: int, *, causal: bool) -> float:
-    """The expected share of padding in batches of `pairs` rows drawn at random (with replacement, as if of many)."""
+    """The expected share of padding that batches of `pairs` rows drawn at random add to what the rows bring.
+
+    Drawn with replacement, as if of many rows.
+    """
     width = lengths.source_slots + lengths.target_slots
     sides = (width,) if causal else (lengths.source_slots, lengths.target_slots)
     slots = sum(_expected_most(side, pairs) for side in sides)
-    return float(1 - (lengths.sources + lengths.targets).mean() / slots) if slots else 0.0
+    return max(0.0, float(1 - width.mean() / slots)) if slots else 0.0
 
 
 def _expected_most(values: np.ndarray, drawn: int) -> float:
