@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 from hf_ft_plugins import AdaptiveLR, AdaptiveLRCallback, lr_scale, with_plugins
 from hf_ft_plugins.errors import CheckpointError, PluginError
 from hf_ft_plugins.host.manifest import MANIFEST_FILE, STATE_FILE, damage
-from hf_ft_plugins.host.state import RESUME_VARIABLE, read_state, write_state
+from hf_ft_plugins.host.state import RESUME_VARIABLE, back_to, describe, read_state, refuse_changes, write_state
 from hf_ft_plugins.testing import LogEverything, difference, outcome, resumed, tiny_trainer
 
 CUTTING = {"patience": 1, "min_delta": 1e9, "max_cuts": 2, "stop": False}
@@ -360,3 +360,14 @@ def test_told_to_resume_a_script_that_does_not_ask_goes_on_where_it_can(wanted, 
     control = tiny_trainer(tmp_path, AdaptiveLR(controller="rollback", **CUTTING), callbacks=[Note()])
     control.train(resume_from_checkpoint=wanted)
     assert began == [8, 0]
+
+
+def test_an_option_that_has_come_since_a_checkpoint_was_made_does_not_refuse_it(tmp_path):
+    technique = AdaptiveLR(patience=3)
+    (described,) = describe([technique])
+    del described["options"]["cooldown"]
+    before = {"techniques": [described]}
+    refuse_changes(tmp_path, before, [technique])
+    with pytest.raises(CheckpointError, match="! adaptive-lr: cooldown was 0, is 2"):
+        refuse_changes(tmp_path, before, [AdaptiveLR(patience=3, cooldown=2)])
+    assert [str(step) for step in back_to(before, [technique])] == []

@@ -69,7 +69,7 @@ def in_two(dataset: Any, share: float, seed: int, name: str = "") -> tuple[Any, 
     return _rows(dataset, np.sort(order[held:]).tolist()), _rows(dataset, np.sort(order[:held]).tolist())
 
 
-class Rows(Subset[Any]):
+class PartByHoldOut(Subset[Any]):
     """Rows of a data set, which has the attributes of the whole: weights of classes, a tokenizer."""
 
     def __getattr__(self, name: str) -> Any:
@@ -84,7 +84,7 @@ def _rows(dataset: Any, positions: Sequence[int]) -> Any:
         return dataset.select(positions)
     if isinstance(dataset, list):
         return [dataset[position] for position in positions]
-    return Rows(dataset, positions)
+    return PartByHoldOut(dataset, positions)
 
 
 def count_rows(dataset: Any) -> int:

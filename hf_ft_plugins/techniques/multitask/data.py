@@ -5,11 +5,11 @@ from __future__ import annotations
 import bisect
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset
 
 from ...errors import PluginError
 from ...near import nearest_column
@@ -76,22 +76,9 @@ class TaggedConcat(Dataset[TaggedRow]):
         row = named(self.sources[name][index], self._declared.get(name, {}))
         return TaggedRow(name, self.tasks[name], row, index)
 
-    def select(self, positions: Iterable[int]) -> TaggedConcat:
-        """These rows, each in its own source; within a source in the order given."""
-        chosen: dict[str, list[int]] = {name: [] for name in self._names}
-        for position in positions:
-            number = bisect.bisect_right(self._ends, position)
-            chosen[self._names[number]].append(int(position - (self._ends[number] - self.sizes[number])))
-        parts = {name: _rows_of(self.sources[name], rows) for name, rows in chosen.items()}
-        return TaggedConcat(parts, self.tasks, self._declared)
-
     def taught(self) -> tuple[str, ...]:
         """The tasks that any source teaches, each once."""
         return tuple(dict.fromkeys(task for tasks in self.tasks.values() for task in tasks))
-
-
-def _rows_of(source: Any, rows: list[int]) -> Any:
-    return source.select(rows) if hasattr(source, "select") else Subset(source, rows)
 
 
 def multitask_dataset(

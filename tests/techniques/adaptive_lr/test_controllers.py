@@ -52,11 +52,29 @@ def test_the_factor_is_never_below_min_scale():
 def test_climb_raises_with_every_improvement_until_it_first_goes_back():
     said = follow(ControllerSettings(), [3, 2, 1, 2, 0.5, 0.6, 0.7])
     assert said == [
-        *[("raise", 1.5), ("raise", 2.25), ("raise", 3.375)],
-        *[("rollback", 0.675), ("keep", 0.675), ("rollback", 0.135), ("stop", 0.135)],
+        *[("keep", 1.0), ("raise", 1.5), ("raise", 2.25)],
+        *[("rollback", 0.45), ("keep", 0.45), ("rollback", 0.09), ("stop", 0.09)],
     ]
     up = follow(ControllerSettings(max_scale=2), [9, 8, 7, math.nan])
-    assert up == [("raise", 1.5), ("raise", 2.0), ("keep", 2.0), ("rollback", 0.4)]
+    assert up == [("keep", 1.0), ("raise", 1.5), ("raise", 2.0), ("rollback", 0.4)]
+
+
+def test_until_something_is_learned_only_values_that_are_far_worse_count():
+    def of(values, greater=False, **settings):
+        return [action for action, _ in follow(ControllerSettings(**settings), values, greater)]
+
+    # 1.5 % better is not yet learned; 6 % worse is far, and three of them are needed.
+    assert of([1, 1.01, 0.985, 1.04, 0.99, 1.0]) == ["keep"] * 6
+    assert of([1, 1.06, 1.06, 1.0, 1.06, 1.06, 1.06]) == ["keep"] * 6 + ["rollback"]
+    assert of([1, 1.01, 0.97, 0.98]) == ["keep", "keep", "raise", "rollback"]
+    assert of([1, math.nan, math.nan, math.nan]) == ["keep"] * 3 + ["rollback"]
+    # Of an accuracy, mistakes: .902 is 2 % of them fewer than .9, and .91 is ten.
+    assert of([0.9, 0.9015, 0.9], greater=True) == ["keep"] * 3
+    assert of([0.9, 0.91, 0.9], greater=True) == ["keep", "raise", "rollback"]
+    # The others wait for it with their own patience, and what `min_delta` says goes before.
+    assert of([1, 1.01, 1.01, 1.01], controller="plateau", patience=1) == ["keep"] * 4
+    assert of([1, 1.06], controller="plateau", patience=1) == ["keep", "cut"]
+    assert of([1, 1.01], min_delta=0.001) == ["raise", "rollback"]
 
 
 def test_climb_goes_back_to_a_mean_unless_the_latest_weights_are_no_better_than_the_first():
@@ -69,7 +87,8 @@ def test_climb_goes_back_to_a_mean_unless_the_latest_weights_are_no_better_than_
 
     climb, rollback = ControllerSettings(), ControllerSettings(controller="rollback", patience=1)
     assert shares(climb, [3, 2, 2.5, 1, 3.5]) == [0, 0, 0.3, 0, 0]
-    assert shares(climb, [3, 3]) == shares(climb, [3, 2, math.nan])[1:] == [0, 0]
+    assert shares(climb, [3, 2, math.nan]) == [0, 0, 0]
+    assert shares(climb, [math.nan, 3, 2, 2.5]) == [0, 0, 0, 0.3]
     assert shares(climb, [0.1, 0.4, 0.3, 0.05], greater=True) == [0, 0, 0.3, 0]
     assert shares(rollback, [3, 2, 2.5]) == [0, 0, 0]
 

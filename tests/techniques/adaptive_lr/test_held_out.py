@@ -1,5 +1,6 @@
 """Rows that are held out where the script evaluates nothing: which, when they are evaluated, and what then happens."""
 
+import copy
 import logging
 
 import datasets
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import IterableDataset, TensorDataset
+from transformers import Trainer
 
 from hf_ft_plugins import AdaptiveLR
 from hf_ft_plugins.errors import OptionError, PluginError
@@ -55,8 +57,9 @@ class Stream(IterableDataset):
     ("dataset", "share", "message"),
     [
         (Stream(), 0.5, "hold_out=0.5 takes rows by their position, and the training data are a stream"),
-        ([1, 2], 0.1, "hold_out=0.1 of 2 training rows is 0, and both parts need one"),
-        ([1, 2], 0.9, "hold_out=0.9 of 2 training rows is 2, and both parts need one"),
+        ([1, 2], 0.1, "hold_out=0.1 of the 2 training rows is 0, and both parts need one"),
+        ({"a": [1] * 9, "b": [1]}, 0.2, "hold_out=0.2 of the 1 training rows of 'b' is 0"),
+        ([1, 2], 0.9, "hold_out=0.9 of the 2 training rows is 2, and both parts need one"),
     ],
 )
 def test_data_that_cannot_be_cut_in_two_are_refused(dataset, share, message):
@@ -126,7 +129,7 @@ def test_control_with_other_rows_held_out_the_resumed_run_differs(tmp_path, monk
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "hold_out=0.25 does nothing: the script has an eval_dataset."),
+        ({}, "hold_out does nothing: the script has an eval_dataset."),
         ({"eval_strategy": "no"}, "an eval_dataset, which eval_strategy='no' never evaluates: set it."),
     ],
 )
@@ -135,6 +138,51 @@ def test_a_script_with_evaluation_data_keeps_its_rows_and_is_told_so(changes, me
     trainer = tiny_trainer(tmp_path, AdaptiveLR(hold_out=0.25), train_dataset=rows, **changes)
     assert trainer.train_dataset is rows
     assert message in caplog.text
+
+
+def test_a_dataset_dict_stays_one_and_a_data_set_keeps_its_attributes():
+    class Weighted(torch.utils.data.Dataset):
+        class_weights = (1, 2)
+
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, position):
+            return position
+
+    kept, held = in_two(Weighted(), 0.2, seed=0)
+    assert (kept.class_weights, copy.copy(kept)[0], len(held)) == ((1, 2), kept[0], 2)
+    assert not hasattr(kept, "features")
+    both = datasets.DatasetDict({"a": datasets.Dataset.from_dict({"x": list(range(10))})})
+    assert [type(part) for part in in_two(both, 0.2, seed=0)] == [datasets.DatasetDict] * 2
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_data_that_the_script_sets_later_are_refused(name, tmp_path):
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(hold_out=0.25), **UNEVALUATED)
+    setattr(trainer, name, tiny_dataset())
+    with pytest.raises(PluginError, match=rf"hold_out=0.25 took rows .* the script has set trainer.{name} since"):
+        trainer.train()
+
+
+def test_training_data_that_come_after_the_trainer_is_built_are_refused(tmp_path):
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(hold_out=0.25), train_dataset=None, **UNEVALUATED)
+    trainer.train_dataset = tiny_dataset()
+    with pytest.raises(PluginError, match="it was built without training data"):
+        trainer.train()
+
+
+def test_a_part_that_fills_no_batch_is_refused_where_such_batches_are_left_out(tmp_path):
+    with pytest.raises(PluginError, match="a part has 6 rows, and dataloader_drop_last=True leaves out"):
+        tiny_trainer(tmp_path, AdaptiveLR(hold_out=0.25), dataloader_drop_last=True, **UNEVALUATED)
+
+
+def test_a_trainer_that_samples_its_own_completions_is_refused(tmp_path):
+    class Sampling(Trainer):
+        num_generations = 4
+
+    with pytest.raises(PluginError, match="that of a Sampling, which samples the completions itself"):
+        tiny_trainer(tmp_path, AdaptiveLR(hold_out=0.25), trainer_class=Sampling, **UNEVALUATED)
 
 
 def test_where_the_training_loss_is_asked_for_nothing_is_held_out(tmp_path):
@@ -159,3 +207,10 @@ def test_several_tasks_are_each_held_out_and_their_mean_is_watched(tmp_path):
     assert set(trainer.eval_dataset) == {"trees", "moods"}
     assert any("eval_moods_loss" in entry for entry in trainer.state.log_history)
     assert "raise" in actions(trainer)
+
+
+def test_joined_tasks_are_not_cut_in_two_and_the_message_says_by_what(tmp_path):
+    with pytest.raises(
+        PluginError, match=r"the train data are a part \(PartByHoldOut\) of a TaggedConcat.* as a mapping"
+    ):
+        tiny_trainer(tmp_path, MULTITASK.technique, AdaptiveLR(hold_out=0.25), **MULTITASK.setting() | UNEVALUATED)

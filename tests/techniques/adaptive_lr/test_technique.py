@@ -1,5 +1,7 @@
 """The adaptive learning rate in real runs: what it watches, and what it does to the run."""
 
+import math
+
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -90,7 +92,7 @@ def test_by_default_the_rate_climbs_and_the_run_ends_with_the_best_weights(tmp_p
     metrics = {"compute_metrics": lambda prediction: {"accuracy": next(values)}}
     trainer = tiny_trainer(tmp_path, AdaptiveLR(metric="accuracy"), callbacks=[Keeps()], **metrics)
     trainer.train()
-    assert actions(trainer) == ["raise", "raise", "rollback", "rollback", "stop", "restore"]
+    assert actions(trainer) == ["raise", "rollback", "rollback", "stop", "restore"]
     after = trainer.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in kept[6].items())
     assert not all(torch.equal(weight, after[name]) for name, weight in kept[14].items())
@@ -129,9 +131,29 @@ def test_what_batch_norm_counts_is_put_back_whole():
     best = copy_weights(norm)
     norm(torch.randn(4, 2) * 3)
     latest = copy_weights(norm)
-    restore_weights(norm, best, 0.25)
+    assert restore_weights(norm, best, 0.25) == 0.25
     assert int(norm.num_batches_tracked) == 1
     torch.testing.assert_close(norm.running_var, 0.75 * best["running_var"] + 0.25 * latest["running_var"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_mixed_but_put_back(bad):
+    norm = torch.nn.BatchNorm1d(2)
+    norm(torch.randn(4, 2))
+    best = copy_weights(norm)
+    norm(torch.full((4, 2), bad))
+    assert restore_weights(norm, best, 0.25) == 0.0
+    assert all(torch.equal(buffer, best[name]) for name, buffer in norm.named_buffers())
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_best_weights_are_left_to_trainer_where_it_has_a_best_checkpoint(saved, tmp_path):
+    values = iter([0.1, 0.3, 0.1, 0.1, 0.1])
+    changes = {"compute_metrics": lambda prediction: {"accuracy": next(values)}, "load_best_model_at_end": True}
+    changes |= {"save_steps": 3} if saved else {"save_strategy": "no", "eval_strategy": "no", "eval_dataset": None}
+    trainer = tiny_trainer(tmp_path, AdaptiveLR(metric="accuracy", hold_out=None if saved else 0.2), **changes)
+    trainer.train()
+    assert (actions(trainer)[-1] == "restore") is not saved
 
 
 @pytest.mark.parametrize(
