@@ -31,6 +31,8 @@ class CallsHooks(_Trainer):
     _ft_techniques: tuple[Technique, ...] = ()
     _ft_manager: hooks.Manager
     ft_stash: Stash
+    # How the run goes, in `RunRecord`.
+    _ft_progress: Any = None
     # The callbacks that techniques have supplied, each with its technique.
     _ft_owners: tuple[tuple[TrainerCallback, Technique], ...] = ()
     # The other parts, by technique, hook and split of the data: the latest of each, so that no old loader is kept.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 MIB = 1024 * 1024
+IGNORED = -100
 
 
 class Progress:
@@ -38,18 +39,18 @@ class Progress:
         for batch in batches:
             if not isinstance(batch, Mapping):
                 continue
-            rows = 0
+            self._rows += max((value.shape[0] for value in batch.values() if _is_row_wise(value)), default=0)
+            self._slots += _slots(batch)
             for name, value in batch.items():
-                if not isinstance(value, torch.Tensor):
-                    continue
-                shape = value.shape
-                if shape and shape[0] > rows:
-                    rows = shape[0]
-                if name.endswith("input_ids"):
-                    self._slots += value.numel()
-                elif name.endswith("attention_mask") and len(shape) == 2:
+                if _is_row_wise(value) and name.endswith("attention_mask") and value.dim() == 2:
                     self._tokens = self._tokens + value.sum()
-            self._rows += rows
+            if _has_targets(batch):
+                self._tokens = self._tokens + (batch["labels"] != IGNORED).sum()
+
+    def count_parts(self, whole: Any, parts: Iterable[Any]) -> None:
+        """A counted batch goes through the model as these, each as wide as its own rows."""
+        if isinstance(whole, Mapping):
+            self._slots += sum(map(_slots, parts)) - _slots(whole)
 
     def summary(self) -> dict[str, float]:
         """For the log: how fast it was on this rank, the share of padding, and memory in MiB."""
@@ -78,6 +79,30 @@ class Progress:
                 "learning": learning_parameters(model),
             }
         )
+
+
+def _is_row_wise(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _has_targets(batch: Mapping[str, Any]) -> bool:
+    """Whether labels are rows of their own, as those of an encoder-decoder."""
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    if "attention_mask" not in batch or not (isinstance(ids, torch.Tensor) and isinstance(labels, torch.Tensor)):
+        return False
+    return labels.dim() == ids.dim() == 2 and labels.shape != ids.shape
+
+
+def _slots(batch: Mapping[str, Any]) -> int:
+    """Positions of tokens: of ids of which a mask tells which are real, and of targets."""
+    masked = [
+        value.numel()
+        for name, value in batch.items()
+        if _is_row_wise(value)
+        and name.endswith("input_ids")
+        and f"{name.removesuffix('input_ids')}attention_mask" in batch
+    ]
+    return sum(masked) + (batch["labels"].numel() if _has_targets(batch) else 0)
 
 
 def memory_bytes() -> int:

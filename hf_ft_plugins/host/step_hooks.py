@@ -40,4 +40,7 @@ class StepHooks(CallsHooks):
         # As `training_step` calls it. Whoever asks for the outputs, too, gets those of the whole batch.
         if args or set(kwargs) != {"num_items_in_batch"} or not model.training:
             return [inputs]
-        return self._ask_owner("ft_parts", trainer=self, model=model, inputs=inputs, **kwargs) or [inputs]
+        parts: list[Any] = self._ask_owner("ft_parts", trainer=self, model=model, inputs=inputs, **kwargs) or [inputs]
+        if len(parts) > 1 and self._ft_progress is not None:
+            self._ft_progress.count_parts(inputs, parts)
+        return parts

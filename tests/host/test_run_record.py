@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from hf_ft_plugins import AdaptiveLR, PluginError, Technique
@@ -70,6 +71,25 @@ def test_its_points_count_rows_tokens_and_padding(ended):
     assert points[-1]["rows"] == trainer.state.global_step * trainer.args.train_batch_size * 2
     assert 0 < points[-1]["tokens"] <= points[-1]["slots"]
     assert points[-1]["learning"] == trainer.model.num_parameters(only_trainable=True)
+
+
+def test_padding_is_that_of_sources_and_targets_and_of_the_parts_that_a_batch_goes_in():
+    def batch(sources, targets):
+        widest, longest = max(sources), max(targets)
+        mask = torch.tensor([[1] * length + [0] * (widest - length) for length in sources])
+        labels = torch.tensor([[5] * length + [-100] * (longest - length) for length in targets])
+        # What the model makes of the labels has no mask, and is no more of them.
+        return {"input_ids": mask, "attention_mask": mask, "labels": labels, "decoder_input_ids": labels}
+
+    progress = Progress()
+    whole = batch([2, 2, 6, 6], [1, 1, 3, 3])
+    progress.count([whole])
+    assert progress.summary()["run/padding_share"] == pytest.approx(1 - 24 / 36)
+    progress.count_parts(whole, [batch([2, 2], [1, 1]), batch([6, 6], [3, 3])])
+    assert progress.summary()["run/padding_share"] == 0
+    classes = {"input_ids": torch.ones(2, 4), "attention_mask": torch.ones(2, 4), "labels": torch.tensor([0, 1])}
+    progress.count([classes])
+    assert progress.summary()["run/padding_share"] == 0
 
 
 def test_the_summary_tells_it_to_trackers(ended):

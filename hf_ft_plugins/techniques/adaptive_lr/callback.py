@@ -306,7 +306,9 @@ class AdaptiveLRCallback(KeepsState):
         return True
 
     def _record(self, state: TrainerState, action: str, **details: Any) -> None:
-        logger.info("%s: step %d: %s", NAME, state.global_step, {"action": action, **details})
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in details.items() if name != "reason")
+        said = f"{action} ({numbers})" if numbers else action
+        logger.info("%s: step %d: %s: %s", NAME, state.global_step, said, details["reason"])
         note = {"action": action, **details, "step": state.global_step}
         add_note(self.log_notes, {f"adaptive_lr/{key}": value for key, value in note.items()})
 

@@ -52,7 +52,7 @@ def prepared(dataset: Any, split: str, pairs: PairFormat) -> Any:
         return dataset if "input_ids" in names else TokenizedRows(dataset, tokenize)
     if not training:
         dataset = _without_column_of_none(dataset, pairs.target if "input_ids" not in names else "labels")
-    if pairs.source_prefix and "input_ids" in names:
+    if training and pairs.source_prefix and "input_ids" in names:
         logger.warning(
             "%s: source_prefix=%r has no effect: the script tokenizes its data (they hold input_ids). Put it "
             "before the texts there.",
