@@ -174,6 +174,18 @@ def test_two_trainings_are_told_apart(tmp_path):
     assert both.stat().st_size > 0 < single.stat().st_size
 
 
+def test_the_sentence_is_of_metrics_that_both_runs_have():
+    def said(before, after):
+        return sentences(judge({WITHOUT: runs(before), WITH: runs(after)}, HARMLESS))[0]
+
+    # Rows that one run held out are evaluated by that one alone, and after what both are.
+    shared = said({"test_loss": 1.0}, {"test_loss": 0.5, "eval_loss": 0.7})
+    assert "test_loss 1 → 0.5" in shared
+    assert "eval_loss" not in shared
+    assert said({}, {"eval_loss": 0.7}).startswith("no metric was measured in both: ")
+    assert said({}, {}).startswith("[bold]no difference")
+
+
 def test_the_picture_shows_a_metric_that_both_runs_share():
     names = ("eval_loss", "eval_entropy", "eval_num_tokens", "eval_rewards/chosen", "eval_rewards/accuracies")
     training = Training([{"step": step, **dict.fromkeys(names, 1.0)} for step in (1, 2)])

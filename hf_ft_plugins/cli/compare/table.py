@@ -11,6 +11,7 @@ from ...training_log import EVALUATION_PREFIXES
 from .verdicts import SAME, WITH, WITHOUT, Comparison, Row
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
+UNSHARED = "no metric was measured in both: have the script evaluate data that neither trains on, when it has trained"
 COLOURS = {True: "green", False: "red", None: "dim"}
 
 
@@ -46,11 +47,12 @@ def sentences(compared: Comparison) -> list[str]:
 
 
 def _summary(rows: Sequence[Row]) -> str:
-    # Of several trainings, those of the last.
-    metrics = [row for row in rows if _prefix(row) in EVALUATION_PREFIXES]
+    # Of several trainings, those of the last; what one run alone has tells nothing of the other.
+    every = [row for row in rows if _prefix(row) in EVALUATION_PREFIXES]
+    metrics = [row for row in every if row.without is not None and row.with_ is not None]
     last = [row for row in metrics if _label(row) == _label(metrics[-1])]
     last = [row for row in last if _prefix(row) == _prefix(last[-1])]
-    told = []
+    told = [UNSHARED] if every and not metrics else []
     for row in last:
         colour = COLOURS[row.better] if row.better is not None else "default"
         told.append(
