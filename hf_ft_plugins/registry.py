@@ -198,7 +198,7 @@ def refuse_missing_packages(technique: Technique) -> None:
     ours = origin(technique)[0] == DISTRIBUTION
     for module, requirement in technique.packages().items():
         if module not in sys.modules and importlib.util.find_spec(module) is None:
-            clone = ' From a clone of hf-ft-plugins: pip install -e ".[all]".' if ours else ""
+            clone = ' From a clone of hf-ft-plugins: pip install -c constraints.txt -e ".[all]".' if ours else ""
             raise MissingPackageError(
                 f"{technique.name}: {technique} needs the package {module}, which is not installed. "
                 f"pip install '{requirement}'.{clone}",

@@ -15,7 +15,7 @@ from .tasks import ABSENT, NAME, TaskSpec
 logger = logging.getLogger(__name__)
 
 SCORE = "multitask_score"
-INSTALL = "pip install seqeval; from a clone of hf-ft-plugins, pip install -e '.[all]'"
+INSTALL = "pip install seqeval; from a clone of hf-ft-plugins, pip install -c constraints.txt -e '.[all]'"
 
 
 class MultiTaskMetrics:

@@ -16,7 +16,7 @@ from ....near import nearest_value
 from ..tasks import NAME
 
 METHODS = ("pcgrad", "cagrad")
-INSTALL = "pip install torchjd scipy; from a clone of hf-ft-plugins, pip install -e '.[all]'"
+INSTALL = "pip install torchjd scipy; from a clone of hf-ft-plugins, pip install -c constraints.txt -e '.[all]'"
 # How far the direction may be from the mean gradient, as a share of its length.
 CAGRAD_C = 0.5
 # A weighed gradient shorter than this share of its parts' lengths has cancelled out, and float32 cannot tell how long
