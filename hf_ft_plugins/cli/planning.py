@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import mends, registry
@@ -82,7 +84,8 @@ def memory_estimate(
         return estimate_memory(config, args, length=length, techniques=(*techniques, *added), device=device)
 
     try:
-        estimate = estimated(args)
+        with _quiet(logging.getLogger("torch._subclasses.fake_tensor")):
+            estimate = estimated(args)
     except PluginError:
         raise
     except Exception as error:
@@ -96,6 +99,17 @@ def memory_estimate(
     if budget is not None:
         refuse_over_budget(estimate, round(budget * GIB), estimated, args)
     return estimate
+
+
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without its traceback of an error that is told in words."""
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def training_arguments(given: Sequence[str], folder: str) -> Any:
