@@ -24,10 +24,10 @@ from ...host.log_notes import StockLog, add_note, tell_at_the_end
 from ...metrics import set_names
 from . import nonfinite
 from .best_weights import add_new_weights, copy_weights, read_weights, restore_weights
-from .controllers import Decision, decide
+from .controllers import Decision, decide, has_learned
 from .held_out import held_out_rows
 from .kept_state import KeepsState
-from .settings import NAME, TRAINING_LOSS, Controller, ControllerSettings, GuardSettings, WatchSettings
+from .settings import LEARNS, NAME, TRAINING_LOSS, Controller, ControllerSettings, GuardSettings, WatchSettings
 from .unsupported import puts_nothing_back, refuse_arguments, refuse_lomo, steps_within_backward, tunes_itself
 from .watched_metric import FEW, values_ahead
 
@@ -181,6 +181,13 @@ class AdaptiveLRCallback(KeepsState):
         tell_at_the_end(self._trainer, state, self.log_notes)
         if self._steered and self._watch.metric != TRAINING_LOSS and not self._watch.seen_keys:
             logger.warning("%s: no evaluation gave %s, so the rate followed its schedule.", NAME, self._watch.metric)
+        decides = self._steered and self._settings.kind != "greedy" and not self._controller.cuts
+        if decides and not has_learned(self._settings, self._controller, greater=self._watch.greater):
+            logger.warning(
+                "%s: %s never was %.0f %% better than its first value, so nothing was decided. Evaluate from earlier "
+                "on, or say what an improvement is: min_delta=...",
+                *(NAME, self._watch.metric, 100 * LEARNS),
+            )
         if self._guard.total:
             logger.warning(
                 "%s: %d of %d optimizer steps were dropped for gradients that were not finite.",

@@ -99,7 +99,7 @@ def _plateau(
     settings: ControllerSettings, state: ControllerState, value: float, improved: bool, greater: bool
 ) -> tuple[ControllerState, Decision]:
     unit = _unit(settings, state, greater)
-    learns = unit is None or abs((state.best or 0.0) - (state.first or 0.0)) > LEARNS * unit
+    learns = has_learned(settings, state, greater=greater)
     if improved and learns:
         return _climbed(settings, replace(state, bad=0), f"{_described(value)} is the best so far")
     # What nothing has come of yet is no stall, and no reason to go faster.
@@ -123,6 +123,12 @@ def _plateau(
     if settings.stop:
         return replace(state, bad=0, stopped=True), Decision("stop", f"{reason}, after {state.cuts} cuts")
     return replace(state, bad=0), Decision("keep", f"{reason}, and the last cut has been made")
+
+
+def has_learned(settings: ControllerSettings, state: ControllerState, *, greater: bool) -> bool:
+    """Whether the best value shows that the model has begun to learn; until then little is decided."""
+    unit = _unit(settings, state, greater)
+    return unit is None or abs((state.best or 0.0) - (state.first or 0.0)) > LEARNS * unit
 
 
 def _unit(settings: ControllerSettings, state: ControllerState, greater: bool) -> float | None:

@@ -98,6 +98,14 @@ def test_by_default_the_rate_climbs_and_the_run_ends_with_the_best_weights(tmp_p
     assert not all(torch.equal(weight, after[name]) for name, weight in kept[14].items())
 
 
+@pytest.mark.parametrize(("values", "said"), [([0.5, 0.5, 0.5, 0.5, 0.5], True), ([0.5, 0.5, 0.5, 0.5, 0.6], False)])
+def test_a_run_in_which_nothing_was_learned_and_so_decided_is_told_so(values, said, tmp_path, caplog):
+    left = iter(values)
+    metrics = {"compute_metrics": lambda prediction: {"accuracy": next(left)}}
+    tiny_trainer(tmp_path, AdaptiveLR(metric="accuracy"), **metrics).train()
+    assert ("accuracy never was 2 % better than its first value, so nothing was decided" in caplog.text) is said
+
+
 def test_a_cut_of_climb_goes_on_from_a_mean_of_the_best_weights_and_the_latest(tmp_path):
     seen = {}
 
