@@ -24,7 +24,7 @@ NLL = "worst-rate NLL, end against the baseline's best"
 LINEAR = Figure(RESULTS, f"digits, clean dev: stock linear: {NLL}", "ours", 2.48)
 OURS = Figure(RESULTS, f"digits, clean dev: default: {NLL}", "ours", 0.82)
 FEWEST_STEPS = Figure(RESULTS, "digits, clean dev: default: steps, mean over rates", "ratio", 0.56)
-MOST_STEPS = Figure(RESULTS, "sentiment, 10% wrong labels: default: steps, mean over rates", "ratio", 0.76)
+MOST_STEPS = Figure(RESULTS, "sentiment, 10% wrong labels: default: steps, mean over rates", "ratio", 0.89)
 # Where nothing is evaluated: fewer passes than these, or fewer rows, were not measured.
 OFTEN, MANY, SHARE = 20, 200, 0.2
 UNEVALUATED = f"digits, nothing evaluated: default, hold_out={SHARE}"
