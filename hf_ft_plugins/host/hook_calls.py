@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     # So that overrides and attributes are checked against Trainer's own.
     from transformers.trainer import Trainer as _Trainer
     from transformers.trainer_callback import TrainerCallback
+
+    from .run_progress import Progress
 else:
     # A mix-in comes before the script's own Trainer class, which must not come after `transformers.Trainer`.
     _Trainer = object
@@ -31,8 +33,8 @@ class CallsHooks(_Trainer):
     _ft_techniques: tuple[Technique, ...] = ()
     _ft_manager: hooks.Manager
     ft_stash: Stash
-    # How the run goes, in `RunRecord`.
-    _ft_progress: Any = None
+    # None before the first step, and of a trial of a search, which writes none.
+    _ft_progress: Progress | None = None
     # The callbacks that techniques have supplied, each with its technique.
     _ft_owners: tuple[tuple[TrainerCallback, Technique], ...] = ()
     # The other parts, by technique, hook and split of the data: the latest of each, so that no old loader is kept.

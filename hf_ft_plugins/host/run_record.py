@@ -46,8 +46,7 @@ INTERNAL = ("--record", "--output-subfolder", "--comparison")
 class RunRecord(CallsHooks):
     """Comes before a Trainer class in the method resolution order; part of `Host`."""
 
-    # None before the first step, and of a trial of a search, which writes none.
-    _ft_progress: Progress | None = None
+    # As `_ft_progress`.
     _ft_record: dict[str, Any] | None = None
     # What the process had logged when this trainer was built.
     _ft_journal_start = 0

@@ -181,8 +181,8 @@ class AdaptiveLRCallback(KeepsState):
         tell_at_the_end(self._trainer, state, self.log_notes)
         if self._steered and self._watch.metric != TRAINING_LOSS and not self._watch.seen_keys:
             logger.warning("%s: no evaluation gave %s, so the rate followed its schedule.", NAME, self._watch.metric)
-        decides = self._steered and self._settings.kind != "greedy" and not self._controller.cuts
-        if decides and not has_learned(self._settings, self._controller, greater=self._watch.greater):
+        waits = self._steered and self._settings.kind != "greedy" and not self._controller.cuts
+        if waits and not has_learned(self._settings, self._controller, greater=self._watch.greater):
             logger.warning(
                 "%s: %s never was %.0f %% better than its first value, so nothing was decided. Evaluate from earlier "
                 "on, or say what an improvement is: min_delta=...",

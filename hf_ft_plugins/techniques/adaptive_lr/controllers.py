@@ -13,6 +13,10 @@
   is one by chance, and a mean of weights along a path is as if the rate had been lower (Izmailov et al., "Averaging
   Weights Leads to Wider Optima", arXiv:1803.05407, section 3; there of many cycles, here of two points).
 
+All but `greedy` wait until the best value is better than the first by a share of it (`LEARNS`): a model that has not
+begun to learn (a network with batch norm at its first evaluations, one that stays at chance for a while) does not
+overfit. Until then only values that are far worse than the first (`FAR_WORSE`) are stalls.
+
 Nothing here knows torch or the Trainer.
 """
 
@@ -98,12 +102,11 @@ def decide(
 def _plateau(
     settings: ControllerSettings, state: ControllerState, value: float, improved: bool, greater: bool
 ) -> tuple[ControllerState, Decision]:
-    unit = _unit(settings, state, greater)
     learns = has_learned(settings, state, greater=greater)
     if improved and learns:
         return _climbed(settings, replace(state, bad=0), f"{_described(value)} is the best so far")
     # What nothing has come of yet is no stall, and no reason to go faster.
-    if improved or (not learns and unit is not None and abs(value - (state.first or 0.0)) <= FAR_WORSE * unit):
+    if improved or (not learns and _from_the_first(settings, state, value, greater) <= FAR_WORSE):
         return replace(state, bad=0), Decision("keep", f"{_described(value)}: nothing is learned yet", improved)
     if state.cooldown > 0:
         return replace(state, bad=0, cooldown=state.cooldown - 1), Decision("keep", "cooling down")
@@ -127,19 +130,21 @@ def _plateau(
 
 def has_learned(settings: ControllerSettings, state: ControllerState, *, greater: bool) -> bool:
     """Whether the best value shows that the model has begun to learn; until then little is decided."""
-    unit = _unit(settings, state, greater)
-    return unit is None or abs((state.best or 0.0) - (state.first or 0.0)) > LEARNS * unit
+    return state.best is None or _from_the_first(settings, state, state.best, greater) > LEARNS
 
 
-def _unit(settings: ControllerSettings, state: ControllerState, greater: bool) -> float | None:
-    """Of which shares tell whether a model has begun to learn: the first value; None where `min_delta` tells.
+def _from_the_first(settings: ControllerSettings, state: ControllerState, value: float, greater: bool) -> float:
+    """How far a value is from the first one, as a share of it; infinite where `min_delta` tells what a change is.
 
-    Of an accuracy and its like it is the share of the mistakes, where that is smaller.
+    Of an accuracy and its like it is the share of the mistakes, where these are fewer.
     """
     if settings.min_delta > 0 or state.first is None:
-        return None
+        return math.inf
     is_share = greater and 0 <= state.first <= 1
-    return min(state.first, 1 - state.first) if is_share else abs(state.first)
+    unit = min(state.first, 1 - state.first) if is_share else abs(state.first)
+    if unit == 0:
+        return 0.0 if value == state.first else math.inf
+    return abs(value - state.first) / unit
 
 
 def _climbed(settings: ControllerSettings, state: ControllerState, reason: str) -> tuple[ControllerState, Decision]:

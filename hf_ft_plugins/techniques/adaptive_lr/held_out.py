@@ -103,18 +103,22 @@ def held_out_rows(trainer: Trainer | None) -> int:
     return 0 if trainer is None else stash_of(trainer).get(HELD_OUT, 0)
 
 
-def refuse_unfit(trainer: Trainer) -> None:
-    """Refuse what evaluations of held-out rows cannot steer; warn where nothing was held out.
+def settle(trainer: Trainer) -> None:
+    """The trainer is built: refuse what is unfit, and keep in mind its data; warn where nothing was held out."""
+    if held_out_rows(trainer):
+        refuse_unfit(trainer)
+        stash_of(trainer)[PARTS] = (trainer.train_dataset, trainer.eval_dataset)
+    elif trainer.eval_dataset is not None:
+        how = ", which eval_strategy='no' never evaluates: set it" if trainer.args.eval_strategy == "no" else ""
+        logger.warning("%s: hold_out does nothing: the script has an eval_dataset%s.", NAME, how)
 
-    Raises:
-        PluginError: a trainer that samples its own completions; parts that `dataloader_drop_last` leaves no batch of.
+
+def refuse_unfit(trainer: Trainer) -> None:
+    """Raise `PluginError` where evaluations of held-out rows cannot steer.
+
+    That is where a trainer samples its own completions, and where `dataloader_drop_last` leaves no batch of a part.
     """
     args = trainer.args
-    if not held_out_rows(trainer):
-        if trainer.eval_dataset is not None:
-            how = ", which eval_strategy='no' never evaluates: set it" if args.eval_strategy == "no" else ""
-            logger.warning("%s: hold_out does nothing: the script has an eval_dataset%s.", NAME, how)
-        return
     if hasattr(trainer, "num_generations"):
         raise PluginError(
             f"{NAME}: hold_out watches the loss on rows that are held out, and that of a {type(trainer).__name__}, "
@@ -133,7 +137,6 @@ def refuse_unfit(trainer: Trainer) -> None:
                 code="training-arguments",
                 mend=[mends.set_argument("dataloader_drop_last", False), mends.remove_option(NAME, "hold_out")],
             )
-    stash_of(trainer)[PARTS] = (trainer.train_dataset, trainer.eval_dataset)
 
 
 def refuse_changed(trainer: Trainer, share: float) -> None:

@@ -113,7 +113,7 @@ class ControllerSettings:
 
     @property
     def first_patience(self) -> int:
-        """The same while nothing is learned: values that are worse than the first, which batch norm's first are."""
+        """The same while nothing is learned; then single values are far worse where batch norm has seen few batches."""
         return 3 if self.kind == "climb" else self.cut_patience
 
     @property

@@ -2,7 +2,7 @@
 
 A controller (see `controllers.py`) watches one metric and multiplies the base schedule, whatever it is, by a factor;
 it begins after the schedule's warm-up. `climb`, the default, raises the rate while the metric improves; when it does
-not, it goes back to the best weights with a lower rate, and after the last cut it ends the run with them.
+not, it goes back towards the best weights with a lower rate, and after the last cut it ends the run with them.
 
 A guard drops gradients that are not finite before they reach the weights (see `nonfinite.py`).
 """
@@ -40,9 +40,9 @@ class AdaptiveLR(Technique):
 
     controller: Literal["climb", "plateau", "greedy", "rollback"] | None = option(
         None,
-        help="climb: raise while the metric improves, then cut from the best weights; plateau: cut when it stalls, "
-        "then stop; rollback: as plateau, from the best weights; greedy: raise while it improves, lower while not; "
-        "none: climb, or plateau where nothing is evaluated and under FSDP and DeepSpeed",
+        help="climb: raise while the metric improves, then cut from near the best weights; plateau: cut when it "
+        "stalls, then stop; rollback: as plateau, from the best weights; greedy: raise while it improves, lower while "
+        "not; none: climb, or plateau where nothing is evaluated and under FSDP and DeepSpeed",
     )
     metric: str | None = option(
         None,
@@ -141,10 +141,10 @@ class AdaptiveLR(Technique):
 
     def ft_trainer(self, trainer: Trainer) -> None:
         from .callback import AdaptiveLRCallback
-        from .held_out import refuse_unfit
+        from .held_out import settle
         from .unsupported import refuse_a_second, refuse_unsupported
 
         if self._holds_out:
-            refuse_unfit(trainer)
+            settle(trainer)
         refuse_unsupported(self.controller, settings_from(WatchSettings, self.options()), trainer)
         refuse_a_second(trainer, AdaptiveLRCallback)

@@ -10,7 +10,7 @@ import torch
 from ...shards import own_part
 from .fused_backward import FusedBackward
 
-BYTES_LEARNT = 12
+BYTES_LEARNT = 12  # of a weight: its gradient and AdamW's two moments, in float32
 LITTLE = 0.1  # of the model's bytes
 
 
@@ -38,8 +38,7 @@ def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
 def little_to_save(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
     """Why gradients and an optimizer's state are not what takes the memory; None where they may be.
 
-    What learns counts 12 bytes a weight, as with AdamW in float32; so does a layer that thaws later, since the
-    optimizer holds it.
+    A layer that thaws later counts, since the optimizer holds it.
     """
     learns = sum(weight.numel() for group in optimizer.param_groups for weight in group["params"])
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
